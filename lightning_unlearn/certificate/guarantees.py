@@ -1,0 +1,53 @@
+"""Which guarantee a request asks for: small frozen classes a YAML file can name."""
+
+from dataclasses import dataclass
+
+from lightning_unlearn import _validate
+
+
+@dataclass(frozen=True)
+class StronglyConvex:
+    """Sensitivity ``2 tolerance / l2``: the scope is one ConvexHead.
+
+    The only guarantee that is real and useful today (docs/theory.md section 4).
+
+    Args:
+        max_steps: Newton steps before the request fails.
+    """
+
+    max_steps: int = 50
+
+    def __post_init__(self) -> None:
+        _validate.count(max_steps=self.max_steps)
+
+
+@dataclass(frozen=True)
+class NormBall:
+    """Sensitivity ``2 max_norm``, whatever the model: true, and useless (vacuous)."""
+
+
+@dataclass(frozen=True)
+class NewtonStep:
+    """Theorem A from constants the user vouches for: grade ``conditional`` at best.
+
+    Args:
+        hessian_lipschitz: M, Lipschitz constant of the Hessian in the norm ball.
+            There is none for ReLU networks.
+        lambda_min: Lower bound on the smallest Hessian eigenvalue at the original
+            weights, l2 included.
+        retrained_gradient_norm: Bound on |grad F| at the retrained weights.
+    """
+
+    hessian_lipschitz: float
+    lambda_min: float
+    retrained_gradient_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        _validate.non_negative(
+            hessian_lipschitz=self.hessian_lipschitz,
+            retrained_gradient_norm=self.retrained_gradient_norm,
+        )
+        _validate.finite(lambda_min=self.lambda_min)
+
+
+Guarantee = StronglyConvex | NormBall | NewtonStep

@@ -1,0 +1,126 @@
+"""The certificate in words: one screen, the claim in plain English first."""
+
+import textwrap
+
+from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
+from lightning_unlearn.certificate.record import Certificate
+
+_WIDTH = 78
+
+
+def headline(c: Certificate) -> str:
+    """The claim in one sentence; `epsilon` never stands without its grade."""
+    samples = f"these {c.n_forget:,} samples" if c.n_forget > 1 else "this sample"
+    if c.grade is Grade.CERTIFIED:
+        return (
+            f"CERTIFIED: indistinguishable from retraining without {samples}, "
+            f"{_promise(c)}"
+        )
+    if c.grade is Grade.CONDITIONAL:
+        return (
+            f"CONDITIONAL: {_promise(c)} against "
+            f"retraining without {samples}, ONLY IF what is marked assumed or "
+            "estimated below is true"
+        )
+    if c.grade is Grade.VACUOUS:
+        return (
+            f"VACUOUS: {_promise(c)} is true but useless (vacuous); the "
+            "noise hides every model in the norm ball, not just the forgotten data"
+        )
+    return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
+
+
+def _promise(c: Certificate) -> str:
+    if c.epsilon is None or c.delta is None:
+        return "no epsilon"
+    return f"epsilon = {_number(c.epsilon)}, delta = {_number(c.delta)}"
+
+
+def _why_none(c: Certificate) -> str:
+    if c.unscrubbed:
+        return f"state was left unscrubbed: {', '.join(c.unscrubbed)}"
+    if c.noise_by_hand:
+        return "noise_std was chosen by hand"
+    if c.noise_source is NoiseSource.SEEDED:
+        return "reproducible_noise: the noise can be drawn again and subtracted"
+    return "no finite sensitivity is known"
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    """Lines of at most `_WIDTH` columns; ``name = value`` is never torn apart."""
+    glued = text.replace(" = ", "\0=\0")
+    lines = textwrap.wrap(
+        glued,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _item(head: str, text: str) -> list[str]:
+    """A head, then a text that goes on in its own column."""
+    first, *rest = _wrap(text, " " * len(head))
+    return [head + first.lstrip(), *rest]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def _facts(c: Certificate) -> list[str]:
+    mechanism = {
+        Bound.STRONGLY_CONVEX: "strongly convex scope, 2 tolerance / strong_convexity",
+        Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
+        Bound.NORM_BALL: "norm ball only, 2 max_norm",
+        Bound.NO_BOUND: "no bound",
+    }[c.bound]
+    sensitivity = "none" if c.sensitivity is None else _number(c.sensitivity)
+    rows = [
+        ("forgotten / retained", f"{c.n_forget:,} / {c.n_retain:,} samples"),
+        ("weights in scope", f"{c.n_parameters:,}"),
+        ("sensitivity", f"{sensitivity}  ({mechanism})"),
+        ("noise_std", f"{_number(c.noise_std)} per weight"),
+        ("release", _release(c)),
+    ]
+    return [f"  {name:<21} {value}" for name, value in rows]
+
+
+def _release(c: Certificate) -> str:
+    text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
+    if c.epsilon is None:
+        return text
+    qualifier = "" if c.grade is Grade.CERTIFIED else f" ({c.grade.value})"
+    if c.composed_epsilon is None:
+        return f"{text}; an earlier release had no guarantee, so all together none"
+    return f"{text}; all together epsilon = {_number(c.composed_epsilon)}{qualifier}"
+
+
+def render(c: Certificate) -> str:
+    """The printed form of a certificate, at most 78 columns wide."""
+    lines = [*_wrap(headline(c), ""), "", *_facts(c)]
+    if c.reference:
+        lines += ["", "  compared with:", *_wrap(c.reference, "    ")]
+    width = max([8, *(len(constant.name) for constant in c.constants)])
+    if c.constants:
+        lines += ["", f"  {'constant':<{width}} {'value':<9} {'origin':<9} why"]
+    for constant in c.constants:
+        head = (
+            f"  {constant.name:<{width}} {_number(constant.value):<9} "
+            f"{constant.origin.value:<9} "
+        )
+        lines += _item(head, constant.reason)
+    if c.public_parts:
+        lines += ["", "  assumed public (not derived from private data):"]
+        lines += [
+            f"    {p.name}  sha256 {p.digest[:16]}  ({p.origin.value})"
+            for p in c.public_parts
+        ]
+    for title, entries in (("warnings", c.warnings), ("not covered", c.not_covered)):
+        if entries:
+            lines += ["", f"  {title}:"]
+        for entry in entries:
+            lines += _item("    - ", entry)
+    return "\n".join(lines)

@@ -1,0 +1,224 @@
+"""The objective of a `ConvexHead`, in closed form, in float64.
+
+The head's features and targets are captured from the user's own loss function, so
+that what is certified is what was trained; from then on a pass is two matrix
+products and no automatic differentiation is involved.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn import _validate
+from lightning_unlearn.certificate.bounds import gradient_rounding_upper
+from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.objective import Batches, LossFunction
+from lightning_unlearn.scope import Vector
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class FeatureData:
+    """Captured rows: features (n, d) and targets, as the head received them."""
+
+    features: Tensor
+    targets: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(self.features)
+
+
+def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+    """Read every sample once and keep what reaches the head.
+
+    Must run inside `scope.passes` with exactly the head's weights in scope.
+
+    Args:
+        loss: The module's loss of a batch.
+        head: The head.
+        batches: The retained samples (of this process).
+
+    Returns:
+        The rows, on the head's device, in the dtype of the passes.
+
+    Raises:
+        GuaranteeError: If the loss is not exactly ``head.loss(features, targets)`` of
+            features that do not depend on the head: strong convexity would not be
+            proved.
+        ModelError: If a feature, target or loss is not finite.
+    """
+    features, targets = [], []
+    for index, (weight, batch) in enumerate(batches):
+        with head.recording() as calls:
+            out = loss(batch, index)
+        if weight == 0:
+            continue
+        if len(calls) != 1:
+            raise GuaranteeError(
+                "expected the loss to call head.loss(features, targets) exactly once, "
+                f"got {len(calls)} calls: return self.head.loss(...).mean() from "
+                "training_step, or use guarantee='norm_ball'"
+            )
+        call = calls[0]
+        _check_call(call.features, call.losses, out, weight)
+        features.append(call.features.detach())
+        targets.append(call.targets.detach())
+    data = FeatureData(torch.cat(features), torch.cat(targets))
+    for name, tensor in (("features", data.features), ("targets", data.targets)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"expected finite {name}, got NaN or infinite values")
+    return data
+
+
+def _check_call(features: Tensor, losses: Tensor, out: Tensor, weight: int) -> None:
+    if features.requires_grad:
+        raise GuaranteeError(
+            "expected features that do not depend on the weights in scope, got "
+            "features with a gradient: the head's weights are used before the head"
+        )
+    if len(losses) != weight:
+        raise GuaranteeError(
+            f"expected one loss for each of the {weight} samples of a batch, got "
+            f"{len(losses)}"
+        )
+    expected = losses.mean() if out.dim() == 0 else losses
+    same = out.shape == expected.shape and torch.allclose(
+        out, expected, rtol=1e-5, atol=1e-7
+    )
+    if not same:
+        raise GuaranteeError(
+            "expected the loss to be head.loss(features, targets) or its mean, got "
+            "another value: put the regulariser into l2= and leave other terms out, "
+            "or use guarantee='norm_ball'"
+        )
+
+
+class ConvexObjective:
+    """F of a `ConvexHead` over captured rows; l2-strongly convex when l2 > 0.
+
+    Weights are given as flat vectors (p,) float64 in the order weight, bias. Every
+    per-sample Hessian in the logits is positive semidefinite (`heads.LINKS`), an
+    affine map keeps convexity, and ``(l2/2)|w|^2`` covers every weight: mu = l2.
+
+    Args:
+        head: The head; only its shape and loss are read.
+        data: The rows of this process.
+        l2: Coefficient of the regulariser, > 0.
+        n: Rows over all processes; those of this one by default.
+        reduce: Sums a tensor over all processes.
+        largest: Maximum of a tensor over all processes.
+    """
+
+    def __init__(
+        self,
+        head: ConvexHead,
+        data: FeatureData,
+        l2: float,
+        n: int | None = None,
+        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        largest: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        _validate.positive(l2=l2)
+        self.link = head.link
+        self.K, self.d = head.out_features, head.in_features
+        self.bias = head.bias is not None
+        self.data = data
+        self.l2 = l2
+        self._n = data.n if n is None else n
+        self.reduce = reduce
+        self.largest = largest
+        self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.K * (self.d + self.bias)
+
+    @property
+    def n(self) -> int:
+        """Rows over all processes."""
+        return self._n
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for X, y in zip(
+            self.data.features.split(_CHUNK),
+            self.data.targets.split(_CHUNK),
+            strict=True,
+        ):
+            yield X.double(), y.double() if y.is_floating_point() else y
+
+    def _logits(self, X: Tensor, w: Vector) -> Tensor:
+        W = w[: self.K * self.d].view(self.K, self.d)
+        Z = X @ W.T  # (n, K)
+        return Z + w[self.K * self.d :] if self.bias else Z
+
+    def _pull_back(self, X: Tensor, D: Tensor) -> Vector:
+        parts = [(D.T @ X).reshape(-1)]  # (K, d)
+        return torch.cat([*parts, D.sum(0)]) if self.bias else parts[0]
+
+    @property
+    def feature_norm(self) -> float:
+        """Largest norm of a feature row, the 1 of the bias included."""
+        rows = torch.stack([X.norm(dim=1).max() for X, _ in self._chunks()]).max()
+        return float(self.largest(rows) ** 2 + self.bias) ** 0.5
+
+    def value(self, w: Vector) -> float:
+        """F(w)."""
+        total = torch.zeros((), dtype=torch.float64, device=w.device)
+        for X, y in self._chunks():
+            total += self.link.loss(self._logits(X, w), y).sum()
+        return float(self.reduce(total)) / self.n + self.l2 / 2 * float(w @ w)
+
+    def gradient(self, w: Vector) -> tuple[Vector, float]:
+        """The gradient (p,) at w and a bound on its rounding error.
+
+        Returns:
+            (gradient, bound on |computed - exact gradient|).
+        """
+        total = torch.zeros_like(w)
+        sizes = torch.zeros(3, dtype=torch.float64, device=w.device)
+        for X, y in self._chunks():
+            Z = self._logits(X, w)
+            D = self.link.residual(Z, y)
+            total += self._pull_back(X, D)
+            now = [X.norm(dim=1).max(), D.norm(dim=1).max(), Z.abs().max()]
+            sizes = torch.maximum(sizes, torch.stack(now))
+        gradient = self.reduce(total) / self.n + self.l2 * w
+        rows, residuals, logits = self.largest(sizes).tolist()
+        rounding = gradient_rounding_upper(
+            n_retain=self.n,
+            n_features=self.d + self.bias,
+            n_outputs=self.K,
+            row_norm=(rows**2 + self.bias) ** 0.5 * (1 + 1e-8),
+            weight_norm=float(w.norm()) * (1 + 1e-8),
+            link_residual_norm=residuals * (1 + 1e-8),
+            link_lipschitz=self.link.lipschitz(logits + 1e-6, self.K),
+            link_norm=self.link.norm(logits + 1e-6, self.K),
+            l2=self.l2,
+        )
+        return gradient, rounding
+
+    def hvp(self, v: Vector) -> Vector:
+        """Hessian at `self.at` times v, both (p,)."""
+        total = torch.zeros_like(v)
+        for X, _ in self._chunks():
+            total += self._pull_back(X, self._curve(X, v))
+        return self.reduce(total) / self.n + self.l2 * v
+
+    def sampled_hvp(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
+        rows = torch.randint(self.data.n, (batch_size,), generator=generator)
+        X = self.data.features[rows.to(self.data.features.device)].double()
+        return self._pull_back(X, self._curve(X, v)) / batch_size + self.l2 * v
+
+    def _curve(self, X: Tensor, v: Vector) -> Tensor:
+        Z = self._logits(X, self.at)
+        return self.link.curvature(Z, self._logits(X, v))

@@ -1,0 +1,147 @@
+"""Checks that a model's passes mean what the theory assumes, once per request."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss
+from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.objective import EmpiricalObjective
+from lightning_unlearn.scope import Scope
+
+# Functions whose second derivative jumps or does not exist somewhere, so that no
+# Lipschitz constant of the Hessian exists (docs/theory.md section 3).
+_KINKED = {
+    *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu"),
+    *("elu", "elu_", "celu", "selu", "threshold", "hardtanh", "hardswish"),
+    *("hardsigmoid", "hardshrink", "softshrink", "abs", "clamp", "clip"),
+    *("clamp_min", "clamp_max", "max", "min", "amax", "amin", "maximum", "minimum"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d"),
+    *("adaptive_max_pool2d", "adaptive_max_pool3d", "median", "sort", "topk"),
+    *("l1_loss", "smooth_l1_loss", "huber_loss", "hinge_embedding_loss"),
+    *("margin_ranking_loss", "triplet_margin_loss", "multi_margin_loss", "where"),
+    *("sign", "round", "floor", "ceil", "gelu_backward"),
+}
+
+
+class _Names(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinks: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        name = name.removeprefix("boolean_dispatch_").removeprefix("_")
+        if func is F.max_pool2d or "max_pool" in (resolve_name(func) or ""):
+            name = "max_pool2d"
+        if name in _KINKED:
+            self.kinks.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def kinks(loss: BatchLoss) -> tuple[str, ...]:
+    """Names of functions without a Lipschitz second derivative that a loss calls.
+
+    Args:
+        loss: The loss of one batch.
+
+    Returns:
+        Sorted names such as ``relu``; empty for a smooth network. Calls made only
+        for logging count too: an unjustified name costs a bound, never a guarantee.
+    """
+    with _Names() as names:
+        loss()
+    return tuple(sorted(names.kinks))
+
+
+def check_smooth(loss: BatchLoss) -> None:
+    """Raise `ModelError` if central differences would be wrong for this loss."""
+    found = kinks(loss)
+    if found:
+        raise ModelError(
+            "expected a smooth network for curvature='central_difference', got "
+            f"{', '.join(found)}: differences are wrong by about 17% at kinks; use "
+            "curvature='hessian', or smooth activations such as GELU or tanh"
+        )
+
+
+def check_symmetric(
+    loss: BatchLoss, scope: Scope, curvature: str, rtol: float = 1e-3
+) -> None:
+    """Raise `ModelError` unless u'Hv = v'Hu for random u, v on one batch.
+
+    Catches double backwards that are silently wrong, such as that of
+    `torch.nn.utils.parametrizations.weight_norm` (22% off, docs/theory.md 9).
+
+    Args:
+        loss: The loss of one batch.
+        scope: The weights.
+        curvature: Name of the product, a key of `PRODUCTS`.
+        rtol: Tolerated asymmetry, as a part of the larger of |u'Hv|, |v'Hu| and of
+            |u||Hv|/sqrt(p), their size when they cancel.
+    """
+    product = PRODUCTS[curvature]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Tensor:
+        u = torch.randn(scope.size, generator=generator, dtype=torch.float64)
+        return u.to(scope.parameters[0])
+
+    def apply(v: Tensor) -> Tensor:
+        parts = product(loss, scope, scope.split(v))
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if part is None else part).reshape(-1)
+                for p, part in zip(scope.parameters, parts, strict=True)
+            ]
+        ).double()
+
+    for _ in range(3):
+        u, v = draw(), draw()
+        Hu, Hv = apply(u), apply(v)
+        a, b = float(u.double() @ Hv), float(v.double() @ Hu)
+        size = float(u.norm() * Hv.norm()) / scope.size**0.5
+        if not abs(a - b) <= rtol * max(abs(a), abs(b), size):
+            raise ModelError(
+                f"expected a symmetric Hessian, got u'Hv = {a:.6g} and v'Hu = {b:.6g}"
+                ": an operation of the model has a wrong second derivative "
+                "(parametrizations.weight_norm has); replace it or remove the "
+                "parametrization"
+            )
+
+
+def check_deterministic(objective: EmpiricalObjective) -> None:
+    """Read and evaluate the first batch twice; both must agree exactly.
+
+    Raises:
+        DataError: If the dataset gives another sample at the second read.
+        ModelError: If the loss differs although the batch does not.
+    """
+    losses, batches = [], []
+    for _ in range(2):
+        weight, batch = next(iter(objective.batches))
+        batches.append([x for x in tree_leaves(batch) if isinstance(x, Tensor)])
+        losses.append(objective.batch_loss(batch, 0, weight)().detach())
+    for first, second in zip(*batches, strict=True):
+        if first.shape != second.shape or not bool(
+            torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all()
+        ):
+            raise DataError(
+                "expected the same samples at every read of the training data, got "
+                "different tensors the second time: turn random augmentation off for "
+                "the unlearning request (pass train_dataloaders= with a plain one)"
+            )
+    if not bool(torch.isclose(*losses, rtol=1e-6, atol=1e-12)):
+        raise ModelError(
+            f"expected the same loss at every pass, got {float(losses[0])} and then "
+            f"{float(losses[1])} on the same batch: something is random in eval mode "
+            "(functional dropout without training=self.training, sampling, noise)"
+        )
+
+
+def first_batch_loss(objective: EmpiricalObjective) -> BatchLoss:
+    """The loss of the first batch, for the checks."""
+    weight, batch = next(iter(objective.batches))
+    return objective.batch_loss(batch, 0, weight)

@@ -1,0 +1,41 @@
+"""One family of errors: each message says what was expected, got, and to do."""
+
+
+class UnlearningError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ArgumentError(UnlearningError, ValueError):
+    """An argument is outside the range its meaning allows."""
+
+
+class ForgetSetError(UnlearningError, ValueError):
+    """The forget set is empty, everything, out of range, repeated or foreign."""
+
+
+class DataError(UnlearningError, ValueError):
+    """The training data cannot give every sample once, the same at every read."""
+
+
+class ModelError(UnlearningError, RuntimeError):
+    """The model cannot be unlearned as it is (BatchNorm, NaN, no loss, ...)."""
+
+
+class SetupError(UnlearningError, RuntimeError):
+    """The Trainer lacks a callback, a model or data the request needs."""
+
+
+class StrategyError(UnlearningError, RuntimeError):
+    """The Trainer's strategy is not one the request can run under."""
+
+
+class SolverError(UnlearningError, RuntimeError):
+    """A linear or Newton solve ended without the answer that was asked for."""
+
+
+class GuaranteeError(UnlearningError, RuntimeError):
+    """No finite, honest sensitivity exists for what was asked."""
+
+
+class CertificateError(UnlearningError, ValueError):
+    """A certificate is malformed, or says what its constants do not support."""

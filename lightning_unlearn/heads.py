@@ -1,0 +1,194 @@
+"""An affine layer under a convex loss: the scope whose certificate is proved."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_unlearn import _validate
+from lightning_unlearn.errors import ArgumentError
+
+LossName = Literal["cross_entropy", "mse", "bce", "poisson"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The derivatives of a per-sample loss in its logits z, all in closed form.
+
+    Args:
+        loss: (z, y) -> losses of shape (n,). Convex in z.
+        residual: (z, y) -> d loss / d z, shape (n, K).
+        curvature: (z, u) -> (d2 loss / d z2) u, shape (n, K); positive semidefinite.
+        lipschitz: (largest |z| entrywise exponent, K) -> Lipschitz constant of the
+            residual in z where the logits lie.
+        norm: Same arguments -> bound on the norm of the residual's nonlinear part.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    residual: Callable[[Tensor, Tensor], Tensor]
+    curvature: Callable[[Tensor, Tensor], Tensor]
+    lipschitz: Callable[[float, int], float]
+    norm: Callable[[float, int], float]
+
+
+def _one_hot(y: Tensor, z: Tensor) -> Tensor:
+    return y if y.is_floating_point() else F.one_hot(y, z.shape[-1]).to(z.dtype)
+
+
+def _softmax_curvature(z: Tensor, u: Tensor) -> Tensor:
+    p = z.softmax(-1)
+    return p * u - p * (p * u).sum(-1, keepdim=True)
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.mean(-1)
+
+
+LINKS: dict[str, Link] = {
+    "cross_entropy": Link(
+        loss=lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        residual=lambda z, y: z.softmax(-1) - _one_hot(y, z),
+        curvature=_softmax_curvature,
+        lipschitz=lambda zmax, K: 0.5,  # |diag(p) - p p'| <= 1/2
+        norm=lambda zmax, K: 1.0,
+    ),
+    "mse": Link(
+        loss=lambda z, y: _mean((z - y) ** 2),
+        residual=lambda z, y: 2 * (z - y) / z.shape[-1],
+        curvature=lambda z, u: 2 * u / z.shape[-1],
+        lipschitz=lambda zmax, K: 2 / K,
+        norm=lambda zmax, K: 0.0,
+    ),
+    "bce": Link(
+        loss=lambda z, y: _mean(
+            F.binary_cross_entropy_with_logits(z, y, reduction="none")
+        ),
+        residual=lambda z, y: (z.sigmoid() - y) / z.shape[-1],
+        curvature=lambda z, u: z.sigmoid() * (-z).sigmoid() * u / z.shape[-1],
+        lipschitz=lambda zmax, K: 0.25 / K,
+        norm=lambda zmax, K: 1 / math.sqrt(K),
+    ),
+    "poisson": Link(
+        loss=lambda z, y: _mean(z.exp() - y * z),
+        residual=lambda z, y: (z.exp() - y) / z.shape[-1],
+        curvature=lambda z, u: z.exp() * u / z.shape[-1],
+        lipschitz=lambda zmax, K: math.exp(zmax) / K,
+        norm=lambda zmax, K: math.exp(zmax) / math.sqrt(K),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """One call of `ConvexHead.loss`: its inputs and its result."""
+
+    features: Tensor
+    targets: Tensor
+    losses: Tensor
+
+
+class ConvexHead(nn.Module):
+    """An affine map of features with a convex loss of its own.
+
+    When the weights in scope are exactly those of one ConvexHead, everything before
+    it is frozen and ``training_step`` returns ``head.loss(features, targets)`` (or
+    its mean), the objective is l2-strongly convex: PROVED, not assumed
+    (docs/theory.md section 4).
+
+    Args:
+        in_features: d, length of a feature row.
+        out_features: K, number of logits.
+        loss: "cross_entropy" (targets: class indices (n,), or probabilities (n, K)),
+            "mse" (n, K), "bce" with logits (n, K) in [0, 1], "poisson" with log rates
+            and counts (n, K). For all but cross_entropy the loss of a sample is the
+            mean over its K outputs, and targets may be (n,) when K = 1.
+        bias: Whether the map has a bias. The regulariser covers it too.
+
+    Raises:
+        ArgumentError: If a size is not >= 1 or the loss has another name.
+
+    Example:
+        >>> head = ConvexHead(64, 10)
+        >>> head.loss(torch.zeros(3, 64), torch.tensor([0, 1, 2])).shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        loss: LossName = "cross_entropy",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        _validate.count(in_features=in_features, out_features=out_features)
+        _validate.one_of(LINKS, loss=loss)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.loss_name: LossName = loss
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._calls: list[HeadCall] | None = None
+
+    @property
+    def link(self) -> Link:
+        """The derivatives of this head's loss."""
+        return LINKS[self.loss_name]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (n, K) of features (n, d)."""
+        return F.linear(features, self.weight, self.bias)
+
+    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Losses of shape (n,) for features (n, d) and targets.
+
+        Raises:
+            ArgumentError: If the shapes do not fit.
+        """
+        if features.dim() != 2 or features.shape[1] != self.in_features:
+            raise ArgumentError(
+                f"expected features of shape (n, {self.in_features}), got "
+                f"{tuple(features.shape)}: flatten or pool them first"
+            )
+        targets = self._targets(targets, len(features), features.dtype)
+        losses = self.link.loss(self(features), targets)
+        if self._calls is not None:
+            self._calls.append(HeadCall(features, targets, losses))
+        return losses
+
+    def _targets(self, targets: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+        K = self.out_features
+        indices = self.loss_name == "cross_entropy" and not targets.is_floating_point()
+        if not indices:
+            targets = targets.to(dtype)
+            if K == 1 and targets.shape == (n,):
+                targets = targets[:, None]
+        shape = (n,) if indices else (n, K)
+        if targets.shape != shape:
+            raise ArgumentError(
+                f"expected targets of shape {shape} for loss={self.loss_name!r}, got "
+                f"{tuple(targets.shape)}"
+            )
+        return targets
+
+    @contextmanager
+    def recording(self) -> Iterator[list[HeadCall]]:
+        """Collect every call of `loss` made inside the block."""
+        calls: list[HeadCall] = []
+        self._calls = calls
+        try:
+            yield calls
+        finally:
+            self._calls = None
+
+    def extra_repr(self) -> str:
+        """Sizes and loss, for printing."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"loss={self.loss_name!r}, bias={self.bias is not None}"
+        )

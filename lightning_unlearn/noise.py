@@ -1,0 +1,67 @@
+r"""Gaussian noise from operating-system entropy, in float64.
+
+No generator is seeded: every uniform comes straight from `os.urandom`, so there is
+no state to store or to guess. (A `torch.Generator` on the CPU keeps only 32 bits of
+its seed, which an attacker can enumerate.)
+"""
+
+import math
+import os
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_unlearn import _validate
+
+_CHUNK = 1 << 20
+_DRAWS = 4
+
+
+def gaussian_noise(
+    size: int, std: float, generator: torch.Generator | None = None
+) -> Float[Tensor, " p"]:
+    r"""Noise ``N(0, std^2 I)``, shape (size,), float64, on the CPU.
+
+    Each value is the scaled sum of four independent Gaussians by Box-Muller from
+    52-bit uniforms, against floating-point attacks on a single draw (Mironov 2012;
+    Holohan & Braghin 2021, arXiv 2107.10138).
+
+    Args:
+        size: Number of values.
+        std: Standard deviation of each, >= 0.
+        generator: For tests only. Its noise can be drawn again, so a certificate
+            with it has grade ``none``.
+
+    Returns:
+        The noise.
+
+    Raises:
+        ArgumentError: If std is negative or not finite, or size is not >= 1.
+    """
+    _validate.count(size=size)
+    _validate.non_negative(std=std)
+    noise = torch.empty(size, dtype=torch.float64)
+    for start in range(0, size, _CHUNK):
+        stop = min(start + _CHUNK, size)
+        draws = _standard_normal(_DRAWS * (stop - start), generator)
+        noise[start:stop] = draws.view(_DRAWS, -1).sum(0)
+    return noise * (std / math.sqrt(_DRAWS))
+
+
+def _standard_normal(count: int, generator: torch.Generator | None) -> Tensor:
+    half = (count + 1) // 2
+    uniform = _uniform(2 * half, generator)
+    radius = torch.sqrt(-2 * torch.log(uniform[:half]))
+    angle = 2 * math.pi * uniform[half:]
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count]
+
+
+def _uniform(count: int, generator: torch.Generator | None) -> Tensor:
+    """Uniforms strictly inside (0, 1): odd multiples of 2^-53, each exact."""
+    if generator is None:
+        raw = torch.frombuffer(bytearray(os.urandom(8 * count)), dtype=torch.int64)
+        integers = raw.bitwise_and((1 << 52) - 1)
+    else:
+        integers = torch.randint(1 << 52, (count,), generator=generator)
+    return (integers.to(torch.float64) + 0.5) * 2.0**-52

@@ -1,0 +1,82 @@
+"""Every private Lightning name this package touches, and nothing else.
+
+A stage of our own runs under Lightning's `Trainer._run`, so that strategy, devices,
+precision, loggers, checkpoint loading and interrupts behave as in `fit`. Signatures
+were compared over Lightning 2.4 to 2.6; the one difference is found by inspection.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.call import _call_and_handle_interrupt
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
+from lightning_utilities.core.enums import StrEnum as LightningEnum
+
+
+# What hooks such as ``setup(stage)`` receive; not one of Lightning's own stages, so
+# that no optimizer is made, no DDP wrapper is put on and no validation step is asked.
+class StageFn(LightningEnum):
+    """The value of ``trainer.state.fn`` during a request."""
+
+    UNLEARN = "unlearn"
+
+
+STAGE = StageFn.UNLEARN
+
+
+def run_stage(
+    trainer: Trainer,
+    model: LightningModule,
+    stage: Callable[[], Any],
+    *,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+) -> Any:
+    """Run `stage` where `fit` would run its loop, and return what it returns."""
+    model = _maybe_unwrap_optimized(model)
+    connected = trainer.lightning_module is not None
+    trainer.strategy._lightning_module = model
+    trainer.state.fn = STAGE  # type: ignore[assignment]
+    trainer.state.status = TrainerStatus.RUNNING
+    trainer.state.stage = None
+    return _call_and_handle_interrupt(
+        trainer,
+        _in_process,
+        trainer,
+        model,
+        stage,
+        datamodule,
+        ckpt_path,
+        weights_only,
+        connected,
+    )
+
+
+def _in_process(
+    trainer: Trainer,
+    model: LightningModule,
+    stage: Callable[[], Any],
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    connected: bool,
+) -> Any:
+    trainer._data_connector.attach_data(model, datamodule=datamodule)
+    path = trainer._checkpoint_connector._select_ckpt_path(
+        trainer.state.fn,  # type: ignore[arg-type]
+        ckpt_path,
+        model_provided=True,
+        model_connected=connected,
+    )
+    kwargs: dict[str, Any] = {"ckpt_path": path}
+    if "weights_only" in inspect.signature(Trainer._run).parameters:  # from 2.6.0
+        kwargs["weights_only"] = weights_only
+    trainer._run_stage = stage  # type: ignore[method-assign]
+    try:
+        return trainer._run(model, **kwargs)
+    finally:
+        del trainer._run_stage

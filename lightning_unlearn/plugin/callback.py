@@ -1,0 +1,226 @@
+"""The callback: enforces the norm ball in training and remembers what it saw."""
+
+import weakref
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_unlearn.certificate.guarantees import Guarantee
+from lightning_unlearn.errors import DataError, ModelError, UnlearningError
+from lightning_unlearn.newton import project
+from lightning_unlearn.plugin import data
+from lightning_unlearn.plugin._compat import STAGE
+from lightning_unlearn.plugin.options import Curvature, Options, Precision
+from lightning_unlearn.plugin.record import TrainingRecord, outside_digests
+from lightning_unlearn.plugin.weight_decay import l2_of
+from lightning_unlearn.scope import Scope
+from lightning_unlearn.solvers import CG, Dense, LiSSA
+
+
+class UnlearningCallback(Callback):
+    r"""Makes a Trainer's model unlearnable: ``trainer.unlearn(forget)``.
+
+    In training it projects the weights in scope onto the ball ``|w| <= max_norm``
+    after every optimizer step (when ``max_norm`` is set) and records what a later
+    request needs: number of samples, a salted fingerprint of them, weight decay, and
+    the digest of everything outside the scope. The record is part of the checkpoint.
+
+    Args:
+        epsilon: Privacy parameter of one request, > 0.
+        delta: Failure probability, in (0, 1); below 1/n to mean anything.
+        max_norm: C, radius of the norm ball of the weights in scope.
+        damping: lambda in (H + lambda I) x = g; "auto" takes twice the negative part
+            of the smallest eigenvalue. Not used by a `ConvexHead`.
+        guarantee: "auto" gives `StronglyConvex` when the scope is one `ConvexHead`,
+            otherwise `NormBall` when ``max_norm`` is set.
+        solver: "auto" (conjugate gradients), `CG`, `LiSSA` or `Dense`.
+        curvature: "hessian" (double backward), "hessian_forward" (forward over
+            reverse), "gauss_newton", or "central_difference" (smooth networks only).
+        l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
+            weight decay of the optimizer.
+        tolerance: tau, the gradient norm a strongly convex scope is solved to. The
+            noise is proportional to it.
+        releases: T, the number of releases the noise is scaled for when they are all
+            seen together; None scales for each release alone.
+        noise_std: Noise chosen by hand: grade ``none``. 0.0 is the bare Newton step.
+        solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
+            of the weights. A `ConvexHead` is always solved in float64.
+        batch_size: Samples in a batch of the passes; None takes the training loader's.
+        noise_seed: For tests only: reproducible noise, grade ``none``.
+
+    Raises:
+        ArgumentError: If an option is outside its range.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(
+        ...     callbacks=[UnlearningCallback(epsilon=1.0, delta=1e-5)],
+        ...     logger=False,
+        ...     enable_progress_bar=False,
+        ...     accelerator="cpu",
+        ... )
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        delta: float = 1e-5,
+        *,
+        max_norm: float | None = None,
+        damping: float | Literal["auto"] = "auto",
+        guarantee: Guarantee | Literal["auto"] = "auto",
+        solver: CG | LiSSA | Dense | Literal["auto"] = "auto",
+        curvature: Curvature = "hessian",
+        l2: float | Literal["auto"] = "auto",
+        tolerance: float = 1e-6,
+        releases: int | None = None,
+        noise_std: float | None = None,
+        solve_precision: Precision = "auto",
+        batch_size: int | None = None,
+        noise_seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = Options(
+            epsilon=epsilon,
+            delta=delta,
+            max_norm=max_norm,
+            damping=damping,
+            guarantee=guarantee,
+            solver=solver,
+            curvature=curvature,
+            l2=l2,
+            tolerance=tolerance,
+            releases=releases,
+            noise_std=noise_std,
+            solve_precision=solve_precision,
+            batch_size=batch_size,
+            noise_seed=noise_seed,
+        )
+        self.record = TrainingRecord()
+        self.loader: DataLoader | None = None
+        self._trained: weakref.ref[LightningModule] | None = None
+        self._prepared: weakref.ref[LightningDataModule] | None = None
+        self._restored = False
+        self._steps = -1
+
+    # -- state -----------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.record.to_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.record = TrainingRecord.from_dict(state_dict)
+        self._restored = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what cannot travel to a spawned process."""
+        return {**self.__dict__, "loader": None, "_trained": None, "_prepared": None}
+
+    # -- training --------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give a request the data and layers that ``setup("fit")`` makes."""
+        datamodule = getattr(trainer, "datamodule", None)
+        prepared = self._prepared() if self._prepared is not None else None
+        if stage == STAGE:
+            if datamodule is not None and datamodule is not prepared:
+                datamodule.setup("fit")
+            if self._trained is None or self._trained() is not pl_module:
+                pl_module.setup("fit")
+        if stage in (STAGE, "fit") and datamodule is not None:
+            self._prepared = weakref.ref(datamodule)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Digest everything outside the scope before the first step moves anything."""
+        same = self._trained is not None and self._trained() is pl_module
+        if not same and not self._restored:
+            self.record = TrainingRecord()
+        self._restored = False
+        self._trained = weakref.ref(pl_module)
+        if self.record.outside is None:
+            self.record.outside = outside_digests(pl_module, self._scope(pl_module))
+        self.record.max_norm = self.options.max_norm
+        self._project(pl_module)  # the start lies in the ball too
+
+    def _scope(self, pl_module: LightningModule) -> list[torch.nn.Parameter]:
+        parameters = getattr(pl_module, "unlearning_parameters", None)
+        in_scope = pl_module.parameters() if parameters is None else parameters()
+        return [p for p in in_scope if parameters is not None or p.requires_grad]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the training data and the weight decay."""
+        try:
+            loader = data.training_loader(trainer.train_dataloader)
+        except DataError:
+            self.loader = None  # a request will say what is wrong with the data
+        else:
+            self._record_data(loader)
+        try:
+            self.record.l2 = l2_of(trainer.optimizers, self._scope(pl_module))
+            self.record.l2_problem = None
+        except ModelError as error:
+            self.record.l2, self.record.l2_problem = None, str(error)
+
+    def _record_data(self, loader: DataLoader) -> None:
+        record, dataset = self.record, loader.dataset
+        n = len(dataset)  # type: ignore[arg-type]
+        if record.removed and n == record.n_train:
+            raise DataError(
+                f"expected training to go on without the {len(record.removed)} samples "
+                f"that were unlearned, got a dataset of all {n}: train on "
+                "torch.utils.data.Subset(dataset, callback.retained_indices)"
+            )
+        if n != record.n_train:
+            record.removed = []  # positions in another dataset mean nothing here
+        record.n_train = n
+        record.fingerprint = data.fingerprint(dataset, record.salt)
+        self.loader = loader
+
+    @property
+    def retained_indices(self) -> list[int]:
+        """Positions of the training dataset that no request has removed.
+
+        Raises:
+            UnlearningError: If no training data was seen yet.
+        """
+        if self.record.n_train is None:
+            raise UnlearningError(
+                "expected a trained model, got no record of training data: call "
+                "trainer.fit or load a checkpoint first"
+            )
+        removed = set(self.record.removed)
+        return [i for i in range(self.record.n_train) if i not in removed]
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Project after every optimizer step (not between accumulated batches)."""
+        if trainer.global_step != self._steps:
+            self._steps = trainer.global_step
+            self._project(pl_module)
+
+    @torch.no_grad()
+    def _project(self, pl_module: LightningModule) -> None:
+        if self.options.max_norm is None:
+            return
+        scope = Scope(pl_module, self._scope(pl_module))
+        w = scope.flatten()
+        # The cast to float32 must not leave the ball: aim a rounding error inside.
+        inside = project(w, self.options.max_norm * (1 - 1e-6))
+        if inside is not w and float(w.norm()) > self.options.max_norm:
+            scope.assign(inside)
+            self.record.projections += 1

@@ -1,0 +1,84 @@
+"""A clean checkpoint and its certificate, written as files that appear whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_unlearn.errors import SetupError
+
+
+@contextmanager
+def borrowed(obj: object, **attributes: object) -> Iterator[None]:
+    """Set attributes for the length of a block and restore them whatever happens."""
+    old = {name: getattr(obj, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(obj, name, value)
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(obj, name, value)
+
+
+def certificate_path(checkpoint: Path) -> Path:
+    """Where the certificate of a checkpoint stands: ``clean.certificate.json``."""
+    return checkpoint.with_name(f"{checkpoint.stem}.certificate.json")
+
+
+def check_target(path: Path) -> None:
+    """Raise `SetupError` if a file would be overwritten or the folder is missing."""
+    for target in (path, certificate_path(path)):
+        if target.exists():
+            raise SetupError(
+                f"expected save_to= to name a new file, got {target}, which exists: "
+                "choose another name; nothing is overwritten"
+            )
+    if not path.parent.is_dir():
+        raise SetupError(
+            f"expected the folder of save_to={path} to exist, got none at "
+            f"{path.parent}: create it"
+        )
+
+
+def write(trainer: Trainer, callback: Callback, path: Path, certificate: str) -> None:
+    """Write the module and our callback's state, and nothing else training left.
+
+    Optimizer moments, schedulers and other callbacks' states were computed on the
+    forgotten samples and are left out. ``trainer.fit(ckpt_path=)`` and
+    ``load_from_checkpoint`` accept the file.
+
+    Args:
+        trainer: Inside the run, with the new weights in its module.
+        callback: Ours.
+        path: A new file.
+        certificate: JSON text, written beside it.
+    """
+    beside = certificate_path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary_beside = beside.with_name(f".{beside.name}.part")
+    try:
+        with (
+            borrowed(trainer, callbacks=[callback], optimizers=[]),
+            borrowed(trainer.strategy, lr_scheduler_configs=[]),
+        ):
+            trainer.save_checkpoint(temporary, weights_only=False)
+        temporary_beside.write_text(certificate)
+        for file in (temporary, temporary_beside):
+            _sync(file)
+        temporary_beside.rename(beside)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary_beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""The training data behind a loader, and the retained part of it in exact batches."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_unlearn.errors import DataError
+
+_KEPT = (
+    *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
+    *("multiprocessing_context",),
+)
+_CACHE_BYTES = 1 << 30
+_FINGERPRINT_SAMPLES = 32
+
+
+def training_loader(loader: object) -> DataLoader:
+    """The one map-style DataLoader the model trains on.
+
+    Raises:
+        DataError: If there is none, or several, or the dataset is iterable.
+    """
+    if not isinstance(loader, DataLoader):
+        raise DataError(
+            "expected one torch DataLoader as the training data, got "
+            f"{type(loader).__name__}: pass train_dataloaders=DataLoader(...); several "
+            "loaders at once have no single set of samples to forget from"
+        )
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            "expected a map-style training dataset with __len__ and __getitem__, got "
+            f"{type(dataset).__name__}: samples of an IterableDataset have no "
+            "positions to forget; index them first"
+        )
+    return loader
+
+
+def fingerprint(dataset: Any, salt: str) -> str | None:
+    """Salted SHA-256 of the length and 32 evenly spaced samples of a dataset.
+
+    Returns:
+        The digest, or None if a sample differs between two reads.
+    """
+    n = len(dataset)
+    positions = np.unique(np.linspace(0, n - 1, _FINGERPRINT_SAMPLES).astype(int))
+    first, second = (
+        _digest([dataset[int(i)] for i in positions], n, salt) for _ in range(2)
+    )
+    return first if first == second else None
+
+
+def _digest(samples: list[Any], n: int, salt: str) -> str:
+    sha = hashlib.sha256(f"{salt}|{n}|".encode())
+    for leaf in tree_leaves(samples):
+        if isinstance(leaf, Tensor):
+            leaf = leaf.detach().cpu().contiguous()
+            data = leaf.reshape(-1).view(torch.uint8).numpy().tobytes()
+        elif isinstance(leaf, np.ndarray):
+            data = np.ascontiguousarray(leaf).tobytes()
+        elif hasattr(leaf, "tobytes"):  # PIL images, numpy scalars
+            data = leaf.tobytes()
+        elif isinstance(leaf, (str, bytes, int, float, bool, type(None))):
+            data = repr(leaf).encode()
+        else:
+            data = type(leaf).__name__.encode()
+        sha.update(f"{type(leaf).__name__}|{len(data)}|".encode())
+        sha.update(data)
+    return sha.hexdigest()
+
+
+class ExactBatches:
+    """Chosen samples of a dataset, each once, the same at every iteration.
+
+    No sampler, no shuffling, no dropped or padded samples. Batches are kept in
+    memory after the first complete sweep if they are small enough.
+
+    Args:
+        loader: The training loader: its dataset, collate function, workers and
+            batch size are used, its sampler is not.
+        indices: Positions to use.
+        batch_size: Samples in a batch.
+        transfer: Moves a batch to the device and dtype of the passes.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        indices: list[int],
+        batch_size: int,
+        transfer: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
+        self.dataset: Any = loader.dataset
+        self.indices = indices
+        self.transfer = transfer
+        self._collate = loader.collate_fn
+        self._parts = [
+            indices[i : i + batch_size] for i in range(0, len(indices), batch_size)
+        ]
+        options = {name: getattr(loader, name) for name in _KEPT}
+        self._loader = DataLoader(
+            self.dataset,
+            batch_sampler=self._parts,
+            generator=torch.Generator().manual_seed(0),  # never the global one
+            **options,
+        )
+        self._cache: list[tuple[int, Any]] | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Yield (number of samples, batch)."""
+        if self._cache is not None:
+            yield from self._cache
+            return
+        kept: list[tuple[int, Any]] | None = []
+        size = 0
+        for part, batch in zip(self._parts, self._loader, strict=True):
+            item = (len(part), self.transfer(batch))
+            if kept is not None:
+                size += _nbytes(item[1])
+                kept.append(item)
+                kept = kept if size <= _CACHE_BYTES else None
+            yield item
+        self._cache = kept
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[int, Any]:
+        """One batch drawn uniformly with replacement."""
+        drawn = torch.randint(self.n, (batch_size,), generator=generator).tolist()
+        samples = [self.dataset[self.indices[i]] for i in drawn]
+        return batch_size, self.transfer(self._collate(samples))
+
+
+def _nbytes(batch: Any) -> int:
+    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))

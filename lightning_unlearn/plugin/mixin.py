@@ -1,0 +1,125 @@
+"""What a LightningModule says about its own unlearning; every hook has a default."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torchmetrics
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from lightning_unlearn.errors import ModelError
+
+
+class UnlearnableMixin:
+    """Optional hooks for a LightningModule that will be unlearned.
+
+    A plain LightningModule works too, with these defaults.
+
+    Example:
+        >>> class Net(UnlearnableMixin, LightningModule):
+        ...     def unlearning_l2(self):
+        ...         return 1e-3
+    """
+
+    def unlearning_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch: of shape (batch,), one a sample, or their mean.
+
+        By default the loss that ``training_step`` returns. It must not contain the
+        regulariser, must not step an optimizer, and must treat every sample on its
+        own (no in-batch negatives).
+        """
+        return loss_of_training_step(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    def unlearning_parameters(self) -> Iterable[nn.Parameter]:
+        """The weights in scope. By default all that require a gradient."""
+        return trainable(self)  # type: ignore[arg-type]
+
+    def unlearning_l2(self) -> float | None:
+        """Coefficient of (l2/2)|w|^2; None reads it from the optimizer."""
+        return None
+
+
+def trainable(module: LightningModule) -> list[nn.Parameter]:
+    """The parameters that require a gradient."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def loss_of_training_step(
+    module: LightningModule, batch: Any, batch_idx: int
+) -> Tensor:
+    """Call ``training_step`` and take its loss.
+
+    Raises:
+        ModelError: If it returns nothing that is a loss.
+    """
+    step = module.training_step
+    takes_index = len(inspect.signature(step).parameters) >= 2
+    out = step(batch, batch_idx) if takes_index else step(batch)
+    loss = out.get("loss") if isinstance(out, dict) else out
+    if not isinstance(loss, Tensor):
+        raise ModelError(
+            "expected training_step to return a loss tensor or a dict with 'loss', got "
+            f"{type(loss).__name__} on batch {batch_idx}: a sample without a loss "
+            "cannot be unlearned; return one, or override unlearning_loss"
+        )
+    return loss
+
+
+def hooks(
+    module: LightningModule,
+) -> tuple[Callable[[Any, int], Tensor], list[nn.Parameter], float | None]:
+    """The loss, the weights in scope and the l2 of a module, with or without mixin.
+
+    Raises:
+        ModelError: If the module cannot give a loss.
+    """
+    parameters = getattr(module, "unlearning_parameters", None)
+    l2 = getattr(module, "unlearning_l2", None)
+    in_scope = list(parameters()) if parameters else trainable(module)
+    return _loss_function(module), in_scope, l2() if l2 else None
+
+
+def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
+    own = getattr(type(module), "unlearning_loss", None)
+    if own is not None and own is not UnlearnableMixin.unlearning_loss:
+        return module.unlearning_loss  # type: ignore[return-value]
+    if not module.automatic_optimization:
+        raise ModelError(
+            "expected automatic optimization, got automatic_optimization=False: its "
+            "training_step steps the optimizer; override unlearning_loss(batch, "
+            "batch_idx) to return the loss alone"
+        )
+    if not is_overridden("training_step", module):
+        raise ModelError(
+            "expected a training_step or an unlearning_loss, got a module with "
+            "neither: define one"
+        )
+    return partial(loss_of_training_step, module)
+
+
+@contextmanager
+def quiet(module: LightningModule) -> Iterator[None]:
+    """Silence ``self.log`` in the passes, and empty the metrics they updated.
+
+    Outside Lightning's own loops ``self.log`` raises. Metrics are reset rather than
+    restored: what they had accumulated may come from forgotten samples.
+    """
+    names = ("log", "log_dict")
+    for name in names:
+        object.__setattr__(module, name, _nothing)
+    try:
+        yield
+    finally:
+        for name in names:
+            object.__delattr__(module, name)
+        for metric in module.modules():
+            if isinstance(metric, torchmetrics.Metric):
+                metric.reset()
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None

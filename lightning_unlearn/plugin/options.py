@@ -1,0 +1,84 @@
+"""The callback's options: validated at birth, before any data is seen."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_unlearn import _validate
+from lightning_unlearn.certificate.guarantees import (
+    Guarantee,
+    NewtonStep,
+    NormBall,
+    StronglyConvex,
+)
+from lightning_unlearn.curvature.products import PRODUCTS
+from lightning_unlearn.errors import ArgumentError
+from lightning_unlearn.release import Terms
+from lightning_unlearn.solvers import CG, Dense, LiSSA, Solver
+
+Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
+Precision = Literal["auto", "float32", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See `UnlearningCallback`, which documents each."""
+
+    epsilon: float
+    delta: float
+    max_norm: float | None
+    damping: float | Literal["auto"]
+    guarantee: Guarantee | Literal["auto"]
+    solver: CG | LiSSA | Dense | Solver | Literal["auto"]
+    curvature: Curvature
+    l2: float | Literal["auto"]
+    tolerance: float
+    releases: int | None
+    noise_std: float | None
+    solve_precision: Precision
+    batch_size: int | None
+    noise_seed: int | None
+
+    def __post_init__(self) -> None:
+        _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
+        _validate.probability(delta=self.delta)
+        if self.max_norm is not None:
+            _validate.positive(max_norm=self.max_norm)
+        if self.damping != "auto":
+            _validate.non_negative(damping=self.damping)
+        if self.l2 != "auto":
+            _validate.non_negative(l2=self.l2)
+        if self.releases is not None:
+            _validate.count(releases=self.releases)
+        if self.noise_std is not None:
+            _validate.non_negative(noise_std=self.noise_std)
+        if self.batch_size is not None:
+            _validate.count(batch_size=self.batch_size)
+        if self.noise_seed is not None:
+            _validate.count(minimum=0, noise_seed=self.noise_seed)
+        _validate.one_of(PRODUCTS, curvature=self.curvature)
+        _validate.one_of(
+            ("auto", "float32", "float64"), solve_precision=self.solve_precision
+        )
+        if self.solver != "auto" and not hasattr(self.solver, "solve"):
+            raise ArgumentError(
+                f"expected solver to be 'auto', CG(...), LiSSA(...) or Dense(...), got "
+                f"{self.solver!r}"
+            )
+        known = (StronglyConvex, NormBall, NewtonStep)
+        if self.guarantee != "auto" and not isinstance(self.guarantee, known):
+            raise ArgumentError(
+                "expected guarantee to be 'auto', StronglyConvex(...), NormBall() or "
+                f"NewtonStep(...), got {self.guarantee!r}"
+            )
+
+    @property
+    def terms(self) -> Terms:
+        """What the release needs to know."""
+        return Terms(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            noise_std=self.noise_std,
+            releases=self.releases,
+            max_norm=self.max_norm,
+            noise_seed=self.noise_seed,
+        )

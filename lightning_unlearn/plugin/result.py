@@ -1,0 +1,29 @@
+"""What ``trainer.unlearn`` returns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.solvers import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearningResult:
+    """The outcome of one request; the model already has the new weights.
+
+    Args:
+        certificate: What is proved. Safe to publish.
+        solution: The displacement before noise, and the solver's residual and cost.
+            Secret: with it the noise can be subtracted.
+        n_forget: Samples forgotten.
+        n_retain: Samples retained.
+        seconds: Wall time of the request, without writing the checkpoint.
+        checkpoint_path: Where the clean checkpoint was written, or None.
+    """
+
+    certificate: Certificate
+    solution: Solution
+    n_forget: int
+    n_retain: int
+    seconds: float
+    checkpoint_path: Path | None

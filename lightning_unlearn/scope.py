@@ -1,0 +1,144 @@
+"""The weights in scope as one flat vector, and the state every pass runs in."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_unlearn.errors import ModelError
+
+Vector = Float[Tensor, " p"]
+
+
+class Scope:
+    """The weights an unlearning request may move, in one fixed order.
+
+    Args:
+        module: The module that owns the weights.
+        parameters: The weights in scope; each must belong to `module`.
+
+    Raises:
+        ModelError: If there are none, or one does not belong to the module.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+        self.module = module
+        names = {id(p): name for name, p in module.named_parameters()}
+        self.parameters: list[nn.Parameter] = []
+        self.names: list[str] = []
+        seen: set[int] = set()
+        for p in parameters:
+            if id(p) not in names:
+                raise ModelError(
+                    "expected unlearning_parameters() to return parameters of the "
+                    f"module itself, got a tensor of shape {tuple(p.shape)} that is "
+                    "not one of them"
+                )
+            if id(p) not in seen:  # tied weights count once
+                seen.add(id(p))
+                self.parameters.append(p)
+                self.names.append(names[id(p)])
+        if not self.parameters:
+            raise ModelError(
+                "expected at least one weight in scope, got none: leave some "
+                "parameters with requires_grad=True, or override "
+                "unlearning_parameters()"
+            )
+        self.sizes = [p.numel() for p in self.parameters]
+        self.size = sum(self.sizes)
+
+    def flatten(self) -> Vector:
+        """A float64 copy of the weights, shape (p,), on the CPU or their device."""
+        flat = [p.detach().reshape(-1).to(torch.float64) for p in self.parameters]
+        return torch.cat(flat)
+
+    @torch.no_grad()
+    def assign(self, vector: Vector) -> None:
+        """Write a flat vector of shape (p,) into the weights, cast to their dtype."""
+        for p, part in zip(self.parameters, self.cast(vector), strict=True):
+            p.copy_(part)
+
+    def split(self, vector: Vector) -> list[Tensor]:
+        """Views of a flat vector (p,) in the shapes of the weights."""
+        parts = torch.split(vector, self.sizes)
+        return [
+            part.view(p.shape) for p, part in zip(self.parameters, parts, strict=True)
+        ]
+
+    def cast(self, vector: Vector) -> list[Tensor]:
+        """A flat vector in the shapes and dtypes of the weights."""
+        parts = zip(self.parameters, self.split(vector), strict=True)
+        return [part.to(p.dtype) for p, part in parts]
+
+    def check_finite(self) -> None:
+        """Raise `ModelError` if a weight in scope is NaN or infinite."""
+        for name, p in zip(self.names, self.parameters, strict=True):
+            bad = int((~torch.isfinite(p.detach())).sum())
+            if bad:
+                raise ModelError(
+                    f"expected finite weights, got {bad} NaN or infinite values in "
+                    f"{name}: load a checkpoint from before the training diverged"
+                )
+
+    def digest(self, vector: Vector) -> str:
+        """SHA-256 of the names, dtypes, shapes and bytes `vector` is stored as."""
+        return tensors_digest(zip(self.names, self.cast(vector), strict=True))
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in order."""
+    sha = hashlib.sha256()
+    for name, tensor in named:
+        data = tensor.detach().cpu().contiguous()
+        sha.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
+        sha.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+@contextmanager
+def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None]:
+    """Run passes over the data so that every one sees the same function of w.
+
+    Eval mode, no autocast, the math attention kernel (flash kernels have no second
+    derivative), eager execution, gradients on for the weights in scope and for them
+    alone. Weights and buffers are copies in `dtype`: whatever a pass does to them,
+    the module has its own tensors back at the end, whatever happens.
+    """
+    modes = {m: m.training for m in module.modules()}
+    grads = {p: p.requires_grad for p in module.parameters()}
+    tensors = [*module.parameters(), *module.buffers()]
+    originals = [t.data for t in tensors]
+    with ExitStack() as stack:
+        stack.callback(_restore, modes, grads, tensors, originals)
+        in_scope = {id(p) for p in scope.parameters}
+        module.eval()
+        for p in grads:
+            p.requires_grad_(id(p) in in_scope)
+        for t in tensors:
+            t.data = t.data.to(dtype if t.is_floating_point() else t.dtype, copy=True)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in {t.device.type for t in tensors} | {"cpu"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _restore(
+    modes: dict[nn.Module, bool],
+    grads: dict[nn.Parameter, bool],
+    tensors: list[Tensor],
+    originals: list[Tensor],
+) -> None:
+    for t, original in zip(tensors, originals, strict=True):
+        t.data = original
+    for p, requires_grad in grads.items():
+        p.requires_grad_(requires_grad)
+    for m, training in modes.items():
+        m.training = training

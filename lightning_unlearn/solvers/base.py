@@ -1,0 +1,125 @@
+"""What a solver may ask and what it must answer."""
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_unlearn.scope import Vector
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A symmetric matrix A seen only through products."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows, p."""
+        ...
+
+    def matvec(self, v: Vector) -> Vector:
+        """A v: one full pass over the data."""
+        ...
+
+    def sampled_matvec(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """A_t v for the matrix A_t of one random mini-batch; its mean is A v."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Samples in one full pass."""
+        ...
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value is what the user reads, remedy included."""
+
+    CONVERGED = "converged"
+    MAX_STEPS = "stopped at max_steps above tolerance: raise max_steps or damping"
+    INDEFINITE = (
+        "met v'Av that is not > 0, so A is not positive definite: raise damping "
+        "above -lambda_min"
+    )
+    DIVERGED = (
+        "the iterates overflowed: raise scale above the largest eigenvalue of any "
+        "mini-batch, or raise batch_size"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """An approximate solution of A x = b and how good it is.
+
+    Args:
+        x: The solution, shape (p,), float64.
+        residual: |A x - b|, recomputed from x with a full product.
+        status: How the solve ended.
+        steps: Iterations made.
+        matvecs: Full retain-set passes with a vector; fractions for subsamples.
+    """
+
+    x: Float[Tensor, " p"]
+    residual: float
+    status: Status
+    steps: int
+    matvecs: float
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Anything that turns an operator and a right-hand side into a `Solution`."""
+
+    def solve(self, A: Operator, b: Vector) -> Solution:
+        """Solve A x = b."""
+        ...
+
+
+@dataclass(frozen=True)
+class Damped:
+    """``H + damping I`` of an objective, as an `Operator`."""
+
+    objective: "_Curvature"
+    damping: float
+
+    @property
+    def size(self) -> int:
+        """Number of weights in scope."""
+        return self.objective.size
+
+    @property
+    def n(self) -> int:
+        """Samples in one full pass."""
+        return self.objective.n
+
+    def matvec(self, v: Vector) -> Vector:
+        """(H + damping I) v."""
+        return self.objective.hvp(v) + self.damping * v
+
+    def sampled_matvec(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """(H_t + damping I) v for one random mini-batch."""
+        Hv = self.objective.sampled_hvp(v, batch_size, generator)
+        return Hv + self.damping * v
+
+
+@runtime_checkable
+class _Curvature(Protocol):
+    @property
+    def size(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    def hvp(self, v: Vector) -> Vector: ...
+    def sampled_hvp(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector: ...
+
+
+def residual_norm(A: Operator, x: Vector, b: Vector) -> float:
+    """|A x - b| by one full product."""
+    return float((A.matvec(x) - b).norm())
