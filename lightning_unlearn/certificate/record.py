@@ -288,10 +288,16 @@ def _from_plain(plain: dict[str, Any]) -> Certificate:
 
 
 def _check_fields(cls: type, plain: Any) -> dict[str, Any]:
-    expected = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(plain, dict) or set(plain) != expected:
+    known = {field.name for field in dataclasses.fields(cls)}
+    # A field added later has a default, so that older files stay readable.
+    needed = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING
+    }
+    if not isinstance(plain, dict) or not needed <= set(plain) <= known:
         got = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
         raise CertificateError(
-            f"expected the fields {sorted(expected)} of {cls.__name__}, got {got}"
+            f"expected the fields {sorted(known)} of {cls.__name__}, got {got}"
         )
     return plain

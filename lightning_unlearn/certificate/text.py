@@ -72,7 +72,7 @@ def _number(value: float) -> str:
 
 def _facts(c: Certificate) -> list[str]:
     mechanism = {
-        Bound.STRONGLY_CONVEX: "strongly convex scope, 2 tolerance / strong_convexity",
+        Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
         Bound.NO_BOUND: "no bound",

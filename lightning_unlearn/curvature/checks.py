@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
@@ -32,10 +31,7 @@ class _Names(TorchFunctionMode):
         self.kinks: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        name = name.removeprefix("boolean_dispatch_").removeprefix("_")
-        if func is F.max_pool2d or "max_pool" in (resolve_name(func) or ""):
-            name = "max_pool2d"
+        name = (resolve_name(func) or getattr(func, "__name__", "")).split(".")[-1]
         if name in _KINKED:
             self.kinks.add(name)
         return func(*args, **(kwargs or {}))

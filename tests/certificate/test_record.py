@@ -1,0 +1,249 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lightning_unlearn.certificate import (
+    Bound,
+    Certificate,
+    Constant,
+    Grade,
+    NoiseSource,
+    Origin,
+    PublicPart,
+    claims,
+    gaussian_epsilon,
+)
+from lightning_unlearn.certificate.record import _digest
+from lightning_unlearn.errors import ArgumentError, CertificateError
+
+GOLDEN = sorted(Path(__file__).parent.glob("golden/*.json"))
+
+
+def convex_constants(tolerance=1e-6, l2=1e-3, origin=Origin.PROVED):
+    return (
+        Constant(name="tolerance", value=tolerance, origin=Origin.ENFORCED, reason="t"),
+        Constant(name="strong_convexity", value=l2, origin=origin, reason="mu = l2"),
+    )
+
+
+def make(**changes):
+    constants = changes.pop("constants", convex_constants())
+    bound = changes.get("bound", Bound.STRONGLY_CONVEX)
+    sensitivity = claims.sensitivity_upper(bound, constants)
+    releases = changes.get("releases")
+    noise_std = claims.noise_std_upper(1.0, 1e-5, sensitivity, releases)
+    mu = sensitivity / noise_std
+    fields = {
+        "grade": Grade.CERTIFIED,
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "noise_std": noise_std,
+        "noise_source": NoiseSource.OS_ENTROPY,
+        "noise_by_hand": False,
+        "sensitivity": sensitivity,
+        "bound": bound,
+        "reference": "the retrained head",
+        "constants": constants,
+        "n_forget": 50,
+        "n_retain": 1747,
+        "n_parameters": 650,
+        "releases": releases,
+        "release": 1,
+        "release_mus": (mu,),
+        "composed_epsilon": gaussian_epsilon(mu, 1e-5),
+        "public_parts": (PublicPart(name="net", digest="ab", origin=Origin.ENFORCED),),
+        "unscrubbed": (),
+        "not_covered": ("raw data",),
+        "warnings": ("a warning",),
+        "weights_digest": "00" * 32,
+        "created": "2026-11-23T06:00:00+00:00",
+        "versions": (("torch", "2.13.0"),),
+        **changes,
+    }
+    return Certificate(**fields)
+
+
+BALL = (
+    Constant(name="max_norm", value=20.0, origin=Origin.ENFORCED, reason="projected"),
+)
+NOTHING = {
+    "grade": Grade.NONE, "epsilon": None, "delta": None, "release_mus": (),
+    "composed_epsilon": None,
+}  # fmt: skip
+
+
+def test_round_trip_is_exact():
+    certificate = make()
+    again = Certificate.from_json(certificate.to_json())
+    assert again == certificate
+    again.verify()
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.name)
+def test_old_certificates_still_load_and_verify(path):
+    certificate = Certificate.from_json(path.read_text())
+    certificate.verify()
+    assert certificate.grade.value in path.name
+
+
+def test_there_is_a_golden_file_of_every_grade():
+    assert {g.value for g in Grade} <= {p.name.split(".")[1] for p in GOLDEN}
+
+
+@pytest.mark.parametrize(
+    ("changes", "grade"),
+    [
+        ({}, "certified"),
+        ({"public_parts": ()}, "certified"),
+        ({"constants": convex_constants(origin=Origin.ASSUMED)}, "conditional"),
+        ({"constants": convex_constants(origin=Origin.ESTIMATED)}, "conditional"),
+        (
+            {
+                "public_parts": (
+                    PublicPart(name="net", digest="ab", origin=Origin.ASSUMED),
+                )
+            },
+            "conditional",
+        ),
+        ({"bound": Bound.NORM_BALL, "constants": BALL}, "vacuous"),
+        ({**NOTHING, "noise_by_hand": True}, "none"),
+        ({**NOTHING, "noise_source": NoiseSource.SEEDED}, "none"),
+        ({**NOTHING, "unscrubbed": ("bn.running_mean",)}, "none"),
+    ],
+)
+def test_only_the_true_grade_verifies(changes, grade):
+    make(**{**changes, "grade": Grade(grade)}).verify()
+    for other in Grade:
+        if other.value != grade and (other is Grade.NONE) == (grade == "none"):
+            with pytest.raises(CertificateError, match="states grade="):
+                make(**{**changes, "grade": other}).verify()
+
+
+def test_newton_bound_is_capped_and_then_vacuous():
+    def constants(M):
+        values = {"hessian_lipschitz": M, "damping": 0.0, "lambda_min": 1.0,
+                  "retrained_gradient_norm": 0.0, "residual": 0.0}  # fmt: skip
+        proved = [
+            Constant(name=k, value=v, origin=Origin.PROVED, reason="r")
+            for k, v in values.items()
+        ]
+        return (*BALL, *proved)
+
+    large, small = constants(1.0), constants(1e-4)
+    assert claims.sensitivity_upper(Bound.NEWTON_STEP, large) == 40.0
+    assert claims.sensitivity_upper(Bound.NEWTON_STEP, small) == pytest.approx(0.08)
+    make(bound=Bound.NEWTON_STEP, constants=large, grade=Grade.VACUOUS).verify()
+    make(bound=Bound.NEWTON_STEP, constants=small, grade=Grade.CERTIFIED).verify()
+
+
+def numeric_fields(plain, path=()):
+    for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+        if isinstance(value, (dict, list)):
+            yield from numeric_fields(value, (*path, key))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield (*path, key)
+
+
+def changed(text, path, factor):
+    plain = json.loads(text)
+    place = plain
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = (place[path[-1]] or 1) * factor
+    return plain
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda p: p.name)
+def test_any_number_changed_by_hand_is_found(golden):
+    text = golden.read_text()
+    paths = list(numeric_fields(json.loads(text)))
+    assert len(paths) >= 6
+    for path in paths:
+        for factor in (2, 0.999999):
+            with pytest.raises(CertificateError):
+                Certificate.from_json(json.dumps(changed(text, path, factor))).verify()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["epsilon", "delta", "noise_std", "sensitivity", "composed_epsilon"],
+)
+def test_a_forger_who_recomputes_the_digest_is_found_too(name):
+    plain = changed(make().to_json(), (name,), 0.99)
+    plain.pop("digest")
+    forged = json.dumps({**plain, "digest": _digest(plain)})
+    with pytest.raises(CertificateError, match="its constants give"):
+        Certificate.from_json(forged).verify()
+
+
+def test_a_release_beyond_the_announced_budget_does_not_verify():
+    make(releases=2, release=1).verify()
+    with pytest.raises(CertificateError, match="release 3 of 2 announced"):
+        make(releases=2, release=3, composed_epsilon=None).verify()
+
+
+def test_missing_and_repeated_constants():
+    with pytest.raises(CertificateError, match="needs the constants strong_convexity"):
+        claims.sensitivity_upper(Bound.STRONGLY_CONVEX, convex_constants()[:1])
+    with pytest.raises(CertificateError, match="tolerance is listed twice"):
+        claims.sensitivity_upper(Bound.STRONGLY_CONVEX, convex_constants() * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a certificate as JSON"),
+        ("[]", "expected a certificate of schema 1, got 'list'"),
+        ('{"schema": 99}', "expected a certificate of schema 1, got 99"),
+        ('{"schema": 1, "epsilon": NaN}', "expected finite numbers, got NaN"),
+        ('{"schema": 1, "schema": 1}', "a field is written twice"),
+        ("[" * 100_000, "expected a certificate as JSON"),
+    ],
+)
+def test_malformed_text(text, message):
+    with pytest.raises(CertificateError, match=message):
+        Certificate.from_json(text)
+
+
+def test_unknown_and_wrong_fields():
+    for change in ({"extra": 1}, {"n_forget": "fifty"}, {"constants": 3}):
+        plain = json.loads(make().to_json())
+        plain.pop("digest")
+        plain.update(change)
+        text = json.dumps({**plain, "digest": _digest(plain)})
+        with pytest.raises(CertificateError, match="expected the fields|malformed"):
+            Certificate.from_json(text)
+
+
+def test_constants_are_validated_at_birth():
+    with pytest.raises(ArgumentError, match="expected mu to be a finite number"):
+        Constant(name="mu", value=math.nan, origin=Origin.PROVED, reason="r")
+    with pytest.raises(CertificateError, match="mu: say where the value 1.0 comes"):
+        Constant(name="mu", value=1.0, origin=Origin.PROVED, reason=" ")
+    with pytest.raises(CertificateError, match="name to be an identifier"):
+        Constant(name="m u", value=1.0, origin=Origin.PROVED, reason="r")
+
+
+def test_epsilon_and_grade_must_agree():
+    with pytest.raises(CertificateError, match="None exactly for grade none"):
+        make(grade=Grade.NONE)
+    with pytest.raises(CertificateError, match="None exactly for grade none"):
+        make(epsilon=None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().epsilon = 0.1
+
+
+def test_text_fits_a_screen_and_never_prints_epsilon_alone():
+    vacuous = str(make(bound=Bound.NORM_BALL, constants=BALL, grade=Grade.VACUOUS))
+    none = str(make(**NOTHING, noise_by_hand=True))
+    certified = str(make())
+    for text in (vacuous, none, certified):
+        assert max(map(len, text.splitlines())) <= 78
+        assert len(text.splitlines()) <= 40
+    for line in vacuous.splitlines():
+        assert "epsilon" not in line or "vacuous" in line.lower()
+    assert "epsilon" not in none
+    assert "CERTIFIED: indistinguishable from retraining without these 50" in certified

@@ -1,0 +1,160 @@
+import pytest
+import torch
+
+from lightning_unlearn.errors import ArgumentError, SolverError
+from lightning_unlearn.solvers import CG, Damped, Dense, LiSSA, Status
+from tests.problems import classification, mlp, objective_of
+
+
+class Matrix:
+    """A dense operator that counts its products."""
+
+    def __init__(self, A, noise=0.0):
+        self.A, self.products, self.noise = A, 0, noise
+        self.n = 100
+
+    @property
+    def size(self):
+        return len(self.A)
+
+    def matvec(self, v):
+        self.products += 1
+        return self.A @ v
+
+    def sampled_matvec(self, v, batch_size, generator):
+        E = torch.randn(self.A.shape, generator=generator, dtype=torch.float64)
+        return (self.A + self.noise * (E + E.T)) @ v
+
+
+def spectrum(values):
+    generator = torch.Generator().manual_seed(5)
+    p = len(values)
+    Q, _ = torch.linalg.qr(torch.randn(p, p, generator=generator).double())
+    b = torch.randn(p, generator=generator).double()
+    return Q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ Q.T, b
+
+
+OPERATORS = {
+    "identity": [1.0] * 6,
+    "easy": [1.0, 2.0, 3.0, 4.0, 5.0],
+    "ill": [1e-4, 1e-2, 1.0, 100.0],
+    "one": [3.0],
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("solver", [CG(rtol=1e-10), Dense()], ids=["cg", "dense"])
+def test_every_solver_solves(solver, name):
+    A, b = spectrum(OPERATORS[name])
+    operator = Matrix(A)
+    solution = solver.solve(operator, b)
+    exact = torch.linalg.solve(A, b)
+    assert solution.status is Status.CONVERGED
+    assert (solution.x - exact).norm() <= 1e-6 * exact.norm()
+    assert solution.residual == pytest.approx(float((A @ solution.x - b).norm()))
+    assert solution.matvecs == operator.products
+
+
+@pytest.mark.parametrize("solver", [CG(), Dense()], ids=["cg", "dense"])
+def test_indefinite_matrices_are_named(solver):
+    A, b = spectrum([-1.0, 2.0, 5.0])
+    solution = solver.solve(Matrix(A), b)
+    assert solution.status is Status.INDEFINITE
+    assert "raise damping" in solution.status.value
+
+
+def test_cg_says_when_it_was_stopped_and_nan_is_not_convergence():
+    A, b = spectrum([1.0, 2.0, 3.0, 4.0, 5.0])
+    stopped = CG(rtol=1e-12, max_steps=2).solve(Matrix(A), b)
+    assert stopped.status is Status.MAX_STEPS
+    assert stopped.steps == 2
+    assert stopped.residual > 1e-12 * b.norm()
+    nan = CG().solve(Matrix(A * float("nan")), b)
+    assert nan.status is not Status.CONVERGED
+    zero = CG().solve(Matrix(A), 0 * b)
+    assert zero.status is Status.CONVERGED
+    assert not zero.x.any()
+
+
+def test_the_residual_is_recomputed_not_updated():
+    A, b = spectrum([1e-8, 1.0, 1e8])  # the updated residual drifts here
+    solution = CG(rtol=1e-15, max_steps=50).solve(Matrix(A), b)
+    assert solution.residual == float((A @ solution.x - b).norm())
+
+
+def test_dense_refuses_large_problems():
+    A, b = spectrum([1.0, 2.0])
+    with pytest.raises(SolverError, match="at most max_size=1 weights .* got 2"):
+        Dense(max_size=1).solve(Matrix(A), b)
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(10.0, 5), (1000.0, 1000), (6.0, 400)])
+def test_lissa_applies_its_filter(scale, steps):
+    values = torch.tensor([0.01, 0.5, 2.0, 5.0], dtype=torch.float64)
+    A, b = spectrum(values.tolist())
+    solver = LiSSA(scale=scale, steps=steps, runs=1, batch_size=0, rtol=10.0)
+    solution = solver.solve(Matrix(A), b)
+    h, Q = torch.linalg.eigh(A)
+    left = (1 - h / scale) ** (steps + 1)
+    filtered = Q @ ((1 - left) / h * (Q.T @ b))
+    torch.testing.assert_close(solution.x, filtered, rtol=1e-8, atol=1e-10)
+    predicted = float((left * (Q.T @ b)).norm())
+    assert solution.residual == pytest.approx(predicted, rel=1e-6, abs=1e-12)
+
+
+def test_the_published_setting_applies_one_percent_of_the_inverse():
+    # theory.md section 2: scale 1000, 1000 steps, eigenvalue 0.01.
+    A, b = spectrum([0.01])
+    x = LiSSA(scale=1000.0, steps=1000, runs=1, batch_size=0).solve(Matrix(A), b).x
+    assert float(x / (b / 0.01)) == pytest.approx(0.01, rel=0.01)
+
+
+def test_lissa_mini_batches_are_unbiased_and_averaged():
+    A, b = spectrum([1.0, 2.0, 3.0])
+    few = LiSSA(scale=10.0, steps=60, runs=2, batch_size=10)
+    many = LiSSA(scale=10.0, steps=60, runs=200, batch_size=10)
+    exact = LiSSA(scale=10.0, steps=60, runs=1, batch_size=0).solve(Matrix(A), b).x
+    errors = [
+        float((s.solve(Matrix(A, noise=0.3), b).x - exact).norm()) for s in (few, many)
+    ]
+    assert errors[1] < 0.3 * errors[0]
+    solution = few.solve(Matrix(A, noise=0.3), b)
+    assert solution.steps == 120
+    assert solution.matvecs == pytest.approx(2 * 60 * 10 / 100 + 1)
+
+
+def test_lissa_says_when_it_diverged():
+    A, b = spectrum([1.0, 50.0])
+    solution = LiSSA(scale=1.0, steps=400, runs=1, batch_size=0).solve(Matrix(A), b)
+    assert solution.status is Status.DIVERGED
+    assert "raise scale" in solution.status.value
+    above = LiSSA(scale=20.0, steps=3, runs=1, batch_size=0).solve(Matrix(A), b)
+    assert above.status is Status.MAX_STEPS
+
+
+def test_damped_adds_the_damping_to_both_products():
+    objective = objective_of(mlp(), *classification())
+    v = torch.randn(objective.size, dtype=torch.float64)
+    A = Damped(objective, 0.7)
+    torch.testing.assert_close(A.matvec(v), objective.hvp(v) + 0.7 * v)
+    one, two = (torch.Generator().manual_seed(2) for _ in range(2))
+    torch.testing.assert_close(
+        A.sampled_matvec(v, 5, one), objective.sampled_hvp(v, 5, two) + 0.7 * v
+    )
+    assert (A.n, A.size) == (37, objective.size)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CG(rtol=0.0), "expected rtol"),
+        (lambda: CG(max_steps=0), "expected max_steps to be an integer >= 1"),
+        (lambda: LiSSA(scale=float("nan")), "expected scale"),
+        (lambda: LiSSA(runs=0), "expected runs"),
+        (lambda: LiSSA(batch_size=-1), "expected batch_size"),
+        (lambda: Dense(max_size=0), "expected max_size"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
