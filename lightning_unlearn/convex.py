@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_unlearn import _validate
 from lightning_unlearn.certificate.bounds import gradient_rounding_upper
 from lightning_unlearn.errors import GuaranteeError, ModelError
-from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.heads import ConvexHead, HeadCall
 from lightning_unlearn.objective import Batches, LossFunction
 from lightning_unlearn.scope import Vector
 
@@ -63,21 +63,24 @@ def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureDa
             raise GuaranteeError(
                 "expected the loss to call head.loss(features, targets) exactly once, "
                 f"got {len(calls)} calls: return self.head.loss(...).mean() from "
-                "training_step, or use guarantee='norm_ball'"
+                "training_step, or use guarantee=NormBall()"
             )
         call = calls[0]
-        _check_call(call.features, call.losses, out, weight)
+        _check_call(call, out, weight)
         features.append(call.features.detach())
         targets.append(call.targets.detach())
-    data = FeatureData(torch.cat(features), torch.cat(targets))
-    for name, tensor in (("features", data.features), ("targets", data.targets)):
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"expected finite {name}, got NaN or infinite values")
-    return data
+    return FeatureData(torch.cat(features), torch.cat(targets))
 
 
-def _check_call(features: Tensor, losses: Tensor, out: Tensor, weight: int) -> None:
-    if features.requires_grad:
+def _check_call(call: HeadCall, out: Tensor, weight: int) -> None:
+    losses = call.losses
+    for name in ("features", "targets", "losses"):
+        if not bool(torch.isfinite(getattr(call, name)).all()):
+            raise ModelError(
+                f"expected finite {name} at the head, got NaN or infinite values: look "
+                "for NaN in the data or a diverged model"
+            )
+    if call.features.requires_grad:
         raise GuaranteeError(
             "expected features that do not depend on the weights in scope, got "
             "features with a gradient: the head's weights are used before the head"
@@ -95,7 +98,7 @@ def _check_call(features: Tensor, losses: Tensor, out: Tensor, weight: int) -> N
         raise GuaranteeError(
             "expected the loss to be head.loss(features, targets) or its mean, got "
             "another value: put the regulariser into l2= and leave other terms out, "
-            "or use guarantee='norm_ball'"
+            "or use guarantee=NormBall()"
         )
 
 

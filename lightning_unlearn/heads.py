@@ -128,8 +128,8 @@ class ConvexHead(nn.Module):
         super().__init__()
         _validate.count(in_features=in_features, out_features=out_features)
         _validate.one_of(LINKS, loss=loss)
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = int(in_features)
+        self.out_features = int(out_features)
         self.loss_name: LossName = loss
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None

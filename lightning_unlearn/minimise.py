@@ -73,7 +73,8 @@ def minimise(
     gradient, rounding = objective.gradient(w)
     steps, matvecs = 0, 0.0
     while not _proved_norm(gradient, rounding) <= tolerance:
-        if not rounding < tolerance:
+        norm = float(gradient.norm())
+        if not rounding < tolerance and norm <= 10 * rounding:
             raise GuaranteeError(
                 f"expected a tolerance above the rounding error of float64 sums, "
                 f"{rounding:.3g}, got tolerance={tolerance:.3g}: raise the tolerance"
@@ -81,11 +82,10 @@ def minimise(
         if steps == max_steps:
             raise SolverError(
                 f"expected |grad F| <= tolerance={tolerance:.3g} within {max_steps} "
-                f"Newton steps, got {float(gradient.norm()):.3g}: raise l2, max_steps "
+                f"Newton steps, got {norm:.3g}: raise l2, max_steps "
                 "or the tolerance; nothing was released"
             )
         objective.at = w
-        norm = float(gradient.norm())
         # Superlinear far away, no tighter than needed at the end.
         rtol = max(min(0.1, norm**0.5), 0.2 * tolerance / norm)
         inner = (solver or CG(rtol=rtol)).solve(Damped(objective, 0.0), gradient)

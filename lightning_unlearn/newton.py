@@ -20,7 +20,7 @@ from lightning_unlearn.solvers import Damped, Solution, Solver, Status
 
 _LANCZOS_STEPS = 40
 _LANCZOS_SAMPLES = 1000
-_RAISES = 12
+_RAISES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +168,10 @@ def _solve(
 ) -> tuple[Solution, float, list[Constant]]:
     reported: list[Constant] = []
     auto = damping is None
-    reason = "given by the user"
+    reason, floor = "given by the user", 0.0
     if damping is None:
         lowest, highest = _spectrum_ends(objective, gradient.device)
-        damping = 2 * max(-lowest, 0.0)
+        damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
         samples = min(objective.n, _LANCZOS_SAMPLES)
         reason = (
             f"twice the negative part of lambda_min = {lowest:.3g}, estimated by "
@@ -189,7 +189,7 @@ def _solve(
     solution = solver.solve(Damped(objective, damping), gradient)
     raises = 0
     while auto and solution.status is Status.INDEFINITE and raises < _RAISES:
-        damping, raises = max(2 * damping, 1e-6), raises + 1
+        damping, raises = max(2 * damping, floor), raises + 1
         spent = solution.matvecs
         solution = solver.solve(Damped(objective, damping), gradient)
         solution = replace(solution, matvecs=solution.matvecs + spent)

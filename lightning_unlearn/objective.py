@@ -168,8 +168,8 @@ class EmpiricalObjective:
                 )
             if not bool(torch.isfinite(total)):
                 raise ModelError(
-                    f"expected a finite loss, got {float(total.detach())} on batch {index}: "
-                    "look for NaN in the data or a diverged model"
+                    f"expected a finite loss, got {float(total.detach())} on batch "
+                    f"{index}: look for NaN in the data or a diverged model"
                 )
             if not total.requires_grad:
                 raise ModelError(

@@ -49,7 +49,7 @@ def gaussian_log_delta(epsilon: float, mu: float) -> float:
 
 
 def _log_delta(epsilon: float, mu: float) -> tuple[float, float]:
-    """log delta and a bound on the error of its evaluation."""
+    """Log delta and a bound on the error of its evaluation."""
     x = epsilon / mu - mu / 2
     if x > -5:
         larger = float(erfcx(x / math.sqrt(2)))

@@ -1,0 +1,570 @@
+"""Bad input: a clear error by name, and nothing changed."""
+
+import copy
+import signal
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from lightning_unlearn import (
+    CG,
+    ConvexHead,
+    NewtonStep,
+    StronglyConvex,
+    UnlearnableMixin,
+    UnlearningCallback,
+)
+from lightning_unlearn.certificate import Grade
+from lightning_unlearn.errors import (
+    ArgumentError,
+    DataError,
+    ForgetSetError,
+    GuaranteeError,
+    ModelError,
+    SetupError,
+    SolverError,
+    StrategyError,
+    UnlearningError,
+)
+from tests.plugin.nets import (
+    MLP,
+    HeadNet,
+    digits,
+    fitted,
+    loader,
+    same,
+    trainer,
+    weights,
+)
+
+
+def refused(error, match, net, fit_trainer, callback, forget, **kwargs):
+    """The request raises, and model, record, optimizers and files are as before."""
+    before, record = weights(net), copy.deepcopy(callback.record)
+    pointers = [p.data_ptr() for p in net.parameters()]
+    flags = [(p.requires_grad, p.dtype) for p in net.parameters()]
+    modes = [m.training for m in net.modules()]
+    optimizers = list(fit_trainer.optimizers)
+    with pytest.raises(error, match=match):
+        fit_trainer.unlearn(forget, **kwargs)
+    assert same(weights(net), before)
+    assert callback.record == record
+    assert [p.data_ptr() for p in net.parameters()] == pointers
+    assert [(p.requires_grad, p.dtype) for p in net.parameters()] == flags
+    assert [m.training for m in net.modules()] == modes
+    assert fit_trainer.optimizers == optimizers
+    assert "log" not in net.__dict__
+    assert "_run_stage" not in fit_trainer.__dict__
+    if "save_to" in kwargs:
+        assert not list(kwargs["save_to"].parent.glob("*clean*"))
+
+
+@pytest.mark.parametrize(
+    ("forget", "message"),
+    [
+        ([], "at least one sample to forget, got none"),
+        (range(600), "at least one sample to retain, got a request for all 600"),
+        ([1, 2, 1], "every sample once, got 1 repetitions: 1"),
+        ([600], "indices from 0 to 599 .* got 600"),
+        ([-1], "indices from 0 to 599 .* got -1"),
+        ([0.5], r"hold integers, got 0.5 \(float\)"),
+        ([True], r"hold integers, got True \(bool\)"),
+        (torch.ones(600, dtype=torch.bool), "hold integers"),
+        (
+            torch.zeros(2, 2, dtype=torch.long),
+            r"flat list of indices, got shape \(2, 2\)",
+        ),
+        (None, "as indices, a path, a Subset or a DataLoader"),
+        ({"a": 1}, "as indices, a path, a Subset or a DataLoader"),
+        ("nowhere.txt", "expected a file of indices at nowhere.txt, found none"),
+        ("forget.parquet", "forget file ending in .txt, .json, .npy, .csv"),
+        (Subset(digits(50), [1]), "was never trained on cannot be forgotten"),
+        (TensorDataset(torch.zeros(3)), "expected a Subset of the training dataset"),
+        (DataLoader(digits(50)), "expected a DataLoader over a Subset"),
+    ],
+    ids=str,
+)
+def test_forget_sets(forget, message, tmp_path):
+    net, fit_trainer, callback, _ = fitted()
+    refused(
+        ForgetSetError, message, net, fit_trainer, callback, forget,
+        save_to=tmp_path / "clean.ckpt",
+    )  # fmt: skip
+    fit_trainer.unlearn([0])  # and the trainer is still good for a right one
+
+
+def test_a_subset_of_another_dataset_of_the_same_size():
+    net, fit_trainer, callback, _ = fitted()
+    X, y = digits(600).tensors
+    other = TensorDataset(X.flip(0), y.flip(0))
+    refused(
+        ForgetSetError, "another sample at position 4", net, fit_trainer, callback,
+        Subset(other, [4]),
+    )  # fmt: skip
+    assert fit_trainer.unlearn(Subset(digits(600), [4])).n_forget == 1  # made anew
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "1\nx\n", "expected indices in .*a.txt: invalid literal"),
+        ("a.json", "{}", "expected a JSON list of indices"),
+        ("a.json", "[1.5]", "hold integers, got 1.5"),
+        ("a.json", "[" * 100_000, "expected indices in"),
+        ("a.csv", "id\n1\nfoo\n", "expected indices in .*a.csv"),
+    ],
+)
+def test_malformed_files(name, content, message, tmp_path):
+    net, fit_trainer, callback, _ = fitted()
+    path = tmp_path / name
+    path.write_text(content)
+    refused(ForgetSetError, message, net, fit_trainer, callback, str(path))
+
+
+def test_pickles_in_npy_files_are_never_loaded(tmp_path):
+    net, fit_trainer, callback, _ = fitted()
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([{"x": 1}], dtype=object), allow_pickle=True)
+    refused(ForgetSetError, "allow_pickle", net, fit_trainer, callback, path)
+    np.save(path, np.array([3, 4]))
+    assert fit_trainer.unlearn(path).n_forget == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, "expected epsilon to be a finite number > 0"),
+        ({"epsilon": float("nan")}, "expected epsilon"),
+        ({"epsilon": -1}, "expected epsilon"),
+        ({"delta": 0.0}, "expected delta strictly between 0 and 1"),
+        ({"delta": float("nan")}, "expected delta"),
+        ({"max_norm": 0.0}, "expected max_norm"),
+        ({"damping": -1.0}, "expected damping"),
+        ({"damping": float("nan")}, "expected damping"),
+        ({"l2": float("nan")}, "expected l2"),
+        ({"tolerance": 0.0}, "expected tolerance"),
+        ({"releases": 0}, "expected releases to be an integer >= 1"),
+        ({"noise_std": -1.0}, "expected noise_std"),
+        ({"batch_size": 0}, "expected batch_size"),
+        ({"noise_seed": -1}, "expected noise_seed"),
+        ({"curvature": "fisher"}, "expected curvature to be one of 'hessian'"),
+        ({"solver": "magic"}, "expected solver to be 'auto', CG"),
+        ({"guarantee": "magic"}, "expected guarantee to be 'auto'"),
+        ({"solve_precision": "float16"}, "expected solve_precision"),
+    ],
+)
+def test_options_at_birth(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        UnlearningCallback(**options)
+
+
+def test_nan_weights_and_nan_loss():
+    net, fit_trainer, callback, dataset = fitted()
+    with torch.no_grad():
+        net.head.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"1 NaN or infinite values in head\.weight"):
+        fit_trainer.unlearn([1])
+    X, y = digits(600).tensors
+    X = X.clone()
+    X[77] = float("nan")
+    net = HeadNet()
+    fresh = UnlearningCallback(l2=1e-3)
+    bad = trainer(fresh)
+    with pytest.raises(ModelError, match="expected finite features at the head"):
+        bad.unlearn([1], model=net, train_dataloaders=loader(TensorDataset(X, y)))
+    mlp = trainer(UnlearningCallback(noise_std=0.0))
+    with pytest.raises(ModelError, match="expected a finite loss, got nan on batch 1"):
+        mlp.unlearn([1], model=MLP(), train_dataloaders=loader(TensorDataset(X, y)))
+
+
+def test_setup_errors(tmp_path):
+    data = loader(digits(60))
+    with pytest.raises(SetupError, match="expected a Trainer with an UnlearningCall"):
+        trainer().unlearn([1], model=MLP(), train_dataloaders=data)
+    with pytest.raises(SetupError, match="expected a model: pass model="):
+        trainer(UnlearningCallback()).unlearn([1], train_dataloaders=data)
+    with pytest.raises(SetupError, match="expected a checkpoint at nowhere.ckpt"):
+        trainer(UnlearningCallback()).unlearn(
+            [1], model=MLP(), train_dataloaders=data, ckpt_path="nowhere.ckpt"
+        )
+    with pytest.raises(SetupError, match="train_dataloaders= or datamodule=, got both"):
+        trainer(UnlearningCallback()).unlearn(
+            [1], model=MLP(), train_dataloaders=data, datamodule=L.LightningDataModule()
+        )
+    with pytest.raises(SetupError, match="expected the folder of save_to"):
+        trainer(UnlearningCallback()).unlearn(
+            [1], model=MLP(), train_dataloaders=data, save_to=tmp_path / "no" / "x.ckpt"
+        )
+    (tmp_path / "old.ckpt").write_text("precious")
+    with pytest.raises(SetupError, match=r"which exists: choose another name"):
+        trainer(UnlearningCallback()).unlearn(
+            [1], model=MLP(), train_dataloaders=data, save_to=tmp_path / "old.ckpt"
+        )
+    assert (tmp_path / "old.ckpt").read_text() == "precious"
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from digits(10)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataLoader(Stream()), "map-style training dataset .* got Stream"),
+        (
+            {"a": loader(digits(20))},
+            "one torch DataLoader as the training data, got dict",
+        ),
+        (
+            [loader(digits(20))] * 2,
+            "one torch DataLoader as the training data, got list",
+        ),
+        ([1, 2, 3], "one torch DataLoader as the training data"),
+    ],
+    ids=["iterable", "dict", "list", "not a loader"],
+)
+def test_training_data_without_positions(data, message):
+    callback = UnlearningCallback(noise_std=0.0)
+    with pytest.raises(DataError, match=message):
+        trainer(callback).unlearn([1], model=MLP(), train_dataloaders=data)
+
+
+def test_other_training_data_than_the_model_s():
+    net, fit_trainer, callback, _ = fitted()
+    refused(
+        DataError, "the training data of 600 samples .* got 500", net, fit_trainer,
+        callback, [1], train_dataloaders=loader(digits(500)),
+    )  # fmt: skip
+    X, y = digits(600).tensors
+    refused(
+        DataError, "got other samples: indices would point at the wrong ones", net,
+        fit_trainer, callback, [1],
+        train_dataloaders=loader(TensorDataset(X.flip(0), y.flip(0))),
+    )  # fmt: skip
+
+
+class Augmented(Dataset):
+    def __init__(self):
+        self.inner = digits(600)
+
+    def __len__(self):
+        return 600
+
+    def __getitem__(self, i):
+        x, y = self.inner[i]
+        return x + 0.1 * torch.randn_like(x), y
+
+
+def test_random_augmentation_is_named():
+    net, fit_trainer, callback, _ = fitted(dataset=Augmented())
+    refused(DataError, "turn random augmentation off", net, fit_trainer, callback, [1])
+    assert fit_trainer.unlearn([1], train_dataloaders=loader(digits(600))).n_forget == 1
+
+
+class Manual(MLP):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+
+
+class ManualWithLoss(UnlearnableMixin, Manual):
+    def unlearning_loss(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+
+def test_manual_optimization_needs_an_override():
+    net, fit_trainer, callback, _ = fitted(Manual(), noise_std=0.0)
+    refused(
+        ModelError, "expected automatic optimization.*override unlearning_loss", net,
+        fit_trainer, callback, [1],
+    )  # fmt: skip
+    _, fit_trainer, _, _ = fitted(ManualWithLoss(), noise_std=0.0)
+    assert fit_trainer.unlearn([1]).n_forget == 1
+
+
+class Skips(MLP):
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+class NoStep(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1)
+
+
+def test_missing_losses():
+    callback = UnlearningCallback(noise_std=0.0)
+    with pytest.raises(ModelError, match="a loss tensor .* got NoneType on batch 2"):
+        trainer(callback).unlearn(
+            [1], model=Skips(), train_dataloaders=loader(digits(300))
+        )
+    with pytest.raises(ModelError, match="a training_step or an unlearning_loss"):
+        trainer(callback).unlearn(
+            [1], model=NoStep(), train_dataloaders=loader(digits(60))
+        )
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d])
+def test_batchnorm_trained_on_the_data_is_named(norm):
+    net, fit_trainer, callback, _ = fitted(MLP(norm=norm), noise_std=0.0)
+    refused(
+        ModelError, "got BatchNorm1d at 'net.1'.*GroupNorm or LayerNorm", net,
+        fit_trainer, callback, [1],
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="BatchNorm1d at 'net.1'"):  # nothing recorded
+        trainer(UnlearningCallback(noise_std=0.0)).unlearn(
+            [1], model=MLP(norm=norm), train_dataloaders=loader(digits(60))
+        )
+
+
+def test_batch_statistics_without_memory_are_named():
+    class NoMemory(nn.BatchNorm1d):
+        def __init__(self, n):
+            super().__init__(n, track_running_stats=False)
+
+    with pytest.raises(ModelError, match="treat each sample on its own, got NoMemory"):
+        trainer(UnlearningCallback(noise_std=0.0)).unlearn(
+            [1], model=MLP(norm=NoMemory), train_dataloaders=loader(digits(60))
+        )
+
+
+class FrozenBatchNorm(HeadNet):
+    def __init__(self, eval_in_training):
+        super().__init__()
+        self.backbone.append(nn.BatchNorm1d(32)).requires_grad_(False)
+        self.eval_in_training = eval_in_training
+
+    def on_train_epoch_start(self):
+        if self.eval_in_training:
+            self.backbone.eval()
+
+
+def test_frozen_batchnorm_is_public_only_if_it_never_moved():
+    _, fit_trainer, _, _ = fitted(FrozenBatchNorm(True))
+    assert fit_trainer.unlearn([1]).certificate.grade is Grade.CERTIFIED
+    net, fit_trainer, callback, _ = fitted(FrozenBatchNorm(False))
+    refused(
+        ModelError, "BatchNorm1d at 'backbone.2'.*keep it frozen", net, fit_trainer,
+        callback, [1],
+    )  # fmt: skip
+
+
+class TrainedBackbone(HeadNet):
+    """Trains everything, then asks for the head alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.requires_grad_(True)
+
+    def unlearning_parameters(self):
+        return self.head.parameters()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2, weight_decay=1e-3)
+
+
+def test_a_backbone_trained_on_the_data_gets_no_guarantee():
+    _, fit_trainer, _, _ = fitted(TrainedBackbone())
+    certificate = fit_trainer.unlearn([1]).certificate
+    assert certificate.grade is Grade.NONE
+    assert certificate.epsilon is None
+    assert "backbone.0.weight" in certificate.unscrubbed
+    assert "was left unscrubbed" in str(certificate).replace("\n", " ")
+
+    # Trained with the whole network in scope, frozen afterwards: the same.
+    class Freezes(TrainedBackbone):
+        def unlearning_parameters(self):
+            return [p for p in self.parameters() if p.requires_grad]
+
+    net, fit_trainer, _, _ = fitted(Freezes())
+    net.backbone.requires_grad_(False)
+    assert fit_trainer.unlearn([1]).certificate.grade is Grade.NONE
+
+
+def test_no_finite_sensitivity_is_refused_with_three_ways_out():
+    net, fit_trainer, callback, _ = fitted(MLP())
+    refused(
+        GuaranteeError, "Three ways out: put a ConvexHead .* max_norm= .* noise_std=",
+        net, fit_trainer, callback, [1],
+    )  # fmt: skip
+
+
+def test_guarantees_that_do_not_fit():
+    net, fit_trainer, callback, _ = fitted(MLP(), guarantee=StronglyConvex())
+    refused(
+        GuaranteeError,
+        "exactly those of one ConvexHead",
+        net,
+        fit_trainer,
+        callback,
+        [1],
+    )
+    net, fit_trainer, callback, _ = fitted(HeadNet(weight_decay=0.0))
+    refused(
+        GuaranteeError, "expected l2 > 0 for a strongly convex objective, got l2=0.0",
+        net, fit_trainer, callback, [1],
+    )  # fmt: skip
+    kinked = NewtonStep(hessian_lipschitz=1.0, lambda_min=-1.0)
+    net, fit_trainer, callback, _ = fitted(MLP(nn.ReLU), guarantee=kinked, max_norm=9.0)
+    refused(
+        GuaranteeError, "Lipschitz Hessian .* got relu", net, fit_trainer, callback, [1]
+    )
+
+
+class OwnLoss(HeadNet):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_a_head_whose_loss_is_not_its_own():
+    net, fit_trainer, callback, _ = fitted(OwnLoss())
+    refused(
+        GuaranteeError, "exactly once, got 0 calls: return self.head.loss", net,
+        fit_trainer, callback, [1],
+    )  # fmt: skip
+
+
+class Decay(MLP):
+    def __init__(self, optimizer):
+        super().__init__()
+        self.optimizer = optimizer
+
+    def configure_optimizers(self):
+        return self.optimizer(self)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            lambda m: torch.optim.AdamW(m.parameters()),
+            "got AdamW, whose decay is decoupled",
+        ),
+        (
+            lambda m: torch.optim.SGD(
+                [{"params": m.net[0].parameters(), "weight_decay": 0.1},
+                 {"params": m.net[2].parameters()}], lr=0.1),
+            r"one weight decay for all weights in scope, got \[0.0, 0.1\]: pass l2=",
+        ),
+        (
+            lambda m: torch.optim.SGD(m.net[0].parameters(), lr=0.1),
+            "every weight in scope in an optimizer",
+        ),
+    ],
+    ids=["decoupled", "groups", "missing"],
+)  # fmt: skip
+def test_weight_decay_that_is_no_l2(optimizer, message):
+    net, fit_trainer, callback, _ = fitted(Decay(optimizer), noise_std=0.0)
+    refused(ModelError, message, net, fit_trainer, callback, [1])
+    with pytest.raises(ModelError, match=message):  # without a training run too
+        trainer(UnlearningCallback(noise_std=0.0)).unlearn(
+            [1], model=Decay(optimizer), train_dataloaders=loader(digits(60))
+        )
+    _, fit_trainer, _, _ = fitted(Decay(optimizer), noise_std=0.0, l2=0.1)
+    assert fit_trainer.unlearn([1]).n_forget == 1
+
+
+def test_damping_below_minus_lambda_min():
+    torch.manual_seed(0)
+    net, fit_trainer, callback, _ = fitted(
+        MLP(hidden=16), noise_std=0.0, damping=1e-6, solver=CG(rtol=1e-6)
+    )
+    refused(
+        SolverError, "damping=1e-06.*not positive definite: raise damping", net,
+        fit_trainer, callback, [1],
+    )  # fmt: skip
+
+
+def test_central_differences_on_a_kinked_network():
+    net, fit_trainer, callback, _ = fitted(
+        MLP(nn.ReLU), noise_std=0.0, curvature="central_difference"
+    )
+    refused(
+        ModelError,
+        "expected a smooth network.*got relu",
+        net,
+        fit_trainer,
+        callback,
+        [1],
+    )
+
+
+def test_strategies_other_than_one_device_are_named():
+    callback = UnlearningCallback(noise_std=0.0)
+    two = trainer(callback, strategy="ddp_spawn", devices=2)
+    from lightning_unlearn.plugin.strategies import adapter
+
+    with pytest.raises(
+        StrategyError, match="expected a strategy for one device, got DDP"
+    ):
+        adapter(two)
+
+
+def test_a_failed_request_does_not_leave_the_checkpoint_loaded(tmp_path):
+    net, fit_trainer, callback, dataset = fitted()
+    fit_trainer.save_checkpoint(tmp_path / "run.ckpt")
+    other = HeadNet()
+    with torch.no_grad():
+        other.head.weight.fill_(1.0)
+    fresh = UnlearningCallback()
+    refused(
+        ForgetSetError, "got 600", other, trainer(fresh), fresh, [600], model=other,
+        train_dataloaders=loader(dataset), ckpt_path=tmp_path / "run.ckpt",
+    )  # fmt: skip
+
+
+def test_a_disk_that_fails_while_writing_rolls_back(tmp_path, monkeypatch):
+    net, fit_trainer, callback, _ = fitted()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fit_trainer, "save_checkpoint", full)
+    refused(
+        OSError, "No space left", net, fit_trainer, callback, [1],
+        save_to=tmp_path / "clean.ckpt",
+    )  # fmt: skip
+
+
+def test_an_interrupt_in_the_solve_changes_nothing(monkeypatch):
+    net, fit_trainer, callback, _ = fitted(MLP(), noise_std=0.0)
+    calls = []
+
+    def interrupt(self, v):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_unlearn.objective.EmpiricalObjective.hvp", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        refused(SystemExit, "1", net, fit_trainer, callback, [1])
+    finally:  # Lightning ignores further interrupts while it shuts down
+        signal.signal(signal.SIGINT, handler)
+    assert calls
+    monkeypatch.undo()
+    assert fit_trainer.unlearn([1]).n_forget == 1
+
+
+def test_all_errors_are_of_one_family():
+    for error in (ArgumentError, DataError, ForgetSetError, GuaranteeError, ModelError,
+                  SetupError, SolverError, StrategyError):  # fmt: skip
+        assert issubclass(error, UnlearningError)
+    assert ConvexHead(2, 2).extra_repr().startswith("in_features=2")

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_unlearn.certificate import Bound, claims
+from lightning_unlearn.convex import ConvexObjective, FeatureData
+from lightning_unlearn.errors import GuaranteeError, SolverError
+from lightning_unlearn.heads import LINKS, ConvexHead
+from lightning_unlearn.minimise import minimise
+from lightning_unlearn.solvers import CG, LiSSA
+from tests.oracles import retrain_softmax_head, ridge, softmax_head
+from tests.test_convex import data_for, problem
+
+
+def test_ridge_regression_is_the_closed_form():
+    X, Y = data_for("mse")
+    head, *_ = problem("mse")
+    objective = ConvexObjective(head, FeatureData(X, Y), 0.05)
+    w0 = torch.zeros(objective.size, dtype=torch.float64)
+    step = minimise(objective, w0, tolerance=1e-12, solver=CG(rtol=1e-13))
+    exact = ridge(X.numpy(), Y.numpy(), 0.05)
+    assert step.solution.steps == 1  # one Newton step is the retrained model
+    assert np.linalg.norm(step.weights.numpy() - exact) < 1e-10
+
+
+@pytest.mark.parametrize("loss", LINKS)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_reaches_the_tolerance_from_any_start(loss, scale):
+    *_, objective = problem(loss)
+    generator = torch.Generator().manual_seed(0)
+    w0 = torch.randn(objective.size, generator=generator, dtype=torch.float64)
+    if loss == "poisson" and scale > 1:
+        scale = 3.0  # exp of larger logits is beyond float64
+    step = minimise(objective, scale * w0, tolerance=1e-9)
+    gradient, rounding = objective.gradient(step.weights)
+    assert float(gradient.norm()) + rounding <= 1e-9
+    torch.testing.assert_close(step.solution.x, scale * w0 - step.weights)
+
+
+def test_distance_never_exceeds_the_sensitivity():
+    # 200 strongly convex problems, each against a retrained model of its own code.
+    rng = np.random.default_rng(3)
+    closest = 0.0
+    for _ in range(200):
+        n, d, K = rng.integers(4, 30), rng.integers(1, 5), rng.integers(2, 4)
+        X, y = rng.normal(size=(n, d)), rng.integers(0, K, n)
+        l2 = float(10 ** rng.uniform(-4, 0))
+        tolerance = float(10 ** rng.uniform(-8, -2))
+        retrained = retrain_softmax_head(X, y, K, l2)
+        head = ConvexHead(d, K)
+        objective = ConvexObjective(
+            head, FeatureData(torch.tensor(X), torch.tensor(y)), l2
+        )
+        w0 = torch.tensor(rng.normal(size=objective.size)) * 3
+        step = minimise(objective, w0, tolerance=tolerance)
+        sensitivity = claims.sensitivity_upper(step.bound, step.constants)
+        distance = np.linalg.norm(step.weights.numpy() - retrained)
+        assert distance <= sensitivity / 2 + 1e-9 / l2  # the oracle's own distance
+        closest = max(closest, distance / sensitivity)
+    assert closest > 0.1  # the bound is not idle
+
+
+def test_worked_numbers_of_the_theory():
+    # theory.md section 4: n = 20,000, 65 features, 10 classes, l2 = 1e-3, 1,000
+    # deleted; |grad|/mu after 0/1/2 Newton steps about .7 / 3e-3 / 7e-8.
+    rng = np.random.default_rng(0)
+    n, d, K = 20_000, 64, 10
+    X = rng.normal(size=(n, d)) / 8
+    W = rng.normal(size=(K, d)) * 3
+    y = (X @ W.T + rng.gumbel(size=(n, K))).argmax(1)
+    keep = np.arange(1000, n)
+    full = retrain_softmax_head(X, y, K, 1e-3, gtol=1e-9)
+    retrained = retrain_softmax_head(X[keep], y[keep], K, 1e-3)
+    value, gradient, hessian = softmax_head(X[keep], y[keep], K, 1e-3)
+    data = FeatureData(torch.tensor(X[keep]), torch.tensor(y[keep]))
+    objective = ConvexObjective(ConvexHead(d, K), data, 1e-3)
+    w = torch.tensor(full)
+    norms, distances = [], []
+    for steps in range(3):
+        norms.append(np.linalg.norm(gradient(w.numpy())) / 1e-3)
+        distances.append(np.linalg.norm(w.numpy() - retrained))
+        assert distances[-1] <= norms[-1]
+        w = w - torch.tensor(np.linalg.solve(hessian(w.numpy()), gradient(w.numpy())))
+    assert 0.1 < norms[0] < 5
+    assert norms[1] < 0.05
+    assert norms[2] < 1e-5
+    step = minimise(objective, torch.tensor(full), tolerance=1e-6)
+    assert step.solution.steps <= 4
+    assert np.linalg.norm(step.weights.numpy() - retrained) <= 1e-3
+
+
+def test_the_measured_gradient_stays_out_of_the_claim():
+    *_, objective = problem("cross_entropy")
+    starts = (torch.zeros(objective.size), torch.ones(objective.size))
+    claims_made = [
+        minimise(objective, w0.double(), tolerance=1e-6).constants for w0 in starts
+    ]
+    assert claims_made[0] == claims_made[1]
+    assert {c.name for c in claims_made[0]} == {
+        "tolerance", "strong_convexity", "feature_norm",
+    }  # fmt: skip
+
+
+def test_an_own_solver_cannot_weaken_the_end():
+    *_, objective = problem("cross_entropy")
+    w0 = torch.zeros(objective.size, dtype=torch.float64)
+    rough = LiSSA(scale=20.0, steps=30, runs=1, batch_size=0)
+    step = minimise(objective, w0, tolerance=1e-8, solver=rough, max_steps=2000)
+    assert step.bound is Bound.STRONGLY_CONVEX
+    gradient, rounding = objective.gradient(step.weights)
+    assert float(gradient.norm()) + rounding <= 1e-8
+
+
+def test_a_tolerance_that_is_not_reached_fails():
+    *_, objective = problem("cross_entropy")
+    w0 = torch.ones(objective.size, dtype=torch.float64)
+    with pytest.raises(
+        SolverError, match="within 1 Newton steps.*nothing was released"
+    ):
+        minimise(objective, w0, tolerance=1e-12, max_steps=1)
+    with pytest.raises(GuaranteeError, match="above the rounding error of float64"):
+        minimise(objective, w0, tolerance=1e-18)
