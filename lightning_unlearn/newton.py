@@ -132,6 +132,7 @@ def _claim(
             constants=(ball, *step.constants),
             reference="any weights in the norm ball, the retrained ones among them, "
             "with the same noise",
+            warnings=(*step.warnings, *_kinked(kinks)),
         )
     if kinks:
         raise GuaranteeError(
@@ -161,6 +162,16 @@ def _claim(
             "noise itself is not covered by epsilon",
         ),
     )
+
+
+def _kinked(kinks: tuple[str, ...]) -> list[str]:
+    if not kinks:
+        return []
+    return [
+        f"the network calls {', '.join(kinks)}: its Hessian has no Lipschitz constant, "
+        "so no bound better than the norm ball exists; smooth activations (GELU, tanh) "
+        "and average pooling are needed for more"
+    ]
 
 
 def _solve(

@@ -148,7 +148,7 @@ def release(
         composed_epsilon=composed,
         public_parts=around.public_parts,
         unscrubbed=around.unscrubbed,
-        not_covered=(*_NOT_COVERED, *around.not_covered),
+        not_covered=(*_not_covered(step), *around.not_covered),
         warnings=(
             *_warnings(step, grade, noise_std, terms, around),
             *step.warnings,
@@ -160,6 +160,16 @@ def release(
     )
     certificate.verify()
     return released, certificate
+
+
+def _not_covered(step: Step) -> tuple[str, ...]:
+    if step.bound is Bound.STRONGLY_CONVEX:
+        return _NOT_COVERED
+    return (
+        *_NOT_COVERED,
+        "the numbers of this certificate that are measured or estimated: they are "
+        "functions of the data, and the guarantee speaks of the weights alone",
+    )
 
 
 def _add_noise(weights: Vector, noise_std: float, terms: Terms) -> Vector:

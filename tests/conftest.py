@@ -1,6 +1,8 @@
 """Every test: two threads at most, a fixed seed, no Lightning chatter."""
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,3 +21,12 @@ def _calm():
 def _elsewhere(tmp_path, monkeypatch):
     """Whatever Lightning writes by default lands in the test's own folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def real_data():
+    """The folder with real data, or a skip that says how to get it."""
+    folder = os.environ.get("LIGHTNING_UNLEARN_DATA")
+    if not folder:
+        pytest.skip("needs real data: set LIGHTNING_UNLEARN_DATA to its folder")
+    return Path(folder)
