@@ -30,10 +30,10 @@ def test_readme_opens_with_two_commands():
     assert all('pip install -e ".[' in command for command in commands[:2])
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("**/*.md")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda p: p.name
+)
 def test_links_between_documents_exist(path):
-    if ".venv" in path.parts:
-        pytest.skip("not ours")
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
 
