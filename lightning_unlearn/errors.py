@@ -39,3 +39,11 @@ class GuaranteeError(UnlearningError, RuntimeError):
 
 class CertificateError(UnlearningError, ValueError):
     """A certificate is malformed, or says what its constants do not support."""
+
+
+class LedgerError(UnlearningError, ValueError):
+    """A ledger is malformed, broken, cut off, or of another model."""
+
+
+class BudgetError(UnlearningError, RuntimeError):
+    """A request would exceed the announced number of releases."""

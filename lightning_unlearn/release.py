@@ -67,7 +67,8 @@ class Surroundings:
         unscrubbed: State that may still depend on the forgotten samples.
         not_covered: Besides the standing list, such as known old checkpoints.
         warnings: Besides those of the step.
-        digest: Digest of a flat vector once cast to the weights' dtypes.
+        digest: Digest of the model's state with a flat vector as its weights.
+        request_id: Random name of the request.
     """
 
     n_forget: int
@@ -79,6 +80,7 @@ class Surroundings:
     not_covered: tuple[str, ...]
     warnings: tuple[str, ...]
     digest: Callable[[Vector], str]
+    request_id: str
 
 
 def release(
@@ -155,6 +157,7 @@ def release(
             *around.warnings,
         ),
         weights_digest=around.digest(released),
+        request_id=around.request_id,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
     )

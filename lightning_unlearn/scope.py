@@ -1,7 +1,7 @@
 """The weights in scope as one flat vector, and the state every pass runs in."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -84,9 +84,12 @@ class Scope:
                     f"{name}: load a checkpoint from before the training diverged"
                 )
 
-    def digest(self, vector: Vector) -> str:
-        """SHA-256 of the names, dtypes, shapes and bytes `vector` is stored as."""
-        return tensors_digest(zip(self.names, self.cast(vector), strict=True))
+    def state_digest(self, vector: Vector) -> str:
+        """`state_digest` of the module as it will be once `vector` is assigned."""
+        cast = zip(self.parameters, self.cast(vector), strict=True)
+        moved = {id(p): part for p, part in cast}
+        state = self.module.state_dict(keep_vars=True)
+        return state_digest({k: moved.get(id(v), v) for k, v in state.items()})
 
 
 def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -97,6 +100,15 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
         sha.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
         sha.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def state_digest(state: Mapping[str, object]) -> str:
+    """SHA-256 of every tensor of a ``state_dict``, by name."""
+    return tensors_digest(
+        (name, value)
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every test: two threads at most, a fixed seed, no Lightning chatter."""
+"""Every test: one thread (small tensors), a fixed seed, no Lightning chatter."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _calm():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

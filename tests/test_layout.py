@@ -13,6 +13,8 @@ ROOT = Path(lightning_unlearn.__file__).parent
 FLOORS = {
     "errors": (0, set()),
     "_validate": (0, set()),
+    "_records": (0, set()),
+    "ledger": (1, set()),
     "certificate": (1, {"scipy"}),
     "scope": (2, {"torch", "jaxtyping"}),
     "objective": (2, {"torch", "jaxtyping"}),
@@ -33,7 +35,7 @@ FLOORS = {
 }  # fmt: skip
 STANDARD = {
     "abc", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
-    "datetime", "enum", "functools", "hashlib", "importlib", "inspect", "json",
+    "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
     "math", "numbers", "os", "pathlib", "secrets", "textwrap", "time", "typing",
     "warnings", "weakref",
 }  # fmt: skip

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from lightning_unlearn.errors import ArgumentError, ModelError
 from lightning_unlearn.objective import EmpiricalObjective
-from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.scope import Scope, passes, state_digest
 from tests.oracles import dense_gradient_and_hessian
 from tests.problems import (
     ListBatches,
@@ -130,7 +130,8 @@ def test_scope_round_trip_ties_and_strangers():
     w = torch.arange(15, dtype=torch.float64)
     scope.assign(w)
     assert torch.equal(scope.flatten(), w)
-    assert scope.digest(w) != scope.digest(w + 1)
+    assert scope.state_digest(w) == state_digest(net.state_dict())
+    assert scope.state_digest(w) != scope.state_digest(w + 1)
     with pytest.raises(ModelError, match="parameters of the module itself"):
         Scope(net, [nn.Parameter(torch.zeros(2))])
     with pytest.raises(ModelError, match="at least one weight in scope, got none"):

@@ -1,13 +1,13 @@
 """The certificate: a frozen record, its JSON form, and its verification."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_unlearn import _validate
+from lightning_unlearn._records import canonical_digest, strict_object
 from lightning_unlearn.certificate import claims
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Constant, Origin
@@ -15,7 +15,6 @@ from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
 from lightning_unlearn.errors import ArgumentError, CertificateError
 
 SCHEMA = 1
-_MAX_JSON_CHARS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,8 @@ class Certificate:
         unscrubbed: State that may still depend on the forgotten samples.
         not_covered: What the claim does not speak about.
         warnings: What the reader must know.
-        weights_digest: SHA-256 of the released weights in scope.
+        weights_digest: SHA-256 of the released model's whole state.
+        request_id: Random name of the request, as in the ledger.
         created: UTC time, ISO 8601.
         versions: Software versions.
         schema: Number of this format.
@@ -94,6 +94,7 @@ class Certificate:
     not_covered: tuple[str, ...]
     warnings: tuple[str, ...]
     weights_digest: str
+    request_id: str
     created: str
     versions: tuple[tuple[str, str], ...]
     schema: int = SCHEMA
@@ -115,7 +116,7 @@ class Certificate:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of every field."""
-        return _digest(_to_plain(self))
+        return canonical_digest(_to_plain(self))
 
     def to_json(self) -> str:
         """The certificate as JSON text, closed by its digest.
@@ -124,7 +125,7 @@ class Certificate:
             Indented JSON; numbers round-trip exactly.
         """
         plain = _to_plain(self)
-        return json.dumps({**plain, "digest": _digest(plain)}, indent=2) + "\n"
+        return json.dumps({**plain, "digest": canonical_digest(plain)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
@@ -205,11 +206,6 @@ def _require(name: str, stated: object, recomputed: object) -> None:
         )
 
 
-def _digest(plain: dict[str, Any]) -> str:
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _to_plain(certificate: Certificate) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -225,34 +221,14 @@ def _to_plain(certificate: Certificate) -> dict[str, Any]:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    if len(text) > _MAX_JSON_CHARS:
+    plain = strict_object(text, CertificateError, "a certificate")
+    if plain.get("schema") != SCHEMA:
         raise CertificateError(
-            f"expected at most {_MAX_JSON_CHARS} characters, got {len(text)}"
-        )
-
-    def refuse(constant: str) -> float:
-        raise CertificateError(f"expected finite numbers, got {constant}")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise CertificateError(f"a field is written twice, among {sorted(keys)}")
-        return dict(pairs)
-
-    try:
-        plain = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CertificateError):
-            raise
-        raise CertificateError(f"expected a certificate as JSON: {error}") from None
-    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
-        got = plain.get("schema") if isinstance(plain, dict) else type(plain).__name__
-        raise CertificateError(
-            f"expected a certificate of schema {SCHEMA}, got {got!r}: a newer "
-            "lightning_unlearn may read it"
+            f"expected a certificate of schema {SCHEMA}, got {plain.get('schema')!r}: "
+            "a newer lightning_unlearn may read it"
         )
     stated = plain.pop("digest", None)
-    if stated != _digest(plain):
+    if stated != canonical_digest(plain):
         raise CertificateError(
             "the certificate's digest does not match its fields: it was changed "
             "after it was written"

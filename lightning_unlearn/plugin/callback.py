@@ -1,6 +1,7 @@
 """The callback: enforces the norm ball in training and remembers what it saw."""
 
 import weakref
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,10 @@ class UnlearningCallback(Callback):
         solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
             of the weights. A `ConvexHead` is always solved in float64.
         batch_size: Samples in a batch of the passes; None takes the training loader's.
+        ledger: File of the deletion ledger (JSON lines); it is kept in the checkpoint
+            too. Must be the ledger of this model.
+        ledger_indices: Write the forgotten positions into the ledger, not only their
+            keyed digest.
         noise_seed: For tests only: reproducible noise, grade ``none``.
 
     Raises:
@@ -80,6 +85,8 @@ class UnlearningCallback(Callback):
         noise_std: float | None = None,
         solve_precision: Precision = "auto",
         batch_size: int | None = None,
+        ledger: str | Path | None = None,
+        ledger_indices: bool = False,
         noise_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +105,8 @@ class UnlearningCallback(Callback):
             solve_precision=solve_precision,
             batch_size=batch_size,
             noise_seed=noise_seed,
+            ledger=None if ledger is None else Path(ledger),
+            ledger_indices=ledger_indices,
         )
         self.record = TrainingRecord()
         self.loader: DataLoader | None = None
@@ -180,6 +189,7 @@ class UnlearningCallback(Callback):
             )
         if n != record.n_train:
             record.removed = []  # positions in another dataset mean nothing here
+            record.ledger = ""  # and a model trained anew starts a new one
         record.n_train = n
         record.fingerprint = data.fingerprint(dataset, record.salt)
         self.loader = loader

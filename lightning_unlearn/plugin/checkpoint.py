@@ -76,6 +76,12 @@ def write(trainer: Trainer, callback: Callback, path: Path, certificate: str) ->
         temporary_beside.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Remove what `write` wrote, for a request that failed after it."""
+    path.unlink(missing_ok=True)
+    certificate_path(path).unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,6 +1,7 @@
 """The callback's options: validated at birth, before any data is seen."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lightning_unlearn import _validate
@@ -37,6 +38,8 @@ class Options:
     solve_precision: Precision
     batch_size: int | None
     noise_seed: int | None
+    ledger: Path | None
+    ledger_indices: bool
 
     def __post_init__(self) -> None:
         _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)

@@ -20,7 +20,7 @@ class TrainingRecord:
 
     Args:
         n_train: Samples in the training dataset, or None before training.
-        salt: Random key of the fingerprint.
+        salt: Random key of the fingerprint and of the ledger's digests.
         fingerprint: Salted digest of the training data, or None.
         max_norm: Radius of the projection made in training, or None.
         projections: How often a step left the ball.
@@ -29,8 +29,7 @@ class TrainingRecord:
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
         removed: Positions forgotten so far.
-        releases: Releases made so far.
-        mus: sensitivity / noise_std of those that had a guarantee.
+        ledger: The requests so far, as the text of `ledger.Ledger`.
         certificate: The last certificate as JSON, or None.
     """
 
@@ -43,8 +42,7 @@ class TrainingRecord:
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
     removed: list[int] = field(default_factory=list)
-    releases: int = 0
-    mus: list[float] = field(default_factory=list)
+    ledger: str = ""
     certificate: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """One request, inside the Trainer's run: resolve, validate, solve, release, write."""
 
+import secrets
 import time
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import convex
+from lightning_unlearn import ledger as ledgers
+from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.certificate.guarantees import (
     NewtonStep,
     NormBall,
@@ -34,7 +38,7 @@ from lightning_unlearn.plugin.record import TrainingRecord, outside_of
 from lightning_unlearn.plugin.result import UnlearningResult
 from lightning_unlearn.plugin.weight_decay import configured_optimizers, l2_of
 from lightning_unlearn.release import NO_SENSITIVITY, Surroundings, release
-from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.scope import Scope, passes, state_digest
 from lightning_unlearn.solvers import CG
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -55,7 +59,7 @@ class Request:
     def run(self) -> UnlearningResult:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
-        record = self.callback.record
+        record, options = self.callback.record, self.callback.options
         loss, in_scope, module_l2 = hooks(self.module)
         scope = Scope(self.module, in_scope)
         scope.check_finite()
@@ -65,6 +69,8 @@ class Request:
         gone = {*chosen, *record.removed}
         retained = [i for i in range(len(dataset)) if i not in gone]
         outside = outside_of(self.module, scope, record)
+        ledger = self._ledger()
+        request_id = uuid.uuid4().hex
         l2 = self._l2(scope, module_l2)
         with isolate_rng(), quiet(self.module):
             step = self._step(loss, scope, retained, l2)
@@ -74,23 +80,24 @@ class Request:
             Surroundings(
                 n_forget=len(chosen),
                 n_retain=len(retained),
-                release=record.releases + 1,
-                earlier_mus=tuple(record.mus),
+                release=len(ledger.entries) + 1,
+                earlier_mus=ledger.mus,
                 public_parts=outside.public_parts,
                 unscrubbed=outside.unscrubbed,
                 not_covered=self._old_checkpoints(),
                 warnings=(),
-                digest=scope.digest,
+                digest=scope.state_digest,
+                request_id=request_id,
             ),
         )
         seconds = time.perf_counter() - start
         before = [p.detach().clone() for p in scope.parameters]
+        longer = ledger.append(self._entry(certificate, chosen))
         after = replace(
             record,
             n_train=len(dataset),
             removed=sorted(gone),
-            releases=record.releases + 1,
-            mus=[*record.mus, *certificate.release_mus[-1:]],
+            ledger=longer.to_text(),
             certificate=certificate.to_json(),
         )
         try:
@@ -100,8 +107,12 @@ class Request:
                 checkpoint.write(
                     self.trainer, self.callback, self.save_to, certificate.to_json()
                 )
+            if options.ledger is not None:
+                ledgers.write(options.ledger, longer)
         except BaseException:
             self.callback.record = record
+            if self.save_to is not None:  # it did not exist before: check_target
+                checkpoint.discard(self.save_to)
             with torch.no_grad():
                 for p, old in zip(scope.parameters, before, strict=True):
                     p.copy_(old)
@@ -115,6 +126,36 @@ class Request:
             n_retain=len(retained),
             seconds=seconds,
             checkpoint_path=self.save_to,
+        )
+
+    def _ledger(self) -> ledgers.Ledger:
+        """The ledger so far: the checkpoint's, which the file must agree with."""
+        options = self.callback.options
+        ledger = ledgers.Ledger.from_text(self.callback.record.ledger)
+        if options.ledger is not None:
+            ledgers.agree(ledger, ledgers.read(options.ledger))
+        if options.noise_std is None:
+            ledger.check_budget(options.releases)
+        return ledger
+
+    def _entry(self, certificate: Certificate, chosen: list[int]) -> ledgers.Entry:
+        options = self.callback.options
+        return ledgers.Entry(
+            ledger_id=secrets.token_hex(16),
+            index=0,
+            previous=ledgers.GENESIS,
+            request_id=certificate.request_id,
+            time=certificate.created,
+            n_forget=certificate.n_forget,
+            n_retain=certificate.n_retain,
+            forget_digest=ledgers.forget_digest(self.callback.record.salt, chosen),
+            forget_indices=chosen if options.ledger_indices else None,
+            weights_before=state_digest(self.module.state_dict()),
+            weights_after=certificate.weights_digest,
+            certificate_digest=certificate.digest,
+            grade=certificate.grade.value,
+            mu=certificate.release_mus[-1] if certificate.release_mus else None,
+            releases=options.releases,
         )
 
     def _l2(self, scope: Scope, module_l2: float | None) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_unlearn._records import canonical_digest as _digest
 from lightning_unlearn.certificate import (
     Bound,
     Certificate,
@@ -16,7 +17,6 @@ from lightning_unlearn.certificate import (
     claims,
     gaussian_epsilon,
 )
-from lightning_unlearn.certificate.record import _digest
 from lightning_unlearn.errors import ArgumentError, CertificateError
 
 GOLDEN = sorted(Path(__file__).parent.glob("golden/*.json"))
@@ -59,6 +59,7 @@ def make(**changes):
         "not_covered": ("raw data",),
         "warnings": ("a warning",),
         "weights_digest": "00" * 32,
+        "request_id": "8e1c0b2a",
         "created": "2026-11-23T06:00:00+00:00",
         "versions": (("torch", "2.13.0"),),
         **changes,
@@ -196,9 +197,12 @@ def test_missing_and_repeated_constants():
     ("text", "message"),
     [
         ("", "expected a certificate as JSON"),
-        ("[]", "expected a certificate of schema 1, got 'list'"),
+        ("[]", "expected a certificate as a JSON object, got list"),
         ('{"schema": 99}', "expected a certificate of schema 1, got 99"),
-        ('{"schema": 1, "epsilon": NaN}', "expected finite numbers, got NaN"),
+        (
+            '{"schema": 1, "epsilon": NaN}',
+            "expected finite numbers in a certificate, got NaN",
+        ),
         ('{"schema": 1, "schema": 1}', "a field is written twice"),
         ("[" * 100_000, "expected a certificate as JSON"),
     ],

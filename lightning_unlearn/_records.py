@@ -1,0 +1,49 @@
+"""Strict JSON records with a digest: what a certificate and a ledger are made of."""
+
+import hashlib
+import json
+from typing import Any
+
+from lightning_unlearn.errors import UnlearningError
+
+MAX_CHARS = 10_000_000
+
+
+def canonical_digest(plain: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a plain dictionary."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[str, Any]:
+    """Parse one JSON object: no NaN, no repeated field, no unbounded size or depth.
+
+    Args:
+        text: The JSON text.
+        error: Raised, with what was expected and got, if it is anything else.
+        what: Named in the message, such as "a certificate".
+
+    Returns:
+        The object.
+    """
+    if len(text) > MAX_CHARS:
+        raise error(f"expected {what} of at most {MAX_CHARS} characters: {len(text)}")
+
+    def refuse(constant: str) -> float:
+        raise error(f"expected finite numbers in {what}, got {constant}")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise error(f"a field is written twice in {what}, among {sorted(keys)}")
+        return dict(pairs)
+
+    try:
+        plain = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as problem:
+        if isinstance(problem, error):
+            raise
+        raise error(f"expected {what} as JSON: {problem}") from None
+    if not isinstance(plain, dict):
+        raise error(f"expected {what} as a JSON object, got {type(plain).__name__}")
+    return plain
