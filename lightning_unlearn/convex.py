@@ -6,13 +6,14 @@ products and no automatic differentiation is involved.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn import _validate
-from lightning_unlearn.certificate.bounds import gradient_rounding_upper
+from lightning_unlearn.certificate.rounding import gradient_rounding_upper
 from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.heads import ConvexHead, HeadCall
 from lightning_unlearn.objective import Batches, LossFunction
@@ -37,7 +38,10 @@ class FeatureData:
 def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
     """Read every sample once and keep what reaches the head.
 
-    Must run inside `scope.passes` with exactly the head's weights in scope.
+    Must run inside `scope.passes` with exactly the head's weights in scope. The
+    head is given fixed weights that depend on no data, so that nothing captured can
+    depend on the weights to be unlearned, whatever the module does; that the captured
+    rows do not depend on the head at all is then checked against the real weights.
 
     Args:
         loss: The module's loss of a batch.
@@ -49,31 +53,94 @@ def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureDa
 
     Raises:
         GuaranteeError: If the loss is not exactly ``head.loss(features, targets)`` of
-            features that do not depend on the head: strong convexity would not be
-            proved.
+            rows that depend neither on the head nor on the rest of the batch: strong
+            convexity would not be proved.
         ModelError: If a feature, target or loss is not finite.
     """
+    _check_head(head)
+    _check_independent(loss, head, batches)
     features, targets = [], []
-    for index, (weight, batch) in enumerate(batches):
-        with head.recording() as calls:
-            out = loss(batch, index)
-        if weight == 0:
-            continue
-        if len(calls) != 1:
-            raise GuaranteeError(
-                "expected the loss to call head.loss(features, targets) exactly once, "
-                f"got {len(calls)} calls: return self.head.loss(...).mean() from "
-                "training_step, or use guarantee=NormBall()"
-            )
-        call = calls[0]
-        _check_call(call, out, weight)
-        features.append(call.features.detach())
-        targets.append(call.targets.detach())
+    with _fixed_weights(head):
+        for index, (weight, batch) in enumerate(batches):
+            call = _call(loss, head, batch, index, weight)
+            if weight:
+                features.append(call.features.detach())
+                targets.append(call.targets)
     return FeatureData(torch.cat(features), torch.cat(targets))
 
 
-def _check_call(call: HeadCall, out: Tensor, weight: int) -> None:
-    losses = call.losses
+@contextmanager
+def _fixed_weights(head: ConvexHead) -> Iterator[None]:
+    """Weights of the head that everybody knows, for the length of a block."""
+    generator = torch.Generator().manual_seed(0)
+    own = [p.detach().clone() for p in head.parameters()]
+    try:
+        with torch.no_grad():
+            for p in head.parameters():
+                drawn = torch.randn(p.shape, generator=generator)
+                p.copy_(drawn / head.in_features**0.5)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(head.parameters(), own, strict=True):
+                p.copy_(value)
+
+
+def _check_head(head: ConvexHead) -> None:
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks)
+    if type(head) is not ConvexHead or any(hooks):
+        raise GuaranteeError(
+            f"expected a plain ConvexHead, got {type(head).__name__} with "
+            f"{sum(map(len, hooks))} hooks: a subclass, parametrization or hook can "
+            "change its loss; remove it"
+        )
+
+
+def _check_independent(loss: LossFunction, head: ConvexHead, batches: Batches) -> None:
+    """The rows of the first samples: the same at other weights, in another batch."""
+    count, batch = batches.read(0, 16)
+    own = _call(loss, head, batch, 0, count)
+    with _fixed_weights(head):
+        fixed = _call(loss, head, batch, 0, count)
+    if not (
+        torch.equal(own.features, fixed.features)
+        and torch.equal(own.targets, fixed.targets)
+    ):
+        raise GuaranteeError(
+            "expected features and targets that do not depend on the head's weights, "
+            "got others at other weights (self-distillation, pseudo-labels, attention "
+            "from the head?): the objective would remember the forgotten samples"
+        )
+    half, part = batches.read(0, max(1, count // 2))
+    alone = _call(loss, head, part, 0, half)
+    if not (
+        torch.allclose(alone.features, own.features[:half], rtol=1e-3, atol=1e-4)
+        and torch.allclose(alone.targets, own.targets[:half])
+    ):
+        raise GuaranteeError(
+            "expected the features of a sample to be its own, got others when the rest "
+            "of its batch changed: normalise over features (LayerNorm), not over the "
+            "batch"
+        )
+
+
+def _call(
+    loss: LossFunction, head: ConvexHead, batch: object, index: int, weight: int
+) -> HeadCall:
+    with head.recording() as calls:
+        out = loss(batch, index)
+    if len(calls) != 1:
+        raise GuaranteeError(
+            "expected the loss to call head.loss(features, targets) exactly once, "
+            f"got {len(calls)} calls: return self.head.loss(...).mean() from "
+            "training_step, or use guarantee=NormBall()"
+        )
+    if weight:
+        _check_call(head, calls[0], out, weight)
+    return calls[0]
+
+
+def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> None:
     for name in ("features", "targets", "losses"):
         if not bool(torch.isfinite(getattr(call, name)).all()):
             raise ModelError(
@@ -85,14 +152,17 @@ def _check_call(call: HeadCall, out: Tensor, weight: int) -> None:
             "expected features that do not depend on the weights in scope, got "
             "features with a gradient: the head's weights are used before the head"
         )
-    if len(losses) != weight:
+    if len(call.losses) != weight:
         raise GuaranteeError(
             f"expected one loss for each of the {weight} samples of a batch, got "
-            f"{len(losses)}"
+            f"{len(call.losses)}"
         )
+    # From the recorded rows alone, by the formula that will be certified.
+    logits = torch.nn.functional.linear(call.features, head.weight, head.bias)
+    losses = head.link.loss(logits, call.targets)
     expected = losses.mean() if out.dim() == 0 else losses
     same = out.shape == expected.shape and torch.allclose(
-        out, expected, rtol=1e-5, atol=1e-7
+        out, expected, rtol=1e-4, atol=1e-6
     )
     if not same:
         raise GuaranteeError(

@@ -51,7 +51,7 @@ def _mean(losses: Tensor) -> Tensor:
 
 LINKS: dict[str, Link] = {
     "cross_entropy": Link(
-        loss=lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        loss=lambda z, y: z.logsumexp(-1) - (_one_hot(y, z) * z).sum(-1),
         residual=lambda z, y: z.softmax(-1) - _one_hot(y, z),
         curvature=_softmax_curvature,
         lipschitz=lambda zmax, K: 0.5,  # |diag(p) - p p'| <= 1/2
@@ -81,6 +81,16 @@ LINKS: dict[str, Link] = {
         norm=lambda zmax, K: math.exp(zmax) / math.sqrt(K),
     ),
 }
+
+
+def _check_distributions(targets: Tensor) -> None:
+    off = (targets.sum(-1) - 1).abs().max() if targets.numel() else 0
+    if not (float(off) <= 1e-2 and bool((targets >= 0).all())):
+        raise ArgumentError(
+            "expected soft targets that are probabilities (>= 0, each row summing to "
+            f"1), got rows off by up to {float(off):.3g}: normalise them, or use "
+            "loss='bce' for several labels at once"
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,9 @@ class ConvexHead(nn.Module):
         targets = self._targets(targets, len(features), features.dtype)
         losses = self.link.loss(self(features), targets)
         if self._calls is not None:
-            self._calls.append(HeadCall(features, targets, losses))
+            # Copies: a reused buffer must not change what was recorded.
+            call = HeadCall(features.clone(), targets.detach().clone(), losses)
+            self._calls.append(call)
         return losses
 
     def _targets(self, targets: Tensor, n: int, dtype: torch.dtype) -> Tensor:
@@ -168,6 +180,8 @@ class ConvexHead(nn.Module):
             targets = targets.to(dtype)
             if K == 1 and targets.shape == (n,):
                 targets = targets[:, None]
+        if self.loss_name == "cross_entropy" and not indices:
+            _check_distributions(targets)
         shape = (n,) if indices else (n, K)
         if targets.shape != shape:
             raise ArgumentError(

@@ -30,6 +30,10 @@ class Batches(Protocol):
         """Yield (number of samples that count, batch); 0 for a filler batch."""
         ...
 
+    def read(self, start: int, stop: int) -> tuple[int, Any]:
+        """(number, batch) of the samples from start to stop, read afresh."""
+        ...
+
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[int, Any]:
         """One batch of `batch_size` samples drawn uniformly with replacement."""
         ...

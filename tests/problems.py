@@ -24,6 +24,10 @@ class ListBatches:
         for part in self.parts:
             yield len(part), (self.X[part], self.y[part])
 
+    def read(self, start, stop):
+        rows = slice(start, stop)
+        return len(self.X[rows]), (self.X[rows], self.y[rows])
+
     def sample(self, batch_size, generator):
         rows = torch.randint(self.n, (batch_size,), generator=generator)
         return batch_size, (self.X[rows], self.y[rows])

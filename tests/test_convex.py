@@ -203,14 +203,95 @@ def test_capture_keeps_each_row_once():
             "features that do not depend on the weights in scope",
         ),
         (
+            lambda net, b: net.head.loss(
+                net.body(b[0]) + net.head.weight.detach().mean(0), b[1]
+            ),
+            "do not depend on the head's weights, got others at other weights",
+        ),
+        (
+            lambda net, b: net.head.loss(
+                net.body(b[0]), net.head(net.body(b[0])).softmax(-1).detach()
+            ),
+            "self-distillation, pseudo-labels",
+        ),
+        (
+            lambda net, b: net.head.loss(net.body(b[0]) - net.body(b[0]).mean(0), b[1]),
+            "features of a sample to be its own",
+        ),
+        (
             lambda net, b: net.head.loss(net.body(b[0])[:2], b[1][:2]).mean(),
-            "one loss for each of the 7 samples of a batch, got 2",
+            "one loss for each of the 16 samples of a batch, got 2",
         ),
     ],
 )
 def test_anything_but_the_head_s_own_loss_is_refused(loss, message):
     with pytest.raises(GuaranteeError, match=message):
         captured(loss)
+
+
+def test_a_reused_buffer_does_not_change_what_was_recorded():
+    buffer = torch.zeros(40, 5)
+
+    def loss(net, b):
+        rows = buffer[: len(b[0])]
+        rows.copy_(net.body(b[0]).detach())
+        return net.head.loss(rows, b[1]).mean()
+
+    net, X, data = captured(loss)
+    torch.testing.assert_close(data.features, net.body(X.float()).detach())
+
+
+def test_heads_that_are_not_plain_are_refused():
+    class Scaled(ConvexHead):
+        def forward(self, features):
+            return 5 * super().forward(features).sin()
+
+    def with_head(change):
+        torch.manual_seed(0)
+        net = Net()
+        change(net)
+        X, y = data_for("cross_entropy")
+        scope = Scope(net, net.head.parameters())
+        with passes(net, scope, torch.float32):
+            return capture(
+                lambda b, i: net.head.loss(net.body(b[0]), b[1]).mean(),
+                net.head,
+                ListBatches(X.float(), y),
+            )
+
+    with_head(lambda net: None)
+
+    class Clamp(nn.Module):
+        def forward(self, w):
+            return w.clamp(-0.1, 0.1)
+
+    for change in (
+        lambda net: setattr(net, "head", Scaled(5, 3)),
+        lambda net: net.head.register_forward_hook(lambda m, a, out: 5 * out.sin()),
+        lambda net: nn.utils.parametrize.register_parametrization(
+            net.head, "weight", Clamp()
+        ),
+    ):
+        with pytest.raises(GuaranteeError, match="expected a plain ConvexHead"):
+            with_head(change)
+    with pytest.raises(GuaranteeError, match="or its mean, got another value"):
+        with_head(lambda net: setattr(net.head, "forward", lambda f: f[:, :3] * 7))
+
+
+def test_soft_targets_must_be_distributions():
+    head = ConvexHead(6, 3)
+    two = torch.tensor([[1.0, 1.0, 0.0]])
+    with pytest.raises(ArgumentError, match="rows off by up to 1: normalise"):
+        head.loss(torch.zeros(1, 6), two)
+    with pytest.raises(ArgumentError, match="soft targets that are probabilities"):
+        head.loss(torch.zeros(1, 6), torch.tensor([[2.0, -1.0, 0.0]]))
+    soft = torch.tensor([[0.5, 0.3, 0.2]])
+    features = torch.randn(1, 6)
+    with torch.no_grad():
+        head.weight.normal_()
+    torch.testing.assert_close(
+        head.loss(features, soft).mean(), F.cross_entropy(head(features), soft)
+    )
 
 
 def test_nan_features_are_refused():

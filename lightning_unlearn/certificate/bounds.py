@@ -10,7 +10,8 @@ from lightning_unlearn import _validate
 from lightning_unlearn.errors import GuaranteeError
 
 
-def _curvature(damping: float, lambda_min: float) -> float:
+def damped_curvature(damping: float, lambda_min: float) -> float:
+    """Lambda + lambda_min, refused unless it is > 0."""
     _validate.non_negative(damping=damping)
     _validate.finite(lambda_min=lambda_min)
     m = damping + lambda_min
@@ -66,7 +67,7 @@ def newton_step_terms(
         retrained_gradient_norm=retrained_gradient_norm,
         residual=residual,
     )
-    D, M, m = distance, hessian_lipschitz, _curvature(damping, lambda_min)
+    D, M, m = distance, hessian_lipschitz, damped_curvature(damping, lambda_min)
     return {
         "damping": damping * D / m,
         "hessian_change": M / 2 * D**2 / m,
@@ -99,71 +100,6 @@ def newton_step_upper(
     return math.fsum(terms.values())
 
 
-def newton_step_upper_paper(
-    *, max_norm: float, hessian_lipschitz: float, damping: float, lambda_min: float
-) -> float:
-    """Theorem 3.4 of the paper: ``2C(MC + lambda) / (lambda + lambda_min)``.
-
-    Zhang et al. 2024 (arXiv 2408.00920), Theorem 3.4. It assumes that the retrained
-    weights are stationary, which fails where the norm constraint binds, and that
-    the linear system is solved exactly.
-
-    Args:
-        max_norm: C, the radius of the ball both weight vectors lie in.
-        hessian_lipschitz: M.
-        damping: lambda.
-        lambda_min: Smallest eigenvalue of the Hessian at the original weights.
-
-    Returns:
-        The bound, in units of the weights.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-        GuaranteeError: If damping + lambda_min is not > 0.
-    """
-    _validate.positive(max_norm=max_norm)
-    _validate.non_negative(hessian_lipschitz=hessian_lipschitz)
-    C, M, m = max_norm, hessian_lipschitz, _curvature(damping, lambda_min)
-    return 2 * C * (M * C + damping) / m
-
-
-def newton_step_upper_nonstationary_paper(
-    *,
-    max_norm: float,
-    hessian_lipschitz: float,
-    damping: float,
-    lambda_min: float,
-    gradient_norm: float,
-) -> float:
-    """Proposition 4.1 of the paper, first term: Theorem 3.4 plus ``G / m``.
-
-    ``(2C(MC + lambda) + G) / (lambda + lambda_min)`` where G bounds the gradient at
-    the *retrained* weights; it cannot be measured at the original ones.
-
-    Args:
-        max_norm: C.
-        hessian_lipschitz: M.
-        damping: lambda.
-        lambda_min: Smallest eigenvalue of the Hessian at the original weights.
-        gradient_norm: G.
-
-    Returns:
-        The bound, in units of the weights.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-        GuaranteeError: If damping + lambda_min is not > 0.
-    """
-    _validate.non_negative(gradient_norm=gradient_norm)
-    stationary = newton_step_upper_paper(
-        max_norm=max_norm,
-        hessian_lipschitz=hessian_lipschitz,
-        damping=damping,
-        lambda_min=lambda_min,
-    )
-    return stationary + gradient_norm / _curvature(damping, lambda_min)
-
-
 def strongly_convex_upper(*, gradient_norm: float, strong_convexity: float) -> float:
     r"""Distance to the minimiser of a strongly convex F: ``|grad F(w)| / mu``.
 
@@ -191,74 +127,154 @@ def strongly_convex_upper(*, gradient_norm: float, strong_convexity: float) -> f
     return gradient_norm / strong_convexity
 
 
-UNIT_ROUNDOFF = 2.0**-53  # u of IEEE double precision, round to nearest
-
-
-def _gamma(k: float) -> float:
-    ku = k * UNIT_ROUNDOFF
-    if not ku < 0.01:
-        raise GuaranteeError(
-            f"expected sums short enough for float64 (k u < 0.01), got k u = {ku}"
-        )
-    return ku / (1 - ku)
-
-
-def gradient_rounding_upper(
+def forget_gradient_surcharge(
     *,
+    full_gradient_norm: float,
+    n_train: int,
     n_retain: int,
-    n_features: int,
-    n_outputs: int,
-    row_norm: float,
-    weight_norm: float,
-    link_residual_norm: float,
-    link_lipschitz: float,
-    link_norm: float,
-    l2: float,
+    damping: float,
+    lambda_min: float,
 ) -> float:
-    r"""Bound on |computed - exact gradient| of an affine head in float64.
+    r"""What Theorem A gains when g comes from the forget set alone.
 
-    The gradient is ``(1/n) sum_i D_i x_i^T + l2 W`` with ``D_i = s(z_i) - y_i``,
-    ``z_i = W x_i`` and s the link of the loss. With ``gamma_k = ku/(1 - ku)``
-    (Higham 2002, section 3.1), in any order of summation:
-
-    * logits: ``|dz| <= gamma_{d+2} R |W|``, which moves D by at most L times that;
-    * the link itself (exponentials of arguments up to R|W|, sums of K terms):
-      relative error at most ``(2 R |W| + K + 10) u`` of |s|;
-    * the sum over n samples: ``gamma_{n+4} B R``;
-    * the regulariser and the last addition: ``4u (l2 |W| + B R)``.
-
-    One percent is added for products of these small terms. theory.md's shorter
-    ``(n + 50) u R_g`` leaves out the first item, which grows with R |W|.
+    ``-(n_u/n_r) grad L(w0; D_u)`` equals ``grad L(w0; D_r) - (n/n_r) grad L(w0; D)``,
+    so the step uses a gradient that is off by ``(n/n_r)|grad L(w0; D)|``: one more
+    residual, divided by ``lambda + lambda_min``. Zero only where training ended at a
+    stationary point (Zhang et al. 2024, section 3, assumes that it did).
 
     Args:
-        n_retain: n, samples summed.
-        n_features: d, length of a row x_i (with the 1 of the bias).
-        n_outputs: K.
-        row_norm: R >= |x_i| for every i.
-        weight_norm: |W|.
-        link_residual_norm: B >= |D_i| for every i.
-        link_lipschitz: L, Lipschitz constant of s where the logits lie.
-        link_norm: Bound on |s(z_i)|; 0 where the link is the identity.
-        l2: Coefficient of (l2/2)|W|^2.
+        full_gradient_norm: |grad L(w0; D)| over the whole training set.
+        n_train: n.
+        n_retain: n_r.
+        damping: lambda.
+        lambda_min: Smallest eigenvalue of the Hessian at w0, or less.
 
     Returns:
-        The bound, in units of the gradient.
+        The surcharge, in units of the weights.
 
     Raises:
         ArgumentError: If an argument is outside its range.
-        GuaranteeError: If n or d is so large that float64 sums prove nothing.
+        GuaranteeError: If damping + lambda_min is not > 0.
     """
-    _validate.count(n_retain=n_retain, n_features=n_features, n_outputs=n_outputs)
+    _validate.non_negative(full_gradient_norm=full_gradient_norm)
+    _validate.count(n_retain=n_retain, n_train=n_train)
+    off = n_train / n_retain * full_gradient_norm
+    return off / damped_curvature(damping, lambda_min)
+
+
+def newton_kantorovich_upper(
+    *, hessian_lipschitz: float, inverse_norm: float, newton_step_norm: float
+) -> float:
+    r"""Distance to a stationary point, from one exact Newton step.
+
+    With ``h = M |H^-1| |H^-1 g| <= 1/2`` there is a stationary point within
+    ``2 |H^-1 g| / (1 + sqrt(1 - 2h))`` (Kantorovich 1948; Ortega 1968). It is THE
+    minimiser where F is strictly convex.
+
+    Args:
+        hessian_lipschitz: M, in the ball the bound describes.
+        inverse_norm: Bound on |H^-1|.
+        newton_step_norm: |H^-1 g|.
+
+    Returns:
+        The bound, in units of the weights.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+        GuaranteeError: If h > 1/2: the theorem says nothing.
+    """
     _validate.non_negative(
-        row_norm=row_norm,
-        weight_norm=weight_norm,
-        link_residual_norm=link_residual_norm,
-        link_lipschitz=link_lipschitz,
-        link_norm=link_norm,
-        l2=l2,
+        hessian_lipschitz=hessian_lipschitz, newton_step_norm=newton_step_norm
     )
-    u, R, W, B = UNIT_ROUNDOFF, row_norm, weight_norm, link_residual_norm
-    logits = link_lipschitz * _gamma(n_features + 2) * R * W
-    link = (2 * R * W + n_outputs + 10) * u * link_norm
-    total = R * (logits + link + _gamma(n_retain + 4) * B) + 4 * u * (l2 * W + B * R)
-    return 1.01 * total
+    _validate.positive(inverse_norm=inverse_norm)
+    h = hessian_lipschitz * inverse_norm * newton_step_norm
+    if not h <= 0.5:
+        raise GuaranteeError(
+            f"expected h = M |H^-1| |H^-1 g| <= 1/2 for Newton-Kantorovich, got {h:.3g}"
+            ": take another Newton step first"
+        )
+    return 2 * newton_step_norm / (1 + math.sqrt(1 - 2 * h))
+
+
+def softmax_hessian_lipschitz(*, feature_norm: float) -> float:
+    r"""M of softmax cross-entropy over affine logits: ``sqrt(2)/(3 sqrt(3)) R^3``.
+
+    The third derivative of log-sum-exp at z along u is the third cumulant of u under
+    softmax(z). A symmetric trilinear form has its norm on the diagonal (Banach 1938);
+    u with |u| = 1 spreads over an interval of length at most sqrt(2), and a third
+    central moment on an interval of length r is at most ``r^3/(6 sqrt(3))``.
+    Logits of a row x move by at most R |dW|; three factors of R.
+
+    Args:
+        feature_norm: R, the largest feature row (with the 1 of the bias).
+
+    Returns:
+        M, about .2722 R^3.
+
+    Example:
+        >>> round(softmax_hessian_lipschitz(feature_norm=1.0), 4)
+        0.2722
+    """
+    _validate.positive(feature_norm=feature_norm)
+    return math.sqrt(2) / (3 * math.sqrt(3)) * feature_norm**3
+
+
+def logistic_hessian_lipschitz(*, feature_norm: float) -> float:
+    r"""M of binary logistic regression: ``R^3/(6 sqrt(3))``, about .0962 R^3.
+
+    The largest third derivative of ``log(1 + e^z)``, at ``s = 1/2 +- 1/(2 sqrt 3)``.
+
+    Args:
+        feature_norm: R, the largest feature row.
+
+    Returns:
+        M.
+
+    Example:
+        >>> round(logistic_hessian_lipschitz(feature_norm=1.0), 4)
+        0.0962
+    """
+    _validate.positive(feature_norm=feature_norm)
+    return feature_norm**3 / (6 * math.sqrt(3))
+
+
+def lanczos_lambda_min_lower(
+    *, ritz_min: float, ritz_max: float, steps: int, size: int, failure: float
+) -> float:
+    r"""A lower bound on lambda_min, true with probability 1 - failure.
+
+    Lanczos from a start uniform on the sphere errs, for the largest eigenvalue of a
+    positive semidefinite matrix, by more than a part e of it with probability at most
+    ``1.648 sqrt(p) exp(-sqrt(e)(2k - 1))`` (Kuczynski & Wozniakowski 1992, Theorem
+    4.2). Krylov spaces do not change under shifts and signs, so it holds for both
+    ends with the spread S = lambda_max - lambda_min in place of the eigenvalue. With
+    s the spread of the Ritz values, ``S <= s + 2 e S``, and so ``lambda_min >=
+    ritz_min - e s / (1 - 2e)``; the two ends share the failure probability.
+
+    Args:
+        ritz_min: Smallest Ritz value.
+        ritz_max: Largest.
+        steps: k, products made.
+        size: p, rows of the matrix.
+        failure: Probability with which the bound may fail, over the start vector.
+
+    Returns:
+        The lower bound; minus infinity is never returned.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+        GuaranteeError: If there are too few steps to say anything.
+    """
+    _validate.finite(ritz_min=ritz_min, ritz_max=ritz_max)
+    _validate.count(steps=steps, size=size)
+    _validate.probability(failure=failure)
+    if steps >= size:  # the whole space was searched
+        return ritz_min
+    root = math.log(2 * 1.648 * math.sqrt(size) / failure) / (2 * steps - 1)
+    e = root**2
+    if not 2 * e < 1:
+        raise GuaranteeError(
+            f"expected enough Lanczos steps for a bound on lambda_min, got {steps} for "
+            f"{size} weights at failure probability {failure:.3g}: take more steps"
+        )
+    return ritz_min - e * (ritz_max - ritz_min) / (1 - 2 * e)

@@ -7,8 +7,10 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss
 from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.objective import EmpiricalObjective
+from lightning_unlearn.objective import Batches, EmpiricalObjective
 from lightning_unlearn.scope import Scope
+
+_READ = 32  # samples read for a check
 
 # Functions whose second derivative jumps or does not exist somewhere, so that no
 # Lipschitz constant of the Hessian exists (docs/theory.md section 3).
@@ -108,32 +110,53 @@ def check_symmetric(
             )
 
 
-def check_deterministic(objective: EmpiricalObjective) -> None:
-    """Read and evaluate the first batch twice; both must agree exactly.
-
-    Raises:
-        DataError: If the dataset gives another sample at the second read.
-        ModelError: If the loss differs although the batch does not.
-    """
-    losses, batches = [], []
-    for _ in range(2):
-        weight, batch = next(iter(objective.batches))
-        batches.append([x for x in tree_leaves(batch) if isinstance(x, Tensor)])
-        losses.append(objective.batch_loss(batch, 0, weight)().detach())
-    for first, second in zip(*batches, strict=True):
-        if first.shape != second.shape or not bool(
-            torch.isclose(first, second, rtol=0, atol=0, equal_nan=True).all()
-        ):
+def check_repeatable(batches: Batches) -> None:
+    """Raise `DataError` unless the first samples are the same at a second read."""
+    first, second = (
+        [x for x in tree_leaves(batches.read(0, _READ)[1]) if isinstance(x, Tensor)]
+        for _ in range(2)
+    )
+    for one, two in zip(first, second, strict=True):
+        same = one.shape == two.shape and torch.isclose(
+            one, two, rtol=0, atol=0, equal_nan=True
+        )
+        if not bool(torch.as_tensor(same).all()):
             raise DataError(
                 "expected the same samples at every read of the training data, got "
                 "different tensors the second time: turn random augmentation off for "
                 "the unlearning request (pass train_dataloaders= with a plain one)"
             )
-    if not bool(torch.isclose(*losses, rtol=1e-6, atol=1e-12)):
+
+
+def check_loss(objective: EmpiricalObjective) -> None:
+    """The loss must be repeatable, and the sum of what each sample adds alone.
+
+    Raises:
+        ModelError: If it differs at a second evaluation, or between one batch and its
+            two halves.
+    """
+
+    def total(start: int, stop: int) -> Tensor:
+        weight, batch = objective.batches.read(start, stop)
+        return objective.batch_loss(batch, 0, weight)().detach()
+
+    count, _ = objective.batches.read(0, _READ)
+    whole, again = total(0, count), total(0, count)
+    if not bool(torch.isclose(whole, again, rtol=1e-6, atol=1e-12)):
         raise ModelError(
-            f"expected the same loss at every pass, got {float(losses[0])} and then "
-            f"{float(losses[1])} on the same batch: something is random in eval mode "
+            f"expected the same loss at every pass, got {float(whole)} and then "
+            f"{float(again)} on the same batch: something is random in eval mode "
             "(functional dropout without training=self.training, sampling, noise)"
+        )
+    if count < 2:
+        return
+    halves = total(0, count // 2) + total(count // 2, count)
+    if not bool(torch.isclose(whole, halves, rtol=1e-3, atol=1e-6)):
+        raise ModelError(
+            f"expected a loss that is the mean over samples on their own, got "
+            f"{float(whole)} for a batch and {float(halves)} for its two halves: "
+            "contrastive losses, batch normalisation and sums instead of means cannot "
+            "be unlearned; override unlearning_loss to return one loss a sample"
         )
 
 

@@ -133,6 +133,12 @@ class ExactBatches:
             yield item
         self._cache = kept
 
+    def read(self, start: int, stop: int) -> tuple[int, Any]:
+        """The samples from start to stop, read afresh."""
+        chosen = self.indices[start:stop]
+        samples = [self.dataset[i] for i in chosen]
+        return len(chosen), self.transfer(self._collate(samples))
+
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[int, Any]:
         """One batch drawn uniformly with replacement."""
         drawn = torch.randint(self.n, (batch_size,), generator=generator).tolist()

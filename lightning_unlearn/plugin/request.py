@@ -62,6 +62,9 @@ class Request:
         record, options = self.callback.record, self.callback.options
         loss, in_scope, module_l2 = hooks(self.module)
         scope = Scope(self.module, in_scope)
+        head = convex_head(self.module, scope)
+        if head is not None:  # in the head's own order, whatever the hook returned
+            scope = Scope(self.module, head.parameters())
         scope.check_finite()
         dataset: Any = self.loader.dataset
         _check_same_data(dataset, record)
@@ -73,7 +76,7 @@ class Request:
         request_id = uuid.uuid4().hex
         l2 = self._l2(scope, module_l2)
         with isolate_rng(), quiet(self.module):
-            step = self._step(loss, scope, retained, l2)
+            step = self._step(loss, scope, head, retained, l2)
         released, certificate = release(
             step,
             self.callback.options.terms,
@@ -171,10 +174,14 @@ class Request:
         return l2_of(configured_optimizers(self.module), scope.parameters)
 
     def _step(
-        self, loss: LossFunction, scope: Scope, retained: list[int], l2: float
+        self,
+        loss: LossFunction,
+        scope: Scope,
+        head: ConvexHead | None,
+        retained: list[int],
+        l2: float,
     ) -> Step:
         options = self.callback.options
-        head = convex_head(self.module, scope)
         guarantee = chosen_guarantee(options, head, l2)
         own = scope.parameters[0].dtype
         dtype = own if head is not None else _DTYPES.get(options.solve_precision, own)
@@ -192,7 +199,7 @@ class Request:
             objective = EmpiricalObjective(
                 loss, scope, batches, l2, PRODUCTS[options.curvature]
             )
-            checks.check_deterministic(objective)
+            checks.check_repeatable(batches)
             if isinstance(guarantee, StronglyConvex) and head is not None:
                 rows = convex.capture(loss, head, batches)
                 return minimise(
@@ -203,6 +210,7 @@ class Request:
                     solver=None if options.solver == "auto" else options.solver,
                 )
             assert not isinstance(guarantee, StronglyConvex)  # it needs a head
+            checks.check_loss(objective)
             first = checks.first_batch_loss(objective)
             if options.curvature == "central_difference":
                 checks.check_smooth(first)

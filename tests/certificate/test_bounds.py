@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from lightning_unlearn.certificate import bounds
+from lightning_unlearn.certificate import bounds, paper, rounding
 from lightning_unlearn.errors import ArgumentError, GuaranteeError
 
 STEP = {
@@ -113,11 +113,11 @@ def test_paper_bounds_are_special_cases():
         retrained_gradient_norm=0.0,
         residual=0.0,
     )
-    paper = bounds.newton_step_upper_paper(
+    published = paper.newton_step_upper_paper(
         max_norm=C, hessian_lipschitz=M, damping=lam, lambda_min=low
     )
-    assert ours == pytest.approx(paper)
-    with_G = bounds.newton_step_upper_nonstationary_paper(
+    assert ours == pytest.approx(published)
+    with_G = paper.newton_step_upper_nonstationary_paper(
         max_norm=C, hessian_lipschitz=M, damping=lam, lambda_min=low, gradient_norm=G
     )
     assert with_G == pytest.approx((2 * C * (M * C + lam) + G) / (lam + low))
@@ -126,10 +126,10 @@ def test_paper_bounds_are_special_cases():
 @pytest.mark.parametrize("lam", [1e-3, 1.0, 1e3, 1e9])
 def test_theorem_34_says_nothing_unless_lambda_min_exceeds_mc(lam):
     C, M = 20.0, 0.1
-    useless = bounds.newton_step_upper_paper(
+    useless = paper.newton_step_upper_paper(
         max_norm=C, hessian_lipschitz=M, damping=lam, lambda_min=0.99 * M * C
     )
-    useful = bounds.newton_step_upper_paper(
+    useful = paper.newton_step_upper_paper(
         max_norm=C, hessian_lipschitz=M, damping=lam, lambda_min=1.01 * M * C
     )
     assert useless > 2 * C > useful
@@ -184,7 +184,7 @@ def test_rounding_bound_covers_the_error_of_float64():
             D = E / E.sum(1, keepdims=True) - np.eye(K)[y]
             computed = D.T @ X / n + 1e-3 * W
             error = _exact_error(X, W, y, 1e-3, computed)
-            bound = bounds.gradient_rounding_upper(
+            bound = rounding.gradient_rounding_upper(
                 n_retain=n,
                 n_features=d,
                 n_outputs=K,
@@ -221,4 +221,163 @@ def test_rounding_bound_refuses_sums_too_long_for_float64():
         "link_residual_norm": 1.0, "link_lipschitz": 0.5, "link_norm": 1.0, "l2": 1.0,
     }  # fmt: skip
     with pytest.raises(GuaranteeError, match="sums short enough for float64"):
-        bounds.gradient_rounding_upper(n_retain=10**15, **arguments)
+        rounding.gradient_rounding_upper(n_retain=10**15, **arguments)
+
+
+def test_forget_gradient_mode_is_off_by_exactly_the_surcharge():
+    rng = np.random.default_rng(4)
+    n, n_u, p = 50, 7, 3
+    X, y = rng.normal(size=(n, p)), rng.normal(size=n)
+    w0 = rng.normal(size=p)
+    H = X[n_u:].T @ X[n_u:] / (n - n_u)
+    grads = X * (X @ w0 - y)[:, None]
+    full, forget, retain = grads.mean(0), grads[:n_u].mean(0), grads[n_u:].mean(0)
+    damping, lowest = 0.5, float(np.linalg.eigvalsh(H)[0])
+    A = H + damping * np.eye(p)
+    steps = [np.linalg.solve(A, g) for g in (retain, -n_u / (n - n_u) * forget)]
+    surcharge = bounds.forget_gradient_surcharge(
+        full_gradient_norm=float(np.linalg.norm(full)), n_train=n, n_retain=n - n_u,
+        damping=damping, lambda_min=lowest,
+    )  # fmt: skip
+    assert np.linalg.norm(steps[0] - steps[1]) <= surcharge
+    # Attained when the full gradient lies along the flattest direction: p = 1.
+    one = bounds.forget_gradient_surcharge(
+        full_gradient_norm=2.0, n_train=10, n_retain=8, damping=0.5, lambda_min=0.75
+    )
+    assert one == pytest.approx(2.0 * 10 / 8 / 1.25)
+
+
+def test_newton_kantorovich_is_attained_by_its_own_polynomial():
+    # F'(t) = (M/2) t^2 - t/b + e/b from t = 0: the extremal case of the theorem.
+    for M, b, e in ((0.3, 2.0, 0.5), (1.0, 1.0, 0.5), (1e-9, 1.0, 3.0)):
+        root = (1 / b - math.sqrt(1 / b**2 - 2 * M * e / b)) / M
+        bound = bounds.newton_kantorovich_upper(
+            hessian_lipschitz=M, inverse_norm=b, newton_step_norm=e
+        )
+        assert bound == pytest.approx(root, rel=1e-6)
+    with pytest.raises(GuaranteeError, match="h = .* <= 1/2 .* got 0.6: take another"):
+        bounds.newton_kantorovich_upper(
+            hessian_lipschitz=0.6, inverse_norm=1.0, newton_step_norm=1.0
+        )
+
+
+def test_newton_kantorovich_bounds_the_distance_of_a_logistic_fit():
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(60, 3)) / 3
+    y = (rng.random(60) < 0.5).astype(float)
+    l2 = 0.1
+
+    def parts(w):
+        s = 1 / (1 + np.exp(-X @ w))
+        H = (X * (s * (1 - s))[:, None]).T @ X / 60 + l2 * np.eye(3)
+        return X.T @ (s - y) / 60 + l2 * w, H
+
+    w = np.zeros(3)
+    for _ in range(30):
+        g, H = parts(w)
+        w = w - np.linalg.solve(H, g)
+    M = bounds.logistic_hessian_lipschitz(
+        feature_norm=float(np.linalg.norm(X, axis=1).max())
+    )
+    for scale in (0.1, 0.3, 1.0):
+        start = w + rng.normal(size=3) * scale
+        g, H = parts(start)
+        newton = float(np.linalg.norm(np.linalg.solve(H, g)))
+        inverse = float(1 / np.linalg.eigvalsh(H)[0])
+        if M * inverse * newton <= 0.5:
+            bound = bounds.newton_kantorovich_upper(
+                hessian_lipschitz=M, inverse_norm=inverse, newton_step_norm=newton
+            )
+            assert np.linalg.norm(start - w) <= bound
+            convex = np.linalg.norm(g) / l2
+            assert bound < convex  # why it exists
+
+
+def test_hessian_lipschitz_constants_hold_and_are_attained():
+    rng = np.random.default_rng(6)
+    M = bounds.softmax_hessian_lipschitz(feature_norm=1.0)
+    best = 0.0
+    for _ in range(20_000):
+        K = rng.integers(2, 6)
+        p = rng.dirichlet(np.full(K, rng.choice([0.2, 1.0])))
+        u = rng.normal(size=K)
+        u /= np.linalg.norm(u)
+        third = float(p @ (u - p @ u) ** 3)  # along the diagonal, by Banach enough
+        best = max(best, abs(third))
+    assert best <= M
+    s = 0.5 + 1 / (2 * math.sqrt(3))
+    u = np.array([1.0, -1.0]) / math.sqrt(2)
+    p = np.array([s, 1 - s])
+    assert abs(p @ (u - p @ u) ** 3) == pytest.approx(M)
+    z = np.linspace(-5, 5, 100_001)
+    q = 1 / (1 + np.exp(-z))
+    third = q * (1 - q) * (1 - 2 * q)
+    L = bounds.logistic_hessian_lipschitz(feature_norm=1.0)
+    assert third.max() <= L * (1 + 1e-9)
+    assert third.max() == pytest.approx(L, rel=1e-6)
+
+
+def test_lanczos_lower_bound_holds_where_the_ritz_value_does_not():
+    import torch
+
+    from lightning_unlearn.curvature.spectrum import lanczos_ends
+
+    generator = torch.Generator().manual_seed(0)
+    p, steps, wrong_side = 400, 25, 0
+    for outlier in (-1.0, -0.05, 0.0):
+        values = torch.linspace(0, 1, p, dtype=torch.float64)
+        values[0] = outlier
+        above = 0
+        for _ in range(40):
+            start = torch.randn(p, generator=generator, dtype=torch.float64)
+            low, high = lanczos_ends(lambda v, d=values: d * v, start, steps)
+            above += low > outlier + 1e-4
+            bound = bounds.lanczos_lambda_min_lower(
+                ritz_min=low, ritz_max=high, steps=steps, size=p, failure=1e-3
+            )
+            assert bound <= outlier
+        wrong_side += above
+    assert wrong_side > 40  # where the Ritz value alone would have been unsafe
+    assert bounds.lanczos_lambda_min_lower(
+        ritz_min=-0.5, ritz_max=1.0, steps=p, size=p, failure=1e-3
+    ) == -0.5  # fmt: skip
+    with pytest.raises(GuaranteeError, match="expected enough Lanczos steps"):
+        bounds.lanczos_lambda_min_lower(
+            ritz_min=0.0, ritz_max=1.0, steps=3, size=10**6, failure=1e-6
+        )
+
+
+PAPER = {
+    "max_norm": 10.0, "hessian_lipschitz": 0.2, "damping": 3.0, "lambda_min": -1.0,
+    "gradient_norm": 0.7,
+}  # fmt: skip
+
+
+def test_theorem_36_and_proposition_42_as_published():
+    extra = paper.lissa_error_upper_paper(
+        hessian_norm=5.0, n_parameters=1000, failure=0.1, damping=3.0,
+        lambda_min=-1.0, gradient_lipschitz=2.0, max_norm=10.0, gradient_norm=0.7,
+    )  # fmt: skip
+    by_hand = (16 * 5 * math.sqrt(math.log(1e4)) / 2 + 1 / 16) * (40 + 0.7)
+    assert extra == pytest.approx(by_hand)
+    step = paper.newton_step_upper_nonstationary_paper(**PAPER)
+    whole = paper.newton_step_upper_lissa_paper(
+        **PAPER, hessian_norm=5.0, n_parameters=1000, failure=0.1,
+        gradient_lipschitz=2.0,
+    )  # fmt: skip
+    assert whole == pytest.approx(step + extra)
+    assert whole > 100 * 2 * 10.0  # never below the trivial 2C
+    for requests in (1, 10):
+        assert paper.sequential_upper_paper(requests=requests, **PAPER) == step
+    with pytest.raises(ArgumentError, match="expected requests"):
+        paper.sequential_upper_paper(requests=0, **PAPER)
+
+
+def test_lissa_filter_against_the_series():
+    h, scale, steps = 0.3, 2.0, 7
+    series = sum((1 - h / scale) ** t for t in range(steps + 1)) / scale
+    assert paper.lissa_filter(eigenvalue=h, scale=scale, steps=steps) == pytest.approx(
+        series * h
+    )
+    with pytest.raises(ArgumentError, match="expected eigenvalue"):
+        paper.lissa_filter(eigenvalue=-1.0, scale=2.0, steps=3)

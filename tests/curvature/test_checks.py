@@ -115,21 +115,38 @@ def test_random_data_and_random_losses_are_told_apart():
     X, y = classification()
     net = mlp()
     objective = objective_of(net, X, y)
-    checks.check_deterministic(objective)
+    checks.check_repeatable(objective.batches)
+    checks.check_loss(objective)
     plain = objective.loss
     objective.loss = lambda b, i: plain((F.dropout(b[0]), b[1]), i)
     with pytest.raises(ModelError, match="the same loss at every pass"):
-        checks.check_deterministic(objective)
+        checks.check_loss(objective)
 
     class Augmented(ListBatches):
-        def __iter__(self):
-            for weight, (x, t) in super().__iter__():
-                yield weight, (x + torch.randn_like(x), t)
+        def read(self, start, stop):
+            weight, (x, t) = super().read(start, stop)
+            return weight, (x + torch.randn_like(x), t)
 
-    objective.loss = plain
-    objective.batches = Augmented(X, y)
     with pytest.raises(DataError, match="the same samples at every read"):
-        checks.check_deterministic(objective)
+        checks.check_repeatable(Augmented(X, y))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda net, b: F.cross_entropy(net(b[0] - b[0].mean(0)), b[1]),
+        lambda net, b: F.cross_entropy(net(b[0]), b[1], reduction="sum"),
+        lambda net, b: (net(b[0]) @ net(b[0]).T).logsumexp(1).mean(),
+    ],
+    ids=["batch statistics", "a sum", "contrastive"],
+)
+def test_losses_that_are_no_mean_over_samples(loss):
+    X, y = classification()
+    net = mlp()
+    objective = objective_of(net, X, y)
+    objective.loss = lambda b, i: loss(net, b)
+    with pytest.raises(ModelError, match="mean over samples on their own"):
+        checks.check_loss(objective)
 
 
 def test_lanczos_finds_both_ends_from_inside():
