@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from lightning_unlearn.errors import UnlearningError
@@ -38,8 +39,17 @@ def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[st
             raise error(f"a field is written twice in {what}, among {sorted(keys)}")
         return dict(pairs)
 
+    def number(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(digits[:20])
+
     try:
-        plain = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        plain = json.loads(
+            text,
+            parse_constant=refuse,
+            parse_float=number,
+            object_pairs_hook=unique,
+        )
     except (ValueError, RecursionError) as problem:
         if isinstance(problem, error):
             raise

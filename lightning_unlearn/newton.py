@@ -76,30 +76,48 @@ def damped_step(
         SolverError: If the solve did not end as converged.
         GuaranteeError: If the guarantee needs what is not there.
     """
+    _check_guarantee(guarantee, w0, damping, max_norm, kinks)
     _, gradient = objective.value_and_gradient()
-    solution, damping, spectrum = _solve(objective, gradient, damping, solver)
+    solution, reported = _solve(objective, gradient, damping, solver)
+    if isinstance(guarantee, NewtonStep):
+        _check_constants(objective, guarantee, w0, solution)
     w = w0 - solution.x
     if max_norm is not None:
         w = project(w, max_norm)
-    constants = [
-        *spectrum,
-        Constant(
-            name="residual",
-            value=solution.residual,
-            origin=Origin.MEASURED,
-            reason="|(H + damping I) x - g|, one more pass over the retained samples",
-        ),
-    ]
-    step = Step(
-        weights=w,
-        solution=replace(solution, x=w0 - w),
-        bound=Bound.NO_BOUND,
-        constants=tuple(constants),
-        reference="",
+    relative = solution.residual / max(float(gradient.norm()), 1e-300)
+    found = (
+        []
+        if relative <= 0.1
+        else [
+            f"the linear system is solved to {relative:.0%} of |g| only: x is a rough "
+            "approximation of the Newton step"
+        ]
     )
-    if guarantee is None:
-        return step
-    return _claim(step, guarantee, max_norm, kinks)
+    return _claim(
+        Step(
+            weights=w,
+            solution=replace(solution, x=w0 - w),
+            bound=Bound.NO_BOUND,
+            constants=(*reported, _measured_residual(solution, relative)),
+            reference="",
+            warnings=tuple(found),
+        ),
+        guarantee,
+        max_norm,
+        kinks,
+    )
+
+
+def _measured_residual(solution: Solution, relative: float) -> Constant:
+    return Constant(
+        name="measured_residual",
+        value=solution.residual,
+        origin=Origin.MEASURED,
+        reason=(
+            f"|(H + damping I) x - g|, {relative:.2g} of |g|: one more pass over the "
+            "retained samples"
+        ),
+    )
 
 
 def project(w: Vector, max_norm: float) -> Vector:
@@ -108,17 +126,102 @@ def project(w: Vector, max_norm: float) -> Vector:
     return w if norm <= max_norm else w * (max_norm / norm)
 
 
-def _claim(
-    step: Step,
-    guarantee: NormBall | NewtonStep,
+def _check_guarantee(
+    guarantee: NormBall | NewtonStep | None,
+    w0: Vector,
+    damping: float | None,
     max_norm: float | None,
     kinks: tuple[str, ...],
-) -> Step:
+) -> None:
+    """Refuse, before any work, a guarantee whose hypotheses do not hold."""
+    if guarantee is None:
+        return
     if max_norm is None:
         raise GuaranteeError(
             "expected max_norm for this guarantee, got None: without a norm ball no "
             "finite distance to the retrained weights is known"
         )
+    if isinstance(guarantee, NormBall):
+        return
+    if kinks:
+        raise GuaranteeError(
+            "expected a network with a Lipschitz Hessian for guarantee=NewtonStep, "
+            f"got {', '.join(kinks)}: use smooth activations (GELU, tanh) and average "
+            "pooling, or guarantee=NormBall()"
+        )
+    if damping is None:
+        raise GuaranteeError(
+            "expected damping as a number for guarantee=NewtonStep, got 'auto': a "
+            "damping taken from the data would make the noise depend on it; "
+            "lightning_unlearn.preflight suggests one"
+        )
+    norm = float(w0.norm())
+    if not norm <= max_norm * (1 + 1e-6):
+        raise GuaranteeError(
+            f"expected weights in the ball of max_norm={max_norm}, got norm {norm:.4g}:"
+            " train with the same max_norm in the callback, which projects"
+        )
+
+
+def _check_constants(
+    objective: Objective, guarantee: NewtonStep, w0: Vector, solution: Solution
+) -> None:
+    """Refuse constants the data refutes: every estimate here errs the other way."""
+    if not solution.residual <= guarantee.residual:
+        raise SolverError(
+            f"expected a residual of at most {guarantee.residual} (NewtonStep), got "
+            f"{solution.residual:.3g}: lower the solver's rtol or raise residual="
+        )
+    lowest, _ = spectrum_ends(objective)
+    if lowest < guarantee.lambda_min - 1e-9 * abs(guarantee.lambda_min):
+        raise GuaranteeError(
+            f"expected lambda_min={guarantee.lambda_min} to be a lower bound, but "
+            f"Lanczos found {lowest:.4g} on all retained samples, which is not below "
+            "the true one: the assumption is refuted; lower it"
+        )
+    sampled = hessian_change(objective, w0, solution.x)
+    if sampled > guarantee.hessian_lipschitz:
+        raise GuaranteeError(
+            f"expected hessian_lipschitz={guarantee.hessian_lipschitz} to bound the "
+            f"change of the Hessian, but along the step it changes by {sampled:.4g} "
+            "per unit: the assumption is refuted; raise it"
+        )
+
+
+def hessian_change(objective: Objective, w0: Vector, x: Vector) -> float:
+    """Largest sampled |(H(w0 - t x) - H(w0)) v| / (t |x| |v|): a LOWER bound on M.
+
+    Args:
+        objective: F at w0.
+        w0: Original weights (p,).
+        x: The step (p,).
+
+    Returns:
+        The largest of six samples; 0.0 if the step is zero.
+    """
+    norm = float(x.norm())
+    if norm == 0:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    found = 0.0
+    for v in (x / norm, (random / random.norm()).to(x.device)):
+        here = objective.hvp(v)
+        for t in (0.1, 0.5, 1.0):
+            with objective.moved_to(w0 - t * x):
+                change = objective.hvp(v) - here
+            found = max(found, float(change.norm()) / (t * norm))
+    return found
+
+
+def _claim(
+    step: Step,
+    guarantee: NormBall | NewtonStep | None,
+    max_norm: float | None,
+    kinks: tuple[str, ...],
+) -> Step:
+    if guarantee is None or max_norm is None:
+        return step
     ball = Constant(
         name="max_norm",
         value=max_norm,
@@ -134,33 +237,27 @@ def _claim(
             "with the same noise",
             warnings=(*step.warnings, *_kinked(kinks)),
         )
-    if kinks:
-        raise GuaranteeError(
-            "expected a network with a Lipschitz Hessian for guarantee=NewtonStep, "
-            f"got {', '.join(kinks)}: use smooth activations (GELU, tanh) and average "
-            "pooling, or guarantee=NormBall()"
-        )
-    informative = [c for c in step.constants if c.name != "lambda_min"]
     assumed = [
         Constant(
             name=name,
             value=getattr(guarantee, name),
             origin=Origin.ASSUMED,
-            reason="given by the user in guarantee=NewtonStep(...), not checked",
+            reason="given by the user; sampled values did not refute it",
         )
         for name in ("hessian_lipschitz", "lambda_min", "retrained_gradient_norm")
     ]
+    residual = Constant(
+        name="residual",
+        value=guarantee.residual,
+        origin=Origin.ENFORCED,
+        reason="set before the request, which fails unless the solver reaches it",
+    )
     return replace(
         step,
         bound=Bound.NEWTON_STEP,
-        constants=(ball, *assumed, *informative),
+        constants=(ball, *assumed, residual, *step.constants),
         reference="the network retrained without the forgotten samples inside the "
         "same norm ball, with the same noise",
-        warnings=(
-            *step.warnings,
-            "the sensitivity uses numbers measured on the data, so the size of the "
-            "noise itself is not covered by epsilon",
-        ),
     )
 
 
@@ -176,12 +273,12 @@ def _kinked(kinks: tuple[str, ...]) -> list[str]:
 
 def _solve(
     objective: Objective, gradient: Vector, damping: float | None, solver: Solver
-) -> tuple[Solution, float, list[Constant]]:
+) -> tuple[Solution, list[Constant]]:
     reported: list[Constant] = []
     auto = damping is None
     reason, floor = "given by the user", 0.0
     if damping is None:
-        lowest, highest = _spectrum_ends(objective, gradient.device)
+        lowest, highest = spectrum_ends(objective, _LANCZOS_SAMPLES)
         damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
         samples = min(objective.n, _LANCZOS_SAMPLES)
         reason = (
@@ -190,7 +287,7 @@ def _solve(
         )
         reported.append(
             Constant(
-                name="lambda_min",
+                name="ritz_min",
                 value=lowest,
                 origin=Origin.ESTIMATED,
                 reason=f"{_LANCZOS_STEPS} Lanczos steps on {samples:,} samples; a Ritz "
@@ -215,16 +312,31 @@ def _solve(
     reported.append(
         Constant(name="damping", value=damping, origin=Origin.ENFORCED, reason=reason)
     )
-    return solution, damping, reported
+    return solution, reported
 
 
-def _spectrum_ends(objective: Objective, device: torch.device) -> tuple[float, float]:
+def spectrum_ends(
+    objective: Objective, samples: int | None = None
+) -> tuple[float, float]:
+    """Ritz values at both ends of the Hessian of F, by Lanczos.
+
+    Args:
+        objective: F.
+        samples: Draw this many samples once instead of using all.
+
+    Returns:
+        (smallest, largest); the smallest lies at or above the true one when all
+        samples are used.
+    """
+
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
     def sampled(v: Vector) -> Vector:  # the same samples for every product
-        return objective.sampled_hvp(v, _LANCZOS_SAMPLES, generator())
+        return objective.sampled_hessian(v, samples or objective.n, generator())
 
-    matvec = objective.hvp if objective.n <= _LANCZOS_SAMPLES else sampled
+    matvec = objective.hessian
+    if samples is not None and samples < objective.n:
+        matvec = sampled
     start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
-    return lanczos_ends(matvec, start.to(device), _LANCZOS_STEPS)
+    return lanczos_ends(matvec, start.to(objective.device), _LANCZOS_STEPS)

@@ -6,13 +6,19 @@ certificate all read this definition.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn import _validate
-from lightning_unlearn.curvature.products import BatchLoss, Product, double_backward
+from lightning_unlearn.curvature.products import (
+    BatchLoss,
+    Product,
+    double_backward,
+    gauss_newton,
+)
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.scope import Scope, Vector
 
@@ -59,14 +65,33 @@ class Objective(Protocol):
         """F and its gradient (p,), in float64, in one pass."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where its vectors live."""
+        ...
+
     def hvp(self, v: Vector) -> Vector:
-        """Hessian of F times v, both (p,) float64, in one pass."""
+        """Curvature of F (Hessian or Gauss-Newton) times v, (p,) float64, one pass."""
         ...
 
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector:
-        """Hessian of one random mini-batch (regulariser included) times v."""
+        """Curvature of one random mini-batch (regulariser included) times v."""
+        ...
+
+    def hessian(self, v: Vector) -> Vector:
+        """Hessian of F times v, whatever curvature the solver sees."""
+        ...
+
+    def sampled_hessian(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """Hessian of one random mini-batch times v."""
+        ...
+
+    def moved_to(self, w: Vector) -> AbstractContextManager[None]:
+        """Evaluate at other weights for the length of a block."""
         ...
 
 
@@ -138,20 +163,60 @@ class EmpiricalObjective:
         value = float(total[0]) / self.n + self.l2 / 2 * float(w @ w)
         return value, total[1:] / self.n + self.l2 * w
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.scope.parameters[0].device
+
     def hvp(self, v: Vector) -> Vector:
         """Curvature of F times v, both (p,) float64, in one pass."""
+        return self._full(self.product, v)
+
+    def hessian(self, v: Vector) -> Vector:
+        """Hessian of F times v, both (p,) float64, in one pass."""
+        return self._full(self._second_derivative, v)
+
+    @property
+    def _second_derivative(self) -> Product:
+        return double_backward if self.product is gauss_newton else self.product
+
+    def _full(self, product: Product, v: Vector) -> Vector:
         total = self._zeros(self.size)
         for index, (weight, batch) in enumerate(self.batches):
-            total += self._batch_product(self.batch_loss(batch, index, weight), v)
+            loss = self.batch_loss(batch, index, weight)
+            total += self._batch_product(product, loss, v)
         return self.reduce(total) / self.n + self.l2 * v
+
+    @contextmanager
+    def moved_to(self, w: Vector) -> Iterator[None]:
+        """Evaluate at other weights for the length of a block."""
+        own = [p.detach().clone() for p in self.scope.parameters]
+        try:
+            self.scope.assign(w)
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(self.scope.parameters, own, strict=True):
+                    p.copy_(value)
 
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector:
         """Curvature of the mean loss of one random mini-batch, plus l2, times v."""
-        weight, batch = self.batches.sample(batch_size, generator)
-        product = self._batch_product(self.batch_loss(batch, 0, weight), v)
-        return product / weight + self.l2 * v
+        return self._sampled(self.product, v, batch_size, generator)
+
+    def sampled_hessian(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """Hessian of the mean loss of one random mini-batch, plus l2, times v."""
+        return self._sampled(self._second_derivative, v, batch_size, generator)
+
+    def _sampled(
+        self, product: Product, v: Vector, size: int, generator: torch.Generator
+    ) -> Vector:
+        weight, batch = self.batches.sample(size, generator)
+        loss = self.batch_loss(batch, 0, weight)
+        return self._batch_product(product, loss, v) / weight + self.l2 * v
 
     def batch_loss(self, batch: Any, index: int, weight: int) -> BatchLoss:
         """The summed loss of one batch as a function of the current weights."""
@@ -185,10 +250,10 @@ class EmpiricalObjective:
 
         return summed
 
-    def _batch_product(self, loss: BatchLoss, v: Vector) -> Vector:
+    def _batch_product(self, product: Product, loss: BatchLoss, v: Vector) -> Vector:
         like = self.scope.parameters[0]
         tangents = self.scope.split(v.to(like.device, like.dtype))
-        return self._flat(self.product(loss, self.scope, tangents))
+        return self._flat(product(loss, self.scope, tangents))
 
     def _flat(self, parts: "tuple[Tensor | None, ...] | list[Tensor | None]") -> Vector:
         flat = [
@@ -198,8 +263,7 @@ class EmpiricalObjective:
         return torch.cat(flat).to(torch.float64)
 
     def _zeros(self, size: int) -> Vector:
-        device = self.scope.parameters[0].device
-        return torch.zeros(size, dtype=torch.float64, device=device)
+        return torch.zeros(size, dtype=torch.float64, device=self.device)
 
     def _check_reached(self, reached: list[bool]) -> None:
         missing = [n for n, r in zip(self.scope.names, reached, strict=True) if not r]

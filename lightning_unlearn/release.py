@@ -109,7 +109,7 @@ def release(
         noise_std = claims.noise_std_upper(
             terms.epsilon, terms.delta, sensitivity, terms.releases
         )
-    released = _add_noise(step.weights, noise_std, terms)
+    released = _add_noise(step, noise_std, terms)
     source = NoiseSource.OS_ENTROPY
     if terms.noise_seed is not None:
         source = NoiseSource.SEEDED
@@ -175,16 +175,16 @@ def _not_covered(step: Step) -> tuple[str, ...]:
     )
 
 
-def _add_noise(weights: Vector, noise_std: float, terms: Terms) -> Vector:
+def _add_noise(step: Step, noise_std: float, terms: Terms) -> Vector:
     generator = None
     if terms.noise_seed is not None:
         generator = torch.Generator().manual_seed(terms.noise_seed)
-    released = weights.clone()
+    released = step.weights.clone()
     if noise_std > 0:
-        noise = gaussian_noise(len(weights), noise_std, generator)
-        released += noise.to(weights.device)
-    if terms.max_norm is not None:  # post-processing: free, and keeps the invariant
-        released = project(released, terms.max_norm)
+        noise = gaussian_noise(len(released), noise_std, generator)
+        released += noise.to(released.device)
+    if terms.max_norm is not None and step.bound is not Bound.STRONGLY_CONVEX:
+        released = project(released, terms.max_norm)  # post-processing: free
     return released
 
 
@@ -196,12 +196,21 @@ def _warnings(
     if grade is Grade.VACUOUS and terms.max_norm is not None:
         ratio = noise_std * p**0.5 / terms.max_norm
         found.append(
-            f"Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
-            f"is {ratio:,.0f} times the largest weight norm allowed (noise_std "
-            "sqrt(p) / max_norm): the released model has forgotten everything. For a "
-            "useful guarantee freeze the backbone and train a ConvexHead; for the "
-            "bare step without a claim set noise_std=0.0"
+            "Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
+            f"is {ratio:,.3g} times the largest weight norm allowed (noise_std sqrt(p) "
+            "/ max_norm)" + _what_it_costs(ratio) + ". For a useful guarantee freeze "
+            "the backbone and train a ConvexHead; for the bare step without a claim "
+            "set noise_std=0.0"
         )
+    elif grade is Grade.CONDITIONAL and terms.max_norm is not None:
+        ratio = noise_std * p**0.5 / terms.max_norm
+        if ratio > 0.1 and step.bound is Bound.NEWTON_STEP:
+            found.append(
+                f"the noise is {ratio:,.3g} times the largest weight norm allowed"
+                + _what_it_costs(ratio)
+            )
+    if step.bound is Bound.STRONGLY_CONVEX and terms.max_norm is not None:
+        found.append("max_norm plays no role for a strongly convex scope")
     for constant in step.constants:
         if constant.name == "feature_norm" and noise_std * constant.value > 0.1:
             found.append(
@@ -216,6 +225,12 @@ def _warnings(
             "this large allows a mechanism that publishes a sample"
         )
     return found
+
+
+def _what_it_costs(ratio: float) -> str:
+    if ratio >= 1:
+        return ": the released model has forgotten everything, not only the forget set"
+    return "" if ratio < 0.1 else ": expect a large loss of accuracy"
 
 
 def _versions() -> tuple[tuple[str, str], ...]:

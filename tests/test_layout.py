@@ -36,7 +36,7 @@ FLOORS = {
 STANDARD = {
     "abc", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
-    "math", "numbers", "os", "pathlib", "secrets", "textwrap", "time", "typing",
+    "math", "numbers", "os", "pathlib", "secrets", "textwrap", "time", "typing", "uuid",
     "warnings", "weakref",
 }  # fmt: skip
 

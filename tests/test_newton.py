@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from lightning_unlearn.certificate import Bound, Origin, claims
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
 from lightning_unlearn.errors import GuaranteeError, SolverError
-from lightning_unlearn.newton import damped_step, project
+from lightning_unlearn.newton import damped_step, hessian_change, project
 from lightning_unlearn.solvers import CG, Dense, LiSSA
 from tests.oracles import dense_gradient_and_hessian
 from tests.problems import classification, mlp, objective_of, value_of_weights
@@ -25,7 +25,7 @@ def test_the_step_is_the_dense_one(solver):
     step = damped_step(objective, w, damping=damping, solver=solver, **SETTINGS)
     x = torch.linalg.solve(H + damping * torch.eye(len(w)).double(), g)
     assert (w - step.weights - x).norm() < 1e-8 * x.norm()
-    (residual,) = (c for c in step.constants if c.name == "residual")
+    (residual,) = (c for c in step.constants if c.name == "measured_residual")
     assert residual.origin is Origin.MEASURED
     assert residual.value == step.solution.residual
     assert torch.equal(objective.scope.flatten(), w)  # nothing moved yet
@@ -41,8 +41,8 @@ def test_damping_is_taken_from_the_spectrum():
     assert lowest < 0  # otherwise this tests nothing
     step = damped_step(objective, w, damping=None, solver=CG(), **SETTINGS)
     constants = {c.name: c for c in step.constants}
-    assert constants["lambda_min"].value == pytest.approx(lowest, rel=1e-3)
-    assert constants["lambda_min"].origin is Origin.ESTIMATED
+    assert constants["ritz_min"].value == pytest.approx(lowest, rel=1e-3)
+    assert constants["ritz_min"].origin is Origin.ESTIMATED
     assert constants["damping"].value == pytest.approx(-2 * lowest, rel=1e-3)
     assert "Lanczos" in constants["damping"].reason
 
@@ -99,19 +99,86 @@ def test_the_norm_ball_claim_is_two_radii_and_enforced():
         )
 
 
-def test_user_given_constants_are_assumed_and_kinks_refused():
+def vouched(**changes):
+    values = {"hessian_lipschitz": 5.0, "lambda_min": -1.0,
+              "retrained_gradient_norm": 0.1, **changes}  # fmt: skip
+    return NewtonStep(**values)
+
+
+@pytest.fixture
+def smooth():
     X, y = classification()
-    objective = objective_of(mlp(), X, y)
+    net = mlp()
+    objective = objective_of(net, X, y)
+    return objective, objective.scope.flatten()
+
+
+GOOD = {"damping": 1.5, "solver": CG(rtol=1e-6), "max_norm": 20.0}
+
+
+def test_the_noise_of_a_conditional_claim_is_fixed_before_the_data(smooth):
+    objective, w = smooth
+    step = damped_step(objective, w, guarantee=vouched(), **GOOD)
+    used = claims.REQUIRED[step.bound]
+    origins = {c.name: c.origin for c in step.constants if c.name in used}
+    assert set(origins.values()) == {Origin.ASSUMED, Origin.ENFORCED}
+    first = claims.sensitivity_upper(step.bound, step.constants)
+    again = damped_step(objective, w * 0.9, guarantee=vouched(), **GOOD)
+    assert claims.sensitivity_upper(again.bound, again.constants) == first
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "settings", "message"),
+    [
+        (vouched(), {"kinks": ("relu",)}, "Lipschitz Hessian .* got relu"),
+        (vouched(), {"damping": None}, "damping as a number .* got 'auto'"),
+        (vouched(), {"max_norm": 0.5}, "in the ball of max_norm=0.5, got norm"),
+        (vouched(lambda_min=1.0), {}, "Lanczos found .* the assumption is refuted"),
+        (vouched(hessian_lipschitz=1e-6), {}, "changes by .* assumption is refuted"),
+    ],
+)
+def test_constants_that_are_refuted_or_missing(smooth, guarantee, settings, message):
+    objective, w = smooth
+    with pytest.raises(GuaranteeError, match=message):
+        damped_step(objective, w, guarantee=guarantee, **{**GOOD, **settings})
+
+
+def test_a_residual_that_was_promised_is_reached_or_nothing(smooth):
+    objective, w = smooth
+    with pytest.raises(SolverError, match="a residual of at most 1e-12 .*got"):
+        damped_step(objective, w, guarantee=vouched(residual=1e-12), **GOOD)
+
+
+def test_the_sampled_change_of_the_hessian_is_a_lower_bound():
+    # F(w) = sin(a'w): |H(u) - H(v)| <= |a|^3 |u - v|, nearly attained around 0.
+    a = torch.tensor([[0.3, -0.2, 0.6]]).double()
+    net = nn.Linear(3, 1, bias=False).double()
+    objective = objective_of(net, a, torch.zeros(1), l2=0.0)
+    objective.loss = lambda b, i: torch.sin(net(b[0]))[:, 0]
+    w = torch.zeros(3).double()
+    objective.scope.assign(w)
+    found = hessian_change(objective, w, -0.3 * a[0])
+    true = float(a.norm()) ** 3
+    assert 0.9 * true < found <= true
+    assert not objective.scope.flatten().any()
+    assert hessian_change(objective, w, w) == 0.0
+
+
+def test_a_rough_solve_says_so(smooth):
+    objective, w = smooth
+    rough = CG(rtol=0.5)
+    step = damped_step(objective, w, damping=0.5, solver=rough, **SETTINGS)
+    assert "rough approximation" in step.warnings[0]
+
+
+def test_gauss_newton_is_damped_by_the_true_hessian_s_spectrum():
+    # Its own spectrum is positive, and an undamped step ruins the network.
+    X, y = classification()
+    objective = objective_of(mlp(hidden=8), X, y, l2=0.0, curvature="gauss_newton")
     w = objective.scope.flatten()
-    guarantee = NewtonStep(hessian_lipschitz=1e-3, lambda_min=-0.01)
-    settings = {"damping": 1.0, "solver": CG(), "max_norm": 20.0}
-    step = damped_step(objective, w, guarantee=guarantee, **settings)
-    origins = {c.name: c.origin for c in step.constants}
-    assert origins["hessian_lipschitz"] is origins["lambda_min"] is Origin.ASSUMED
-    assert claims.sensitivity_upper(step.bound, step.constants) <= 40.0
-    assert "size of the noise itself is not covered" in " ".join(step.warnings)
-    with pytest.raises(GuaranteeError, match="Lipschitz Hessian .* got relu"):
-        damped_step(objective, w, guarantee=guarantee, kinks=("relu",), **settings)
+    step = damped_step(objective, w, damping=None, solver=CG(), **SETTINGS)
+    (damping,) = (c for c in step.constants if c.name == "damping")
+    assert damping.value > 0.01
 
 
 def test_one_step_of_ridge_regression_is_the_retrained_model():

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from lightning_unlearn import _validate
 from lightning_unlearn.certificate import bounds
-from lightning_unlearn.certificate.constants import TRUSTED, Constant
+from lightning_unlearn.certificate.constants import TRUSTED, Constant, Origin
 from lightning_unlearn.certificate.gaussian import gaussian_sigma
-from lightning_unlearn.errors import CertificateError
+from lightning_unlearn.errors import ArgumentError, CertificateError
 
 
 class Grade(str, enum.Enum):
@@ -54,6 +54,23 @@ REQUIRED = {
     ),
     Bound.NORM_BALL: ("max_norm",),
     Bound.NO_BOUND: (),
+}
+
+
+_GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})
+_ENFORCED = frozenset({Origin.ENFORCED})
+
+#: What each constant of a bound may be. Nothing measured or estimated: the noise
+#: would depend on the data, and the guarantee does not cover the size of the noise.
+ALLOWED = {
+    "tolerance": _ENFORCED,
+    "strong_convexity": _GIVEN,
+    "max_norm": _ENFORCED,
+    "hessian_lipschitz": _GIVEN,
+    "damping": _ENFORCED,
+    "lambda_min": _GIVEN,
+    "retrained_gradient_norm": _GIVEN,
+    "residual": _ENFORCED,
 }
 
 
@@ -121,7 +138,25 @@ def noise_std_upper(
     """
     T = 1 if releases is None else releases
     _validate.count(releases=T)
+    check_delta(delta)
     return math.sqrt(T) * gaussian_sigma(epsilon, delta, sensitivity)
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a delta below what the noise sampler resolves.
+
+    Each Gaussian is cut at 8.6 standard deviations, so far out in the tails the noise
+    is not the one the theorem speaks of (probability about 1e-17 a draw).
+
+    Raises:
+        ArgumentError: If delta is not in [1e-12, 1).
+    """
+    _validate.probability(delta=delta)
+    if delta < 1e-12:
+        raise ArgumentError(
+            f"expected delta >= 1e-12, got {delta}: the noise is drawn from 52-bit "
+            "uniforms, whose tails are too short for a smaller one"
+        )
 
 
 def grade(
@@ -177,6 +212,7 @@ def is_trivial(bound: Bound, constants: Iterable[Constant]) -> bool:
 
 def _values(bound: Bound, constants: Iterable[Constant]) -> Mapping[str, float]:
     values: dict[str, float] = {}
+    constants = tuple(constants)
     for constant in constants:
         if constant.name in values:
             raise CertificateError(f"the constant {constant.name} is listed twice")
@@ -187,4 +223,11 @@ def _values(bound: Bound, constants: Iterable[Constant]) -> Mapping[str, float]:
             f"the bound {bound.value} needs the constants {', '.join(missing)}, "
             "which the certificate does not list"
         )
+    for constant in constants:
+        allowed = ALLOWED.get(constant.name)
+        if constant.name in REQUIRED[bound] and constant.origin not in (allowed or ()):
+            raise CertificateError(
+                f"the constant {constant.name} cannot be {constant.origin.value} in "
+                f"the bound {bound.value}: the noise would depend on the data"
+            )
     return values

@@ -30,17 +30,24 @@ class NormBall:
 class NewtonStep:
     """Theorem A from constants the user vouches for: grade ``conditional`` at best.
 
+    Everything the noise depends on is fixed before the data is seen: these constants,
+    a damping given as a number, and a residual the solver must reach. What the request
+    measures can only refute them: a Ritz value below ``lambda_min``, a change of the
+    Hessian above ``hessian_lipschitz``.
+
     Args:
         hessian_lipschitz: M, Lipschitz constant of the Hessian in the norm ball.
             There is none for ReLU networks.
         lambda_min: Lower bound on the smallest Hessian eigenvalue at the original
             weights, l2 included.
         retrained_gradient_norm: Bound on |grad F| at the retrained weights.
+        residual: |(H + damping I) x - g| the solver must reach, or the request fails.
     """
 
     hessian_lipschitz: float
     lambda_min: float
-    retrained_gradient_norm: float = 0.0
+    retrained_gradient_norm: float
+    residual: float = 1e-3
 
     def __post_init__(self) -> None:
         _validate.non_negative(
@@ -48,6 +55,7 @@ class NewtonStep:
             retrained_gradient_norm=self.retrained_gradient_norm,
         )
         _validate.finite(lambda_min=self.lambda_min)
+        _validate.positive(residual=self.residual)
 
 
 Guarantee = StronglyConvex | NormBall | NewtonStep

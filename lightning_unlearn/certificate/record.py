@@ -12,7 +12,7 @@ from lightning_unlearn.certificate import claims
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Constant, Origin
 from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
-from lightning_unlearn.errors import ArgumentError, CertificateError
+from lightning_unlearn.errors import ArgumentError, CertificateError, GuaranteeError
 
 SCHEMA = 1
 
@@ -107,6 +107,14 @@ class Certificate:
             n_parameters=self.n_parameters,
             release=self.release,
         )
+        if self.releases is not None:
+            _validate.count(releases=self.releases)
+        for name in ("weights_digest", "request_id", "created"):
+            if not (isinstance(getattr(self, name), str) and getattr(self, name)):
+                raise CertificateError(f"expected {name} as text, got nothing")
+        texts = (*self.warnings, *self.not_covered, *self.unscrubbed, self.reference)
+        if not all(isinstance(text, str) for text in texts):
+            raise CertificateError("expected text in warnings and not_covered")
         if (self.grade is Grade.NONE) != (self.epsilon is None):
             raise CertificateError(
                 f"epsilon must be None exactly for grade none, got grade "
@@ -152,7 +160,10 @@ class Certificate:
         Raises:
             CertificateError: If a number is not what the constants support.
         """
-        _verify(self)
+        try:
+            _verify(self)
+        except (ArgumentError, GuaranteeError) as error:
+            raise CertificateError(f"the constants are impossible: {error}") from None
 
     def __str__(self) -> str:
         from lightning_unlearn.certificate.text import render

@@ -3,6 +3,7 @@
 import textwrap
 
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
+from lightning_unlearn.certificate.constants import Origin
 from lightning_unlearn.certificate.record import Certificate
 
 _WIDTH = 78
@@ -14,7 +15,7 @@ def headline(c: Certificate) -> str:
     if c.grade is Grade.CERTIFIED:
         return (
             f"CERTIFIED: indistinguishable from retraining without {samples}, "
-            f"{_promise(c)}"
+            f"{_promise(c)}{_taking(c)}"
         )
     if c.grade is Grade.CONDITIONAL:
         return (
@@ -24,8 +25,8 @@ def headline(c: Certificate) -> str:
         )
     if c.grade is Grade.VACUOUS:
         return (
-            f"VACUOUS: {_promise(c)} is true but useless (vacuous); the "
-            "noise hides every model in the norm ball, not just the forgotten data"
+            f"VACUOUS: {_promise(c)} says nothing useful (vacuous): the noise is "
+            f"sized for any two models in the norm ball{_taking(c)}"
         )
     return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
 
@@ -34,6 +35,11 @@ def _promise(c: Certificate) -> str:
     if c.epsilon is None or c.delta is None:
         return "no epsilon"
     return f"epsilon = {_number(c.epsilon)}, delta = {_number(c.delta)}"
+
+
+def _taking(c: Certificate) -> str:
+    names = [part.name for part in c.public_parts]
+    return f", taking {', '.join(names)} as public" if names else ""
 
 
 def _why_none(c: Certificate) -> str:
@@ -114,8 +120,12 @@ def render(c: Certificate) -> str:
         lines += _item(head, constant.reason)
     if c.public_parts:
         lines += ["", "  assumed public (not derived from private data):"]
+        seen = {
+            Origin.ENFORCED: "unchanged in the training run the callback saw",
+            Origin.ASSUMED: "no training run was seen: it may have been trained",
+        }
         lines += [
-            f"    {p.name}  sha256 {p.digest[:16]}  ({p.origin.value})"
+            f"    {p.name}  sha256 {p.digest[:8]}  {seen.get(p.origin, p.origin.value)}"
             for p in c.public_parts
         ]
     for title, entries in (("warnings", c.warnings), ("not covered", c.not_covered)):

@@ -151,7 +151,7 @@ def check_loss(objective: EmpiricalObjective) -> None:
     if count < 2:
         return
     halves = total(0, count // 2) + total(count // 2, count)
-    if not bool(torch.isclose(whole, halves, rtol=1e-3, atol=1e-6)):
+    if not bool(torch.isclose(whole, halves, rtol=1e-4, atol=1e-6)):
         raise ModelError(
             f"expected a loss that is the mean over samples on their own, got "
             f"{float(whole)} for a batch and {float(halves)} for its two halves: "

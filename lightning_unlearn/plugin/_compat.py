@@ -38,22 +38,27 @@ def run_stage(
 ) -> Any:
     """Run `stage` where `fit` would run its loop, and return what it returns."""
     model = _maybe_unwrap_optimized(model)
-    connected = trainer.lightning_module is not None
+    previous = trainer.strategy._lightning_module
+    connected = previous is not None
     trainer.strategy._lightning_module = model
     trainer.state.fn = STAGE  # type: ignore[assignment]
     trainer.state.status = TrainerStatus.RUNNING
     trainer.state.stage = None
-    return _call_and_handle_interrupt(
-        trainer,
-        _in_process,
-        trainer,
-        model,
-        stage,
-        datamodule,
-        ckpt_path,
-        weights_only,
-        connected,
-    )
+    try:
+        return _call_and_handle_interrupt(
+            trainer,
+            _in_process,
+            trainer,
+            model,
+            stage,
+            datamodule,
+            ckpt_path,
+            weights_only,
+            connected,
+        )
+    except BaseException:
+        trainer.strategy._lightning_module = previous
+        raise
 
 
 def _in_process(

@@ -6,16 +6,28 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_unlearn.certificate.guarantees import Guarantee
-from lightning_unlearn.errors import DataError, ModelError, UnlearningError
+from lightning_unlearn.errors import (
+    DataError,
+    LedgerError,
+    ModelError,
+    UnlearningError,
+)
 from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data
 from lightning_unlearn.plugin._compat import STAGE
+from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
+from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
-from lightning_unlearn.plugin.record import TrainingRecord, outside_digests
+from lightning_unlearn.plugin.record import (
+    TrainingRecord,
+    mark_trained,
+    outside_digests,
+)
 from lightning_unlearn.plugin.weight_decay import l2_of
 from lightning_unlearn.scope import Scope
 from lightning_unlearn.solvers import CG, Dense, LiSSA
@@ -114,6 +126,13 @@ class UnlearningCallback(Callback):
         self._prepared: weakref.ref[LightningDataModule] | None = None
         self._restored = False
         self._steps = -1
+        self.requests = 0
+
+    def committed(self, pl_module: LightningModule, loader: DataLoader) -> None:
+        """A request has succeeded: this is our model now, and this its data."""
+        self.requests += 1
+        self.loader = loader
+        self._trained = weakref.ref(pl_module)
 
     # -- state -----------------------------------------------------------------
 
@@ -123,7 +142,15 @@ class UnlearningCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.record = TrainingRecord.from_dict(state_dict)
+        record = TrainingRecord.from_dict(state_dict)
+        behind = set(self.record.removed) - set(record.removed)
+        if record.lineage == self.record.lineage and behind:
+            raise LedgerError(
+                "expected a checkpoint written after the last request, got one from "
+                f"before {len(behind)} samples were unlearned: it would bring them "
+                "back; pass model= (or the clean checkpoint) instead"
+            )
+        self.record = record
         self._restored = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,10 +178,14 @@ class UnlearningCallback(Callback):
         same = self._trained is not None and self._trained() is pl_module
         if not same and not self._restored:
             self.record = TrainingRecord()
+        resumed = trainer.ckpt_path is not None and not self._restored
         self._restored = False
         self._trained = weakref.ref(pl_module)
-        if self.record.outside is None:
-            self.record.outside = outside_digests(pl_module, self._scope(pl_module))
+        in_scope = self._scope(pl_module)
+        # Resumed from a run this callback did not watch: nothing is known before it.
+        if self.record.outside is None and not resumed:
+            self.record.outside = outside_digests(pl_module, in_scope)
+        mark_trained(p for p in pl_module.parameters() if p.requires_grad)
         self.record.max_norm = self.options.max_norm
         self._project(pl_module)  # the start lies in the ball too
 
@@ -177,19 +208,36 @@ class UnlearningCallback(Callback):
             self.record.l2_problem = None
         except ModelError as error:
             self.record.l2, self.record.l2_problem = None, str(error)
+        self._warn_early(pl_module)
+
+    def _warn_early(self, pl_module: LightningModule) -> None:
+        """Say before the training, not after it, what a request would refuse."""
+        options, record = self.options, self.record
+        try:
+            _, in_scope, own_l2 = hooks(pl_module)
+            l2 = record.l2 if options.l2 == "auto" and own_l2 is None else options.l2
+            l2 = own_l2 if options.l2 == "auto" and own_l2 is not None else l2
+            if l2 is None:
+                raise ModelError(record.l2_problem)
+            head = convex_head(pl_module, Scope(pl_module, in_scope))
+            chosen_guarantee(options, head, float(l2))
+        except UnlearningError as error:
+            rank_zero_warn(
+                f"trainer.unlearn would be refused after this training: {error}"
+            )
 
     def _record_data(self, loader: DataLoader) -> None:
         record, dataset = self.record, loader.dataset
         n = len(dataset)  # type: ignore[arg-type]
-        if record.removed and n == record.n_train:
+        gone = len(record.removed)
+        if gone and n != (record.n_train or 0) - gone:
             raise DataError(
-                f"expected training to go on without the {len(record.removed)} samples "
-                f"that were unlearned, got a dataset of all {n}: train on "
-                "torch.utils.data.Subset(dataset, callback.retained_indices)"
+                f"expected training to go on with the {(record.n_train or 0) - gone} "
+                f"samples that were not unlearned, got {n}: train on "
+                "torch.utils.data.Subset(dataset, callback.retained_indices), or make "
+                "a new model and a new UnlearningCallback for new data"
             )
-        if n != record.n_train:
-            record.removed = []  # positions in another dataset mean nothing here
-            record.ledger = ""  # and a model trained anew starts a new one
+        record.removed = []  # from now on positions are those of this dataset
         record.n_train = n
         record.fingerprint = data.fingerprint(dataset, record.salt)
         self.loader = loader

@@ -1,7 +1,7 @@
 """The training data behind a loader, and the retained part of it in exact batches."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,17 +39,30 @@ def training_loader(loader: object) -> DataLoader:
             f"{type(dataset).__name__}: samples of an IterableDataset have no "
             "positions to forget; index them first"
         )
+    if loader.batch_sampler is None:
+        raise DataError(
+            "expected a DataLoader that batches samples, got batch_size=None: "
+            "positions would be those of ready-made batches; let the loader batch "
+            "single samples"
+        )
     return loader
 
 
-def fingerprint(dataset: Any, salt: str) -> str | None:
+def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | None:
     """Salted SHA-256 of the length and 32 evenly spaced samples of a dataset.
+
+    Args:
+        dataset: The training dataset.
+        salt: Random key.
+        removed: Positions left out: nothing kept may depend on forgotten samples.
 
     Returns:
         The digest, or None if a sample differs between two reads.
     """
     n = len(dataset)
-    positions = np.unique(np.linspace(0, n - 1, _FINGERPRINT_SAMPLES).astype(int))
+    kept = np.setdiff1d(np.arange(n), np.asarray(removed, dtype=int))
+    chosen = np.unique(np.linspace(0, len(kept) - 1, _FINGERPRINT_SAMPLES).astype(int))
+    positions = kept[chosen]
     first, second = (
         _digest([dataset[int(i)] for i in positions], n, salt) for _ in range(2)
     )

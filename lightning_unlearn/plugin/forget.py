@@ -54,7 +54,23 @@ def resolve(forget: Forget, dataset: Any, removed: Sequence[int]) -> list[int]:
         indices = read_indices(Path(forget))
     else:
         indices = _integers(forget, "the forget set")
-    return _checked(indices, len(dataset), removed)
+    chosen = _checked(indices, len(dataset), removed)
+    return _with_copies(chosen, dataset, removed)
+
+
+def _with_copies(chosen: list[int], dataset: Any, removed: Sequence[int]) -> list[int]:
+    """Add the other positions at which a Subset repeats a chosen sample."""
+    if not isinstance(dataset, Subset):
+        return chosen
+    _, picked = _flatten(dataset)
+    wanted = {picked[i] for i in chosen}
+    copies = {i for i, index in enumerate(picked) if index in wanted} - set(removed)
+    if len(copies) + len(removed) == len(picked):
+        raise ForgetSetError(
+            "expected at least one sample to retain, got a request for copies of one "
+            "sample that make up the whole dataset: delete the model"
+        )
+    return sorted(copies)
 
 
 def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
@@ -128,7 +144,8 @@ def read_indices(path: Path) -> list[int]:
     """Read indices from a .txt, .json, .npy or .csv file.
 
     .txt: one a line, blank lines and ``#`` comments ignored. .json: a list. .npy: a
-    one-dimensional integer array. .csv: first column, a header line allowed.
+    one-dimensional integer array. .csv: the column named ``index``, or a single column
+    without a header.
 
     Args:
         path: The file.
@@ -157,7 +174,16 @@ def read_indices(path: Path) -> list[int]:
 
 def _txt(path: Path) -> list[int]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    return [int(line) for line in lines if line]
+    return [_one(line, path, "one index a line") for line in lines if line]
+
+
+def _one(text: str, path: Path, expected: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ForgetSetError(
+            f"expected {expected} in {path}, got {text[:40]!r}"
+        ) from None
 
 
 def _json(path: Path) -> Any:
@@ -176,9 +202,21 @@ def _npy(path: Path) -> Any:
 def _csv(path: Path) -> list[int]:
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if row]
-    if rows and not rows[0][0].strip().lstrip("+-").isdigit():
+    header = [name.strip() for name in rows[0]] if rows else []
+    if "index" in header:
+        column = header.index("index")
         rows = rows[1:]
-    return [int(row[0]) for row in rows]
+    elif all(len(row) == 1 for row in rows):
+        column = 0
+    else:
+        raise ForgetSetError(
+            f"expected a column named 'index', or a single column without a header, in "
+            f"{path}, got columns {header}: other columns would be taken for positions"
+        )
+    if any(len(row) <= column for row in rows):
+        raise ForgetSetError(f"expected the same columns in every row of {path}")
+    expected = "a column named 'index', or a single column of integers,"
+    return [_one(row[column].strip(), path, expected) for row in rows]
 
 
 def _from_loader(loader: DataLoader, dataset: Any) -> Subset | list[int]:

@@ -1,5 +1,6 @@
 """What a LightningModule says about its own unlearning; every hook has a default."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -103,22 +104,32 @@ def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
 
 @contextmanager
 def quiet(module: LightningModule) -> Iterator[None]:
-    """Silence ``self.log`` in the passes, and empty the metrics they updated.
+    """Silence ``self.log`` in the passes, and undo what they did to metrics.
 
-    Outside Lightning's own loops ``self.log`` raises. Metrics are reset rather than
-    restored: what they had accumulated may come from forgotten samples.
+    Outside Lightning's own loops ``self.log`` raises. After a request that succeeds
+    metrics are emptied: what they had accumulated may come from forgotten samples.
+    After one that fails they are as before.
     """
     names = ("log", "log_dict")
+    own = {name: vars(module)[name] for name in names if name in vars(module)}
+    metrics = [m for m in module.modules() if isinstance(m, torchmetrics.Metric)]
+    states = [copy.deepcopy(metric.metric_state) for metric in metrics]
     for name in names:
         object.__setattr__(module, name, _nothing)
     try:
         yield
+    except BaseException:
+        for metric, state in zip(metrics, states, strict=True):
+            for name, value in state.items():
+                setattr(metric, name, value)
+        raise
+    else:
+        for metric in metrics:
+            metric.reset()
     finally:
         for name in names:
             object.__delattr__(module, name)
-        for metric in module.modules():
-            if isinstance(metric, torchmetrics.Metric):
-                metric.reset()
+        vars(module).update(own)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

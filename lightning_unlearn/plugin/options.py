@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_unlearn import _validate
+from lightning_unlearn.certificate.claims import check_delta
 from lightning_unlearn.certificate.guarantees import (
     Guarantee,
     NewtonStep,
@@ -43,7 +44,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
-        _validate.probability(delta=self.delta)
+        check_delta(self.delta)
         if self.max_norm is not None:
             _validate.positive(max_norm=self.max_norm)
         if self.damping != "auto":

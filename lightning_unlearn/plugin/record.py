@@ -2,12 +2,15 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+import torchmetrics
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import ModelError
@@ -20,7 +23,7 @@ class TrainingRecord:
 
     Args:
         n_train: Samples in the training dataset, or None before training.
-        salt: Random key of the fingerprint and of the ledger's digests.
+        salt: Random key of the fingerprint; a new one after every request.
         fingerprint: Salted digest of the training data, or None.
         max_norm: Radius of the projection made in training, or None.
         projections: How often a step left the ball.
@@ -29,6 +32,9 @@ class TrainingRecord:
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
         removed: Positions forgotten so far.
+        lineage: Random name of the training run this record began with.
+        ledger_key: Random key of the ledger's digests.
+        saved: Clean checkpoints written by earlier requests.
         ledger: The requests so far, as the text of `ledger.Ledger`.
         certificate: The last certificate as JSON, or None.
     """
@@ -42,6 +48,9 @@ class TrainingRecord:
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
     removed: list[int] = field(default_factory=list)
+    lineage: str = field(default_factory=lambda: secrets.token_hex(16))
+    ledger_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    saved: list[str] = field(default_factory=list)
     ledger: str = ""
     certificate: str | None = None
 
@@ -56,9 +65,22 @@ class TrainingRecord:
 
 
 def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, str]:
-    """Digest of each parameter, buffer and extra state that is not in scope."""
+    """Digest of everything a module keeps outside the scope.
+
+    Parameters, buffers, extra state, and tensors and modules held in plain
+    attributes, lists, tuples or dictionaries of any submodule.
+    """
     ids = {id(p) for p in scope}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    known = ids | {id(t) for t in tensors.values()}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, torchmetrics.Metric):
+            continue  # emptied after every request
+        tensors |= {
+            f"{prefix}.{name}".lstrip("."): t
+            for name, t in _hidden(layer)
+            if id(t) not in known
+        }
     found = {
         name: tensors_digest([(name, t)])
         for name, t in tensors.items()
@@ -66,8 +88,50 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     }
     for name, value in module.state_dict().items():
         if name.endswith("_extra_state"):
-            found[name] = f"extra state {type(value).__name__}"
+            found[name] = _content_digest(value)
     return found
+
+
+def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in plain attributes, also inside containers and unregistered modules."""
+    own = {"_parameters", "_buffers", "_modules", "_trainer", "_fabric", "prepare"}
+    for name, value in vars(layer).items():
+        if name in own or name.endswith("_hooks"):
+            continue
+        for position, leaf in enumerate(tree_leaves(value)):
+            label = f"{name}[{position}]"
+            if isinstance(leaf, Tensor):
+                yield label, leaf
+            elif isinstance(leaf, nn.Module) and not isinstance(
+                leaf, torchmetrics.Metric
+            ):
+                for key, tensor in leaf.state_dict(keep_vars=True).items():
+                    if isinstance(tensor, Tensor):
+                        yield f"{label}.{key}", tensor
+
+
+def _content_digest(value: object) -> str:
+    sha = hashlib.sha256()
+    for leaf in tree_leaves(value):
+        part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
+        sha.update(part.encode())
+    return sha.hexdigest()
+
+
+# Parameters that some callback of this process saw in scope of a training run: they
+# cannot be public, even if a later run freezes them.
+_trained: dict[int, "weakref.ref[nn.Parameter]"] = {}
+
+
+def mark_trained(parameters: Iterable[nn.Parameter]) -> None:
+    """Remember that these parameters were trained on private data."""
+    _trained.update({id(p): weakref.ref(p) for p in parameters})
+
+
+def was_trained(parameter: nn.Parameter) -> bool:
+    """Whether a callback of this process saw this parameter trained."""
+    reference = _trained.get(id(parameter))
+    return reference is not None and reference() is parameter
 
 
 @dataclass(frozen=True)
@@ -91,9 +155,13 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
     """
     now = outside_digests(module, scope.parameters)
     before = record.outside
-    changed = []
+    trained = [
+        name for name, p in module.named_parameters() if was_trained(p) and name in now
+    ]
+    changed = trained
     if before is not None:
-        changed = [name for name in now if before.get(name) != now[name]]
+        moved = [name for name in now if before.get(name) != now[name]]
+        changed = [*moved, *(name for name in trained if name not in moved)]
     _check_normalisation(module, scope, changed, known=before is not None)
     kept = {name: digest for name, digest in now.items() if name not in changed}
     groups: dict[str, list[str]] = {}

@@ -101,16 +101,17 @@ def _stage(
     if loader is None:
         source = getattr(trainer, "datamodule", None) or model
         loader = source.train_dataloader()
-    callback.loader = data.training_loader(loader)
-    return Request(
+    result = Request(
         trainer=trainer,
         module=model,
         callback=callback,
         forget=forget,
-        loader=callback.loader,
+        loader=data.training_loader(loader),
         save_to=save_to,
         ckpt_path=ckpt_path or None,
     ).run()
+    callback.committed(model, data.training_loader(loader))
+    return result
 
 
 class _unchanged_on_failure:  # noqa: N801  # reads as a sentence where it is used
@@ -120,14 +121,15 @@ class _unchanged_on_failure:  # noqa: N801  # reads as a sentence where it is us
         self, model: LightningModule, callback: UnlearningCallback, loads: bool
     ) -> None:
         self.model, self.callback = model, callback
-        self.record = callback.record
+        self.record, self.requests = callback.record, callback.requests
         self.weights = copy.deepcopy(model.state_dict()) if loads else None
 
     def __enter__(self) -> None:
         """Nothing to do: the copies are made."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        committed = self.callback.requests != self.requests
+        if kind is None or committed:  # what is done is done: teardown may still fail
             return
         self.callback.record = self.record
         if self.weights is not None:

@@ -1,7 +1,7 @@
 """What a solver may ask and what it must answer."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -63,7 +63,7 @@ class Solution:
         matvecs: Full retain-set passes with a vector; fractions for subsamples.
     """
 
-    x: Float[Tensor, " p"]
+    x: Float[Tensor, " p"] = field(repr=False)
     residual: float
     status: Status
     steps: int

@@ -100,7 +100,6 @@ def test_there_is_a_golden_file_of_every_grade():
         ({}, "certified"),
         ({"public_parts": ()}, "certified"),
         ({"constants": convex_constants(origin=Origin.ASSUMED)}, "conditional"),
-        ({"constants": convex_constants(origin=Origin.ESTIMATED)}, "conditional"),
         (
             {
                 "public_parts": (
@@ -127,8 +126,14 @@ def test_newton_bound_is_capped_and_then_vacuous():
     def constants(M):
         values = {"hessian_lipschitz": M, "damping": 0.0, "lambda_min": 1.0,
                   "retrained_gradient_norm": 0.0, "residual": 0.0}  # fmt: skip
+        enforced = ("damping", "residual")
         proved = [
-            Constant(name=k, value=v, origin=Origin.PROVED, reason="r")
+            Constant(
+                name=k,
+                value=v,
+                origin=Origin.ENFORCED if k in enforced else Origin.PROVED,
+                reason="r",
+            )
             for k, v in values.items()
         ]
         return (*BALL, *proved)
@@ -178,6 +183,37 @@ def test_a_forger_who_recomputes_the_digest_is_found_too(name):
     forged = json.dumps({**plain, "digest": _digest(plain)})
     with pytest.raises(CertificateError, match="its constants give"):
         Certificate.from_json(forged).verify()
+
+
+@pytest.mark.parametrize("origin", [Origin.MEASURED, Origin.ESTIMATED])
+def test_noise_never_rests_on_what_was_measured(origin):
+    with pytest.raises(CertificateError, match="noise would depend on the data"):
+        make(constants=convex_constants(origin=origin), grade=Grade.CERTIFIED).verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"release_mus": (-1.0,)}, "constants are impossible|its constants give"),
+        ({"weights_digest": ""}, "expected weights_digest as text"),
+        ({"warnings": (3,)}, "expected text in warnings"),
+        ({"releases": 0}, "expected releases"),
+    ],
+)
+def test_impossible_fields(changes, message):
+    with pytest.raises((CertificateError, ArgumentError), match=message):
+        make(**{"releases": None, **changes}).verify()
+
+
+def test_numbers_too_large_for_a_float_are_refused():
+    text = make().to_json().replace('"n_parameters": 650', '"n_parameters": 1e400')
+    with pytest.raises(CertificateError, match="expected finite numbers"):
+        Certificate.from_json(text)
+
+
+def test_deltas_beyond_the_sampler_are_refused():
+    with pytest.raises(ArgumentError, match="expected delta >= 1e-12"):
+        claims.noise_std_upper(1.0, 1e-13, 1.0, None)
 
 
 def test_a_release_beyond_the_announced_budget_does_not_verify():

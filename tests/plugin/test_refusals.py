@@ -112,11 +112,19 @@ def test_a_subset_of_another_dataset_of_the_same_size():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "1\nx\n", "expected indices in .*a.txt: invalid literal"),
+        ("a.txt", "1\nx\n", "expected one index a line in .*a.txt, got 'x'"),
         ("a.json", "{}", "expected a JSON list of indices"),
         ("a.json", "[1.5]", "hold integers, got 1.5"),
         ("a.json", "[" * 100_000, "expected indices in"),
-        ("a.csv", "id\n1\nfoo\n", "expected indices in .*a.csv"),
+        (
+            "a.csv",
+            "id\n1\nfoo\n",
+            "column named 'index', or a single column .* got 'id'",
+        ),
+        ("a.csv", "3,14,15\n", "a column named 'index', or a single column without"),
+        ("a.csv", "user_id,pos\n101,3\n", r"got columns \['user_id', 'pos'\]"),
+        ("a.csv", ",index\n0,3\n1\n", "the same columns in every row"),
+        ("a.txt", "3, 14, 15\n", "expected one index a line in .* got '3, 14, 15'"),
     ],
 )
 def test_malformed_files(name, content, message, tmp_path):
@@ -422,7 +430,7 @@ def test_guarantees_that_do_not_fit():
         GuaranteeError, "expected l2 > 0 for a strongly convex objective, got l2=0.0",
         net, fit_trainer, callback, [1],
     )  # fmt: skip
-    kinked = NewtonStep(hessian_lipschitz=1.0, lambda_min=-1.0)
+    kinked = NewtonStep(1.0, -1.0, 0.1)
     net, fit_trainer, callback, _ = fitted(MLP(nn.ReLU), guarantee=kinked, max_norm=9.0)
     refused(
         GuaranteeError, "Lipschitz Hessian .* got relu", net, fit_trainer, callback, [1]

@@ -263,7 +263,7 @@ def test_forgotten_samples_do_not_return_through_fit():
     assert len(callback.retained_indices) == 599
     fit_trainer.fit_loop.max_epochs = 3
     with pytest.raises(
-        lightning_unlearn.errors.DataError, match="without the 1 samples"
+        lightning_unlearn.errors.DataError, match="go on with the 599 samples"
     ):
         fit_trainer.fit(net, loader(dataset))
     fit_trainer.fit(net, loader(Subset(dataset, callback.retained_indices)))

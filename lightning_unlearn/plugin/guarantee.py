@@ -1,0 +1,65 @@
+"""Which guarantee a module and its options allow."""
+
+from torch import nn
+
+from lightning_unlearn.certificate.guarantees import (
+    NewtonStep,
+    NormBall,
+    StronglyConvex,
+)
+from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.release import NO_SENSITIVITY
+from lightning_unlearn.scope import Scope
+
+
+def convex_head(module: nn.Module, scope: Scope) -> ConvexHead | None:
+    """The ConvexHead whose weights are exactly those in scope, if there is one."""
+    wanted = {id(p) for p in scope.parameters}
+    for layer in module.modules():
+        if isinstance(layer, ConvexHead) and wanted == {
+            id(p) for p in layer.parameters()
+        }:
+            return layer
+    return None
+
+
+def chosen_guarantee(
+    options: Options, head: ConvexHead | None, l2: float
+) -> StronglyConvex | NormBall | NewtonStep | None:
+    """What the request will claim; None when the noise is chosen by hand.
+
+    Raises:
+        GuaranteeError: If what is asked for cannot be had.
+    """
+    guarantee = options.guarantee
+    if guarantee == "auto" and head is not None:
+        guarantee = StronglyConvex()
+    if isinstance(guarantee, StronglyConvex):
+        if head is None:
+            raise GuaranteeError(
+                "expected the weights in scope to be exactly those of one ConvexHead "
+                "for guarantee=StronglyConvex, got others: freeze the rest of the "
+                "model with requires_grad_(False), or return head.parameters() from "
+                "unlearning_parameters"
+            )
+        if not l2 > 0:
+            raise GuaranteeError(
+                f"expected l2 > 0 for a strongly convex objective, got l2={l2}: pass "
+                "l2=1e-3 to the UnlearningCallback and train with the same weight "
+                "decay on every weight of the head, bias included"
+            )
+        return guarantee
+    if isinstance(guarantee, NewtonStep) and not options.curvature.startswith("hess"):
+        raise GuaranteeError(
+            "expected curvature='hessian' for guarantee=NewtonStep, got "
+            f"{options.curvature!r}: Theorem A speaks of the Hessian"
+        )
+    if guarantee != "auto":
+        return guarantee
+    if options.max_norm is not None:
+        return NormBall()
+    if options.noise_std is None:
+        raise GuaranteeError(NO_SENSITIVITY)
+    return None

@@ -1,0 +1,67 @@
+"""What else the Trainer holds that was computed on the forgotten samples."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+
+from lightning_unlearn.errors import ModelError
+from lightning_unlearn.plugin.callback import UnlearningCallback
+
+_AVERAGING = {"WeightAveraging", "EMAWeightAveraging"}  # classes of Lightning >= 2.6
+
+
+def check_averages(trainer: Trainer) -> None:
+    """Raise `ModelError` if a callback keeps averaged copies of the weights."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        names = {cls.__name__ for cls in type(callback).__mro__}
+        if isinstance(callback, StochasticWeightAveraging) or names & _AVERAGING:
+            raise ModelError(
+                "expected no callback with copies of the trained weights, got "
+                f"{type(callback).__name__}, which would bring them back: run the "
+                "request with a Trainer without it (and ckpt_path=)"
+            )
+
+
+def not_covered(
+    trainer: Trainer, ckpt_path: str | None, saved: list[str]
+) -> tuple[str, ...]:
+    """Older checkpoints by path, and other callbacks' states by name."""
+    paths = {ckpt_path, *saved}
+    states = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            paths |= {
+                getattr(callback, name, None)
+                for name in (
+                    "best_model_path",
+                    "last_model_path",
+                    "kth_best_model_path",
+                )
+            }
+            paths |= set(getattr(callback, "best_k_models", {}))
+        elif not isinstance(callback, UnlearningCallback) and callback.state_dict():
+            states.append(type(callback).__name__)
+    existing = sorted(str(p) for p in paths if p and Path(p).exists())
+    found = [f"the older checkpoint {path}: delete it" for path in existing]
+    found += [f"the state kept by the callback {name}" for name in sorted(states)]
+    return tuple(found)
+
+
+def forget_scores(trainer: Trainer, clean: Path | None) -> None:
+    """Make no checkpoint callback point to weights from before the request.
+
+    Otherwise ``trainer.validate()`` without a model would load the "best" one, and
+    with it what was forgotten.
+    """
+    path = "" if clean is None else str(clean)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            values = {
+                "best_model_path": path, "last_model_path": "",
+                "kth_best_model_path": "", "best_k_models": {},
+                "best_model_score": None, "current_score": None,
+            }  # fmt: skip
+            for name, value in values.items():
+                if hasattr(callback, name):
+                    setattr(callback, name, value)
