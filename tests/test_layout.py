@@ -15,7 +15,8 @@ FLOORS = {
     "_validate": (0, set()),
     "_records": (0, set()),
     "ledger": (1, set()),
-    "certificate": (1, {"scipy"}),
+    "certificate": (1, {"scipy", "cryptography"}),
+    "verification": (1, set()),
     "scope": (2, {"torch", "jaxtyping"}),
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
@@ -31,12 +32,14 @@ FLOORS = {
         {"torch", "lightning", "lightning_utilities", "torchmetrics", "numpy",
          "typing_extensions"},
     ),
+    "console": (5, {"torch"}),
     "__init__": (5, set()),
 }  # fmt: skip
 STANDARD = {
-    "abc", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
+    "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
-    "math", "numbers", "os", "pathlib", "secrets", "textwrap", "time", "typing", "uuid",
+    "math", "numbers", "os", "pathlib", "secrets", "sys", "textwrap", "time", "typing",
+    "uuid",
     "warnings", "weakref",
 }  # fmt: skip
 

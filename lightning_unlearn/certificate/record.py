@@ -238,6 +238,7 @@ def _parse(text: str) -> dict[str, Any]:
             f"expected a certificate of schema {SCHEMA}, got {plain.get('schema')!r}: "
             "a newer lightning_unlearn may read it"
         )
+    plain.pop("signature", None)  # of the digest: certificate.signature checks it
     stated = plain.pop("digest", None)
     if stated != canonical_digest(plain):
         raise CertificateError(

@@ -13,7 +13,6 @@ from typing_extensions import override
 from lightning_unlearn.certificate.guarantees import Guarantee
 from lightning_unlearn.errors import (
     DataError,
-    LedgerError,
     ModelError,
     UnlearningError,
 )
@@ -145,10 +144,11 @@ class UnlearningCallback(Callback):
         record = TrainingRecord.from_dict(state_dict)
         behind = set(self.record.removed) - set(record.removed)
         if record.lineage == self.record.lineage and behind:
-            raise LedgerError(
-                "expected a checkpoint written after the last request, got one from "
-                f"before {len(behind)} samples were unlearned: it would bring them "
-                "back; pass model= (or the clean checkpoint) instead"
+            # Lightning has loaded the weights already: the record must say what is true.
+            rank_zero_warn(
+                f"this checkpoint is from before {len(behind)} samples were unlearned: "
+                "they are back in the model; load the clean checkpoint, or unlearn them "
+                "again"
             )
         self.record = record
         self._restored = True
