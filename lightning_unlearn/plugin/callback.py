@@ -144,11 +144,11 @@ class UnlearningCallback(Callback):
         record = TrainingRecord.from_dict(state_dict)
         behind = set(self.record.removed) - set(record.removed)
         if record.lineage == self.record.lineage and behind:
-            # Lightning has loaded the weights already: the record must say what is true.
+            # Lightning has loaded the weights already: the record must be true of them.
             rank_zero_warn(
                 f"this checkpoint is from before {len(behind)} samples were unlearned: "
-                "they are back in the model; load the clean checkpoint, or unlearn them "
-                "again"
+                "they are back in the model; load the clean checkpoint, or unlearn "
+                "them again"
             )
         self.record = record
         self._restored = True

@@ -100,6 +100,7 @@ class ExactBatches:
         indices: Positions to use.
         batch_size: Samples in a batch.
         transfer: Moves a batch to the device and dtype of the passes.
+        keep: Whether to keep batches in memory for the next sweep.
     """
 
     def __init__(
@@ -108,11 +109,13 @@ class ExactBatches:
         indices: list[int],
         batch_size: int,
         transfer: Callable[[Any], Any] = lambda batch: batch,
+        keep: bool = True,
     ) -> None:
         self.dataset: Any = loader.dataset
         self.indices = indices
         self.transfer = transfer
         self._collate = loader.collate_fn
+        self._keep = keep
         self._parts = [
             indices[i : i + batch_size] for i in range(0, len(indices), batch_size)
         ]
@@ -135,7 +138,7 @@ class ExactBatches:
         if self._cache is not None:
             yield from self._cache
             return
-        kept: list[tuple[int, Any]] | None = []
+        kept: list[tuple[int, Any]] | None = [] if self._keep else None
         size = 0
         for part, batch in zip(self._parts, self._loader, strict=True):
             item = (len(part), self.transfer(batch))

@@ -10,32 +10,23 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from lightning_unlearn import convex
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.certificate.guarantees import NewtonStep, StronglyConvex
-from lightning_unlearn.curvature import checks
-from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.heads import ConvexHead
-from lightning_unlearn.minimise import minimise
-from lightning_unlearn.newton import Step, damped_step
-from lightning_unlearn.objective import EmpiricalObjective, LossFunction
-from lightning_unlearn.plugin import checkpoint, data, forget, inventory, strategies
+from lightning_unlearn.objective import LossFunction
+from lightning_unlearn.plugin import checkpoint, data, forget, inventory
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import TrainingRecord, outside_of
 from lightning_unlearn.plugin.result import UnlearningResult
 from lightning_unlearn.plugin.weight_decay import configured_optimizers, l2_of
 from lightning_unlearn.release import Surroundings, release
-from lightning_unlearn.scope import Scope, Vector, passes, state_digest
-from lightning_unlearn.solvers import CG
-
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from lightning_unlearn.scope import Scope, Vector, state_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,62 +41,93 @@ class Request:
     save_to: Path | None
     ckpt_path: str | None
 
-    def run(self) -> UnlearningResult:
-        """Solve, release, move the weights once, write; roll back if writing fails."""
-        start = time.perf_counter()
+    def prepare(self) -> Prepared:
+        """Resolve and validate everything; nothing is computed yet.
+
+        Raises:
+            UnlearningError: If the request will be refused.
+        """
         record, options = self.callback.record, self.callback.options
         loss, scope, head, module_l2 = self._scope()
         dataset: Any = self.loader.dataset
         _check_same_data(dataset, record)
         chosen = forget.resolve(self.forget, dataset, record.removed)
         gone = {*chosen, *record.removed}
-        retained = [i for i in range(len(dataset)) if i not in gone]
         inventory.check_averages(self.trainer)
         outside = outside_of(self.module, scope, record)
         ledger = self._ledger()
         l2 = self._l2(scope, module_l2)
+        return Prepared(
+            trainer=self.trainer,
+            module=self.module,
+            options=options,
+            loader=self.loader,
+            loss=loss,
+            scope=scope,
+            head=head,
+            chosen=chosen,
+            removed=sorted(gone),
+            retained=[i for i in range(len(dataset)) if i not in gone],
+            outside=outside,
+            ledger=ledger,
+            l2=l2,
+            guarantee=chosen_guarantee(options, head, l2),
+        )
+
+    def run(self) -> UnlearningResult:
+        """Solve, release, move the weights once, write; roll back if writing fails."""
+        start = time.perf_counter()
+        ready = self.prepare()
         with isolate_rng(), quiet(self.module):
-            step = self._step(loss, scope, head, retained, l2)
+            step = ready.step(ready.retained)
         released, certificate = release(
             step,
-            options.terms,
+            self.callback.options.terms,
             Surroundings(
-                n_forget=len(chosen),
-                n_retain=len(retained),
-                release=len(ledger.entries) + 1,
-                earlier_mus=ledger.mus,
-                public_parts=outside.public_parts,
-                unscrubbed=outside.unscrubbed,
+                n_forget=len(ready.chosen),
+                n_retain=len(ready.retained),
+                release=len(ready.ledger.entries) + 1,
+                earlier_mus=ready.ledger.mus,
+                public_parts=ready.outside.public_parts,
+                unscrubbed=ready.outside.unscrubbed,
                 not_covered=self._not_covered(),
-                warnings=self._warnings(l2),
-                digest=scope.state_digest,
+                warnings=self._warnings(ready.l2),
+                digest=ready.scope.state_digest,
                 request_id=uuid.uuid4().hex,
             ),
         )
         seconds = time.perf_counter() - start
-        longer = ledger.append(self._entry(certificate, chosen))
-        salt = secrets.token_hex(16)
-        after = replace(
-            record,
-            n_train=len(dataset),
-            salt=salt,
-            fingerprint=data.fingerprint(dataset, salt, removed=sorted(gone)),
-            removed=sorted(gone),
-            saved=[*record.saved, *([str(self.save_to)] if self.save_to else [])],
-            ledger=longer.to_text(),
-            certificate=certificate.to_json(),
-        )
+        longer = ready.ledger.append(self._entry(certificate, ready.chosen))
         solution = step.solution
         if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
-            solution = replace(solution, x=scope.flatten() - released)
-        self._commit(scope, released, after, certificate, longer)
+            solution = replace(solution, x=ready.scope.flatten() - released)
+        after = self._after(ready.removed, certificate, longer)
+        self._commit(ready.scope, released, after, certificate, longer)
         return UnlearningResult(
             certificate=certificate,
             solution=solution,
-            n_forget=len(chosen),
-            n_retain=len(retained),
+            n_forget=len(ready.chosen),
+            n_retain=len(ready.retained),
             seconds=seconds,
             checkpoint_path=self.save_to,
+        )
+
+    def _after(
+        self, removed: list[int], certificate: Certificate, ledger: ledgers.Ledger
+    ) -> TrainingRecord:
+        """The record once the request is done, free of what was forgotten."""
+        record, dataset = self.callback.record, self.loader.dataset
+        salt = secrets.token_hex(16)
+        saved = [] if self.save_to is None else [str(self.save_to)]
+        return replace(
+            record,
+            n_train=len(dataset),  # type: ignore[arg-type]
+            salt=salt,
+            fingerprint=data.fingerprint(dataset, salt, removed=removed),
+            removed=removed,
+            saved=[*record.saved, *saved],
+            ledger=ledger.to_text(),
+            certificate=certificate.to_json(),
         )
 
     def _scope(self) -> tuple[LossFunction, Scope, ConvexHead | None, float | None]:
@@ -221,70 +243,6 @@ class Request:
             raise ModelError(record.l2_problem)
         return l2_of(configured_optimizers(self.module), scope.parameters)
 
-    def _step(
-        self,
-        loss: LossFunction,
-        scope: Scope,
-        head: ConvexHead | None,
-        retained: list[int],
-        l2: float,
-    ) -> Step:
-        options = self.callback.options
-        guarantee = chosen_guarantee(options, head, l2)
-        dtype = self._dtype(scope, head, guarantee)
-        strategy = strategies.adapter(self.trainer)
-
-        def transfer(batch: Any) -> Any:
-            return _cast(strategy.transfer(batch), dtype)
-
-        size = options.batch_size or self.loader.batch_size or 128
-        batches = data.ExactBatches(self.loader, retained, size, transfer)
-        solver = None if options.solver == "auto" else options.solver
-        w0 = scope.flatten()
-        with passes(self.module, scope, dtype):
-            checks.check_repeatable(batches)
-            if isinstance(guarantee, StronglyConvex):
-                assert head is not None  # chosen_guarantee checks it
-                rows = convex.capture(loss, head, batches)
-                return minimise(
-                    convex.ConvexObjective(head, rows, l2),
-                    w0,
-                    tolerance=options.tolerance,
-                    max_steps=guarantee.max_steps,
-                    solver=solver,
-                )
-            objective = EmpiricalObjective(
-                loss, scope, batches, l2, PRODUCTS[options.curvature]
-            )
-            checks.check_loss(objective)
-            first = checks.first_batch_loss(objective)
-            if options.curvature == "central_difference":
-                checks.check_smooth(first)
-            checks.check_symmetric(first, scope, options.curvature)
-            return damped_step(
-                objective,
-                w0,
-                damping=None if options.damping == "auto" else options.damping,
-                solver=solver or CG(),
-                guarantee=guarantee,
-                max_norm=options.max_norm,
-                kinks=checks.kinks(first),
-            )
-
-    def _dtype(
-        self, scope: Scope, head: ConvexHead | None, guarantee: object
-    ) -> torch.dtype:
-        """Of the passes: features of a head as trained, float64 where it is claimed."""
-        own = scope.parameters[0].dtype
-        if own not in (torch.float32, torch.float64):
-            own = torch.float32
-        if head is not None and isinstance(guarantee, StronglyConvex):
-            return own
-        precision = self.callback.options.solve_precision
-        if precision == "auto" and isinstance(guarantee, NewtonStep):
-            return torch.float64
-        return _DTYPES.get(precision, own)
-
 
 def _check_same_data(dataset: Any, record: TrainingRecord) -> None:
     n = len(dataset)
@@ -302,10 +260,3 @@ def _check_same_data(dataset: Any, record: TrainingRecord) -> None:
             "expected the training data the model was trained on, got other samples: "
             "indices would point at the wrong ones (an unseeded random_split?)"
         )
-
-
-def _cast(batch: Any, dtype: torch.dtype) -> Any:
-    def cast(x: torch.Tensor) -> torch.Tensor:
-        return x.to(dtype) if x.is_floating_point() else x
-
-    return apply_to_collection(batch, torch.Tensor, cast)

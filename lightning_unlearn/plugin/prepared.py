@@ -1,0 +1,124 @@
+"""A request that is resolved and validated, and the step it will take."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import DataLoader
+
+from lightning_unlearn import convex
+from lightning_unlearn import ledger as ledgers
+from lightning_unlearn.certificate.guarantees import (
+    NewtonStep,
+    NormBall,
+    StronglyConvex,
+)
+from lightning_unlearn.curvature import checks
+from lightning_unlearn.curvature.products import PRODUCTS
+from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.minimise import minimise
+from lightning_unlearn.newton import Step, damped_step
+from lightning_unlearn.objective import EmpiricalObjective, LossFunction
+from lightning_unlearn.plugin import data, strategies
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.record import Outside
+from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.solvers import CG
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request that has been resolved and validated, and has changed nothing."""
+
+    trainer: Trainer
+    module: LightningModule
+    options: Options
+    loader: DataLoader
+    loss: LossFunction
+    scope: Scope
+    head: ConvexHead | None
+    chosen: list[int]
+    removed: list[int]
+    retained: list[int]
+    outside: Outside
+    ledger: ledgers.Ledger
+    l2: float
+    guarantee: StronglyConvex | NormBall | NewtonStep | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the passes: features of a head as trained, float64 where it is claimed."""
+        own = self.scope.parameters[0].dtype
+        if own not in _DTYPES.values():
+            own = torch.float32
+        if self.convex:
+            return own
+        precision = self.options.solve_precision
+        if precision == "auto" and isinstance(self.guarantee, NewtonStep):
+            return torch.float64
+        return _DTYPES.get(precision, own)
+
+    @property
+    def convex(self) -> bool:
+        """Whether the scope is solved as a strongly convex one."""
+        return isinstance(self.guarantee, StronglyConvex)
+
+    def batches(self, loader: DataLoader, indices: list[int]) -> data.ExactBatches:
+        """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
+        strategy = strategies.adapter(self.trainer)
+
+        def transfer(batch: Any) -> Any:
+            return _cast(strategy.transfer(batch), self.dtype)
+
+        size = self.options.batch_size or loader.batch_size or 128
+        return data.ExactBatches(loader, indices, size, transfer, keep=not self.convex)
+
+    def step(self, indices: list[int]) -> Step:
+        """The step for a retain set: of the request, or a part of it for a forecast."""
+        options, scope = self.options, self.scope
+        batches = self.batches(self.loader, indices)
+        solver = None if options.solver == "auto" else options.solver
+        w0 = scope.flatten()
+        with passes(self.module, scope, self.dtype):
+            checks.check_repeatable(batches)
+            if isinstance(self.guarantee, StronglyConvex):
+                assert self.head is not None  # chosen_guarantee checks it
+                rows = convex.capture(self.loss, self.head, batches)
+                return minimise(
+                    convex.ConvexObjective(self.head, rows, self.l2),
+                    w0,
+                    tolerance=options.tolerance,
+                    max_steps=self.guarantee.max_steps,
+                    solver=solver,
+                )
+            objective = self.objective(batches)
+            checks.check_loss(objective)
+            first = checks.first_batch_loss(objective)
+            if options.curvature == "central_difference":
+                checks.check_smooth(first)
+            checks.check_symmetric(first, scope, options.curvature)
+            return damped_step(
+                objective,
+                w0,
+                damping=None if options.damping == "auto" else options.damping,
+                solver=solver or CG(),
+                guarantee=self.guarantee,
+                max_norm=options.max_norm,
+                kinks=checks.kinks(first),
+            )
+
+    def objective(self, batches: data.ExactBatches) -> EmpiricalObjective:
+        """F over some batches, through automatic differentiation."""
+        product = PRODUCTS[self.options.curvature]
+        return EmpiricalObjective(self.loss, self.scope, batches, self.l2, product)
+
+
+def _cast(batch: Any, dtype: torch.dtype) -> Any:
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        return x.to(dtype) if x.is_floating_point() else x
+
+    return apply_to_collection(batch, torch.Tensor, cast)
