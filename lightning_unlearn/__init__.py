@@ -10,6 +10,8 @@ from lightning_unlearn.certificate.guarantees import StronglyConvex as StronglyC
 from lightning_unlearn.heads import ConvexHead as ConvexHead
 from lightning_unlearn.plugin.callback import UnlearningCallback as UnlearningCallback
 from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
+from lightning_unlearn.plugin.preflight import Preflight as Preflight
+from lightning_unlearn.plugin.preflight import preflight as preflight
 from lightning_unlearn.plugin.result import UnlearningResult as UnlearningResult
 from lightning_unlearn.plugin.trainer import Trainer as Trainer
 from lightning_unlearn.plugin.trainer import attach as _attach

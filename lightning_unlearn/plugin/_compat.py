@@ -35,8 +35,12 @@ def run_stage(
     datamodule: LightningDataModule | None,
     ckpt_path: str | None,
     weights_only: bool | None,
+    keep: bool = True,
 ) -> Any:
-    """Run `stage` where `fit` would run its loop, and return what it returns."""
+    """Run `stage` where `fit` would run its loop, and return what it returns.
+
+    The Trainer stays connected to `model` if the run succeeds and `keep` is set.
+    """
     model = _maybe_unwrap_optimized(model)
     previous = trainer.strategy._lightning_module
     connected = previous is not None
@@ -44,8 +48,9 @@ def run_stage(
     trainer.state.fn = STAGE  # type: ignore[assignment]
     trainer.state.status = TrainerStatus.RUNNING
     trainer.state.stage = None
+    connect = previous
     try:
-        return _call_and_handle_interrupt(
+        result = _call_and_handle_interrupt(
             trainer,
             _in_process,
             trainer,
@@ -56,9 +61,10 @@ def run_stage(
             weights_only,
             connected,
         )
-    except BaseException:
-        trainer.strategy._lightning_module = previous
-        raise
+        connect = model if keep else previous
+        return result
+    finally:
+        trainer.strategy._lightning_module = connect
 
 
 def _in_process(

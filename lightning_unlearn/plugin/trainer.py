@@ -2,7 +2,9 @@
 
 import copy
 import warnings
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,77 @@ def unlearn(
     Raises:
         UnlearningError: Of a kind that says what was expected, got and to do.
     """
+    target = None if save_to is None else Path(save_to)
+    if target is not None:
+        checkpoint.check_target(target)
+
+    def stage(run: Run) -> UnlearningResult:
+        result = Request(
+            trainer=run.trainer,
+            module=run.model,
+            callback=run.callback,
+            forget=forget,
+            loader=run.loader,
+            save_to=target,
+            ckpt_path=run.ckpt_path,
+        ).run()
+        run.callback.committed(run.model, run.loader)
+        return result
+
+    return run_inside(
+        trainer,
+        stage,
+        model=model,
+        train_dataloaders=train_dataloaders,
+        datamodule=datamodule,
+        ckpt_path=ckpt_path,
+        weights_only=weights_only,
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage of ours finds inside the Trainer's run."""
+
+    trainer: pl.Trainer
+    model: LightningModule
+    callback: UnlearningCallback
+    loader: DataLoader
+    ckpt_path: str | None
+
+
+def run_inside(
+    trainer: pl.Trainer,
+    stage: Callable[[Run], Any],
+    *,
+    model: LightningModule | None,
+    train_dataloaders: DataLoader | None,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | Path | None,
+    weights_only: bool | None,
+    changes_nothing: bool = False,
+) -> Any:
+    """Run a stage of ours under Lightning's `_run`, with model and data resolved.
+
+    Args:
+        trainer: With an `UnlearningCallback`.
+        stage: Called with the `Run`; what it returns is returned.
+        model: The module, or None for the Trainer's.
+        train_dataloaders: The training loader, or None to find it.
+        datamodule: In its place.
+        ckpt_path: Checkpoint to load first.
+        weights_only: For `torch.load`.
+        changes_nothing: Whether to undo everything even if the stage succeeds.
+
+    Returns:
+        The stage's result.
+
+    Raises:
+        SetupError: If the callback, the model or the data is missing.
+    """
     callback = _callback(trainer, model)
-    model = model or trainer.lightning_module
+    connected = trainer.lightning_module
+    model = model or connected
     if not isinstance(model, LightningModule):
         raise SetupError(
             "expected a model: pass model=, or call trainer.fit first, got "
@@ -67,74 +138,49 @@ def unlearn(
             "expected train_dataloaders= or datamodule=, got both: leave one out"
         )
     _check_checkpoint(ckpt_path)
-    target = None if save_to is None else Path(save_to)
-    if target is not None:
-        checkpoint.check_target(target)
     given = train_dataloaders
     if given is None and datamodule is None:
         given = trainer.train_dataloader or callback.loader
-    if given is None and datamodule is None:
-        datamodule = getattr(trainer, "datamodule", None)
-    stage = partial(
-        _stage, trainer, model, callback, forget, given, target, str(ckpt_path or "")
-    )
-    with _unchanged_on_failure(model, callback, ckpt_path is not None):
+        if given is None:
+            datamodule = getattr(trainer, "datamodule", None)
+
+    def inside() -> Any:
+        loader = given
+        if loader is None:
+            loader = (getattr(trainer, "datamodule", None) or model).train_dataloader()
+        path = None if ckpt_path is None else str(ckpt_path)
+        return stage(Run(trainer, model, callback, data.training_loader(loader), path))
+
+    with _unchanged(model, callback, ckpt_path is not None, changes_nothing):
         return _compat.run_stage(
             trainer,
             model,
-            stage,
+            inside,
             datamodule=datamodule,
             ckpt_path=None if ckpt_path is None else str(ckpt_path),
             weights_only=weights_only,
+            keep=not changes_nothing,
         )
 
 
-def _stage(
-    trainer: pl.Trainer,
-    model: LightningModule,
-    callback: UnlearningCallback,
-    forget: Forget,
-    loader: Any,
-    save_to: Path | None,
-    ckpt_path: str,
-) -> UnlearningResult:
-    if loader is None:
-        source = getattr(trainer, "datamodule", None) or model
-        loader = source.train_dataloader()
-    result = Request(
-        trainer=trainer,
-        module=model,
-        callback=callback,
-        forget=forget,
-        loader=data.training_loader(loader),
-        save_to=save_to,
-        ckpt_path=ckpt_path or None,
-    ).run()
-    callback.committed(model, data.training_loader(loader))
-    return result
-
-
-class _unchanged_on_failure:  # noqa: N801  # reads as a sentence where it is used
+@contextmanager
+def _unchanged(
+    model: LightningModule, callback: UnlearningCallback, loads: bool, always: bool
+) -> Iterator[None]:
     """Undo the loading of a checkpoint if the request it was loaded for fails."""
-
-    def __init__(
-        self, model: LightningModule, callback: UnlearningCallback, loads: bool
-    ) -> None:
-        self.model, self.callback = model, callback
-        self.record, self.requests = callback.record, callback.requests
-        self.weights = copy.deepcopy(model.state_dict()) if loads else None
-
-    def __enter__(self) -> None:
-        """Nothing to do: the copies are made."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        committed = self.callback.requests != self.requests
-        if kind is None or committed:  # what is done is done: teardown may still fail
-            return
-        self.callback.record = self.record
-        if self.weights is not None:
-            with torch.no_grad():
-                self.model.load_state_dict(self.weights)
+    record, requests = callback.record, callback.requests
+    weights = copy.deepcopy(model.state_dict()) if loads else None
+    done = False
+    try:
+        yield
+        done = not always
+    finally:
+        committed = callback.requests != requests  # teardown may still fail after it
+        if not (done or committed):
+            callback.record = record
+            if weights is not None:
+                with torch.no_grad():
+                    model.load_state_dict(weights)
 
 
 def _check_checkpoint(ckpt_path: str | Path | None) -> None:

@@ -1,0 +1,170 @@
+"""Measurements behind a preflight: what noise does, how long, how much memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.newton import project
+from lightning_unlearn.noise import gaussian_noise
+from lightning_unlearn.plugin.prepared import Prepared
+from lightning_unlearn.scope import passes
+
+_SAMPLES = 2000
+_DRAWS = 3
+_TIMED = (1500, 4500)  # samples of the two timed runs
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the weights are on some data, as a function of the noise on them.
+
+    Args:
+        name: "accuracy" or "loss".
+        before: Without noise.
+        at: noise_std -> the mean over a few draws of noise.
+    """
+
+    name: str
+    before: float
+    at: Callable[[float], float]
+
+
+def quality(ready: Prepared, loader: DataLoader, indices: list[int]) -> Quality:
+    """Prepare the evaluation of noisy copies of the current weights.
+
+    The metric is the accuracy where a batch is (inputs, class indices) and the module
+    maps inputs to logits, else the unlearning loss. At most 2,000 samples are used.
+
+    Args:
+        ready: The request.
+        loader: Over the validation data.
+        indices: Positions in its dataset.
+
+    Returns:
+        The evaluation; the module is not changed by it.
+    """
+    batches = ready.batches(loader, indices[:_SAMPLES])
+    kept = list(batches)
+    scope, module = ready.scope, ready.module
+    w0 = scope.flatten()
+    ball = None if ready.convex else ready.options.max_norm
+
+    def accuracy(batch: Any) -> Tensor | None:
+        if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
+            return None
+        x, y = batch
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
+            return None
+        try:
+            logits = module(x)
+        except (TypeError, NotImplementedError):  # forward takes something else
+            return None
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            return None
+        return (logits.argmax(1) == y).sum()
+
+    def measure(noise_std: float) -> tuple[str, float]:
+        w = w0
+        if noise_std > 0:
+            w = w0 + gaussian_noise(len(w0), noise_std).to(w0.device)
+        w = w if ball is None else project(w, ball)
+        with passes(module, scope, ready.dtype), torch.no_grad():
+            scope.assign(w)
+            counts = [accuracy(batch) for _, batch in kept]
+            if all(c is not None for c in counts):
+                correct = sum(int(c) for c in counts if c is not None)
+                return "accuracy", correct / batches.n
+            losses = [
+                float(ready.loss(batch, i).mean()) * weight
+                for i, (weight, batch) in enumerate(kept)
+            ]
+            return "loss", sum(losses) / batches.n
+
+    name, before = measure(0.0)
+
+    def at(noise_std: float) -> float:
+        draws = [measure(noise_std)[1] for _ in range(_DRAWS)]
+        return sum(draws) / len(draws)
+
+    return Quality(name, before, at)
+
+
+def logit_noise(
+    ready: Prepared, loader: DataLoader, indices: list[int], noise_std: float
+) -> float | None:
+    """noise_std times the largest feature row at the head, or None without one."""
+    if ready.head is None or not ready.convex:
+        return None
+    batches = ready.batches(loader, indices[:_SAMPLES])
+    largest = 0.0
+    with passes(ready.module, ready.scope, ready.dtype):
+        for index, (_, batch) in enumerate(batches):
+            with ready.head.recording() as calls:
+                ready.loss(batch, index)
+            for call in calls:
+                largest = max(largest, float(call.features.norm(dim=1).max()))
+    return noise_std * (largest**2 + (ready.head.bias is not None)) ** 0.5
+
+
+def seconds(ready: Prepared) -> float:
+    """Wall time of the request, from two runs of it on a part of the retain set.
+
+    The number of passes is learnt from the runs; what does not grow with the samples
+    (the spectrum is estimated on a fixed number) is told apart by their difference.
+    """
+    n = len(ready.retained)
+    small, large = _TIMED
+    _timed(ready, min(n, 64))  # warm up
+    t_large = _timed(ready, min(n, large))
+    if n <= large:
+        return t_large
+    slope = (t_large - _timed(ready, small)) / (large - small)
+    return t_large + max(slope, 0.1 * t_large / large) * (n - large)
+
+
+def _timed(ready: Prepared, n: int) -> float:
+    stride = max(1, len(ready.retained) // n)  # spread over the data, not its start
+    start = time.perf_counter()
+    ready.step(ready.retained[::stride][:n])
+    return time.perf_counter() - start
+
+
+def memory_bytes(ready: Prepared) -> int:
+    """Peak memory the request adds: copies, vectors, kept batches, one graph."""
+    scope = ready.scope
+    size = ready.options.batch_size or ready.loader.batch_size or 128
+    probe = ready.batches(ready.loader, ready.retained[:size])
+    weight, batch = next(iter(probe))
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.nbytes
+        return tensor
+
+    with passes(ready.module, scope, ready.dtype):
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+        if ready.head is not None and ready.convex:
+            with ready.head.recording() as calls, hooks:
+                ready.loss(batch, 0)
+            per_sample = calls[0].features.nbytes / weight if calls else 0
+            data = 2 * per_sample * len(ready.retained)  # the list, then one tensor
+            graph = saved + 4 * 4096 * scope.size // max(1, ready.head.out_features) * 8
+        else:
+            with hooks:
+                ready.objective(probe).batch_loss(batch, 0, weight)()
+            data = min(_tensor_bytes(batch) / weight * len(ready.retained), 1 << 30)
+            graph = 4 * saved  # forward, backward, and both again for the product
+    state = sum(p.nbytes for p in ready.module.parameters()) * 2
+    vectors = 8 * 8 * scope.size
+    return int(data + graph + state + vectors)
+
+
+def _tensor_bytes(batch: Any) -> int:
+    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
