@@ -20,6 +20,9 @@ from lightning_unlearn.objective import Batches, LossFunction
 from lightning_unlearn.scope import Vector
 
 _CHUNK = 4096
+#: Rows are kept in float64 between passes up to this size; casting them anew costs
+#: more than multiplying with them.
+DOUBLE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ class ConvexObjective:
         self._n = data.n if n is None else n
         self.reduce = reduce
         self.largest = largest
+        self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
+        self._double: list[tuple[Tensor, Tensor]] | None = None
         self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
 
     @property
@@ -219,12 +224,21 @@ class ConvexObjective:
         return self._n
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows in float64, a chunk at a time; kept if all of them fit."""
+        if self._double is not None:
+            yield from self._double
+            return
+        kept: list[tuple[Tensor, Tensor]] = []
         for X, y in zip(
             self.data.features.split(_CHUNK),
             self.data.targets.split(_CHUNK),
             strict=True,
         ):
-            yield X.double(), y.double() if y.is_floating_point() else y
+            chunk = X.double(), y.double() if y.is_floating_point() else y
+            if self._fits:
+                kept.append(chunk)
+            yield chunk
+        self._double = kept or None
 
     def _logits(self, X: Tensor, w: Vector) -> Tensor:
         W = w[: self.K * self.d].view(self.K, self.d)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -16,19 +17,22 @@ from lightning_unlearn.errors import (
     ModelError,
     UnlearningError,
 )
+from lightning_unlearn.ledger import Ledger
 from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data
 from lightning_unlearn.plugin._compat import STAGE
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
-from lightning_unlearn.plugin.mixin import hooks
+from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
+from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import (
+    Outside,
     TrainingRecord,
     mark_trained,
     outside_digests,
 )
 from lightning_unlearn.plugin.weight_decay import l2_of
-from lightning_unlearn.scope import Scope
+from lightning_unlearn.scope import Scope, passes, state_digest
 from lightning_unlearn.solvers import CG, Dense, LiSSA
 
 
@@ -65,6 +69,9 @@ class UnlearningCallback(Callback):
             too. Must be the ledger of this model.
         ledger_indices: Write the forgotten positions into the ledger, not only their
             keyed digest.
+        log_gradient: Measure |grad F| over the training data when training ends (one
+            pass) and keep it in the record: how far the model is from an optimum, and
+            so how much of a Newton step only finishes the training.
         noise_seed: For tests only: reproducible noise, grade ``none``.
 
     Raises:
@@ -98,6 +105,7 @@ class UnlearningCallback(Callback):
         batch_size: int | None = None,
         ledger: str | Path | None = None,
         ledger_indices: bool = False,
+        log_gradient: bool = False,
         noise_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -118,6 +126,7 @@ class UnlearningCallback(Callback):
             noise_seed=noise_seed,
             ledger=None if ledger is None else Path(ledger),
             ledger_indices=ledger_indices,
+            log_gradient=log_gradient,
         )
         self.record = TrainingRecord()
         self.loader: DataLoader | None = None
@@ -270,6 +279,40 @@ class UnlearningCallback(Callback):
         if trainer.global_step != self._steps:
             self._steps = trainer.global_step
             self._project(pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record which weights the training ended with, and their gradient."""
+        self.record.weights_digest = state_digest(pl_module.state_dict())
+        self.record.gradient_norm = None
+        if self.options.log_gradient and self.loader is not None:
+            self.record.gradient_norm = self._gradient_norm(trainer, pl_module)
+
+    def _gradient_norm(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        assert self.loader is not None
+        loss, in_scope, own_l2 = hooks(pl_module)
+        chosen = own_l2 if self.options.l2 == "auto" else self.options.l2
+        l2 = self.record.l2 if chosen is None else chosen
+        scope = Scope(pl_module, in_scope)
+        ready = Prepared(
+            trainer=trainer,
+            module=pl_module,
+            options=self.options,
+            loader=self.loader,
+            loss=loss,
+            scope=scope,
+            head=None,
+            chosen=[],
+            removed=[],
+            retained=list(range(len(self.loader.dataset))),  # type: ignore[arg-type]
+            outside=Outside((), ()),
+            ledger=Ledger(),
+            l2=float(l2 or 0.0),
+            guarantee=None,
+        )
+        batches = ready.batches(self.loader, ready.retained)
+        with isolate_rng(), quiet(pl_module), passes(pl_module, scope, ready.dtype):
+            return float(ready.objective(batches).value_and_gradient()[1].norm())
 
     @torch.no_grad()
     def _project(self, pl_module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.convex import DOUBLE_BYTES
 from lightning_unlearn.newton import project
 from lightning_unlearn.noise import gaussian_noise
 from lightning_unlearn.plugin.prepared import Prepared
@@ -155,6 +156,9 @@ def memory_bytes(ready: Prepared) -> int:
                 ready.loss(batch, 0)
             per_sample = calls[0].features.nbytes / weight if calls else 0
             data = 2 * per_sample * len(ready.retained)  # the list, then one tensor
+            double = 8 * ready.head.in_features * len(ready.retained)
+            rows = per_sample * len(ready.retained)
+            data = max(data, rows + (double if double <= DOUBLE_BYTES else 0))
             graph = saved + 4 * 4096 * scope.size // max(1, ready.head.out_features) * 8
         else:
             with hooks:

@@ -41,6 +41,7 @@ class Options:
     noise_seed: int | None
     ledger: Path | None
     ledger_indices: bool
+    log_gradient: bool
 
     def __post_init__(self) -> None:
         _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)

@@ -32,6 +32,8 @@ class TrainingRecord:
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
         removed: Positions forgotten so far.
+        weights_digest: SHA-256 of the model's state when training ended, or None.
+        gradient_norm: |grad F| over the training data then, if it was logged.
         lineage: Random name of the training run this record began with.
         ledger_key: Random key of the ledger's digests.
         saved: Clean checkpoints written by earlier requests.
@@ -48,6 +50,8 @@ class TrainingRecord:
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
     removed: list[int] = field(default_factory=list)
+    weights_digest: str | None = None
+    gradient_norm: float | None = None
     lineage: str = field(default_factory=lambda: secrets.token_hex(16))
     ledger_key: str = field(default_factory=lambda: secrets.token_hex(16))
     saved: list[str] = field(default_factory=list)

@@ -18,6 +18,7 @@ from lightning_unlearn import (
     UnlearningCallback,
 )
 from lightning_unlearn.certificate import Grade
+from lightning_unlearn.scope import state_digest
 from tests.oracles import dense_gradient_and_hessian, retrain_softmax_head, ridge
 from tests.plugin.nets import (
     MLP,
@@ -380,3 +381,18 @@ def test_accumulated_gradients_are_projected_after_each_step():
     assert norm**0.5 <= 1.0
     steps = fit_trainer.global_step
     assert 0 < callback.record.projections <= steps + 1
+
+
+def test_the_training_state_is_recorded():
+    net, _, callback, dataset = fitted(MLP(), noise_std=0.0, log_gradient=True)
+    record = callback.record
+    assert (record.n_train, record.l2, record.max_norm) == (600, 1e-4, None)
+    assert record.weights_digest == state_digest(net.state_dict())
+    X, y = dataset.tensors
+    loss = F.cross_entropy(net(X), y)
+    loss = loss + 1e-4 / 2 * sum(p.square().sum() for p in net.parameters())
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    norm = torch.cat([g.reshape(-1) for g in grads]).norm()
+    assert record.gradient_norm == pytest.approx(float(norm), rel=1e-5)
+    _, _, without, _ = fitted(MLP(), noise_std=0.0)
+    assert without.record.gradient_norm is None
