@@ -6,7 +6,8 @@ were compared over Lightning 2.4 to 2.6; the one difference is found by inspecti
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -88,6 +89,33 @@ def _in_process(
         kwargs["weights_only"] = weights_only
     trainer._run_stage = stage  # type: ignore[method-assign]
     try:
-        return trainer._run(model, **kwargs)
+        with _callbacks_restored(trainer):
+            return trainer._run(model, **kwargs)
     finally:
         del trainer._run_stage
+
+
+@contextmanager
+def _callbacks_restored(trainer: Trainer) -> Iterator[None]:
+    """Load the callbacks' states too; Lightning < 2.6 does so for `fit` only."""
+    connector = trainer._checkpoint_connector
+    restore_all = connector._restore_modules_and_callbacks
+    restore_callbacks = connector.restore_callbacks
+    restored = []
+
+    def noting() -> None:
+        restored.append(True)
+        restore_callbacks()
+
+    def everything(*args: Any, **kwargs: Any) -> None:
+        restore_all(*args, **kwargs)
+        if not restored:
+            restore_callbacks()
+
+    connector.restore_callbacks = noting  # type: ignore[method-assign]
+    connector._restore_modules_and_callbacks = everything  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connector.restore_callbacks
+        del connector._restore_modules_and_callbacks

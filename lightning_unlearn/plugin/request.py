@@ -121,6 +121,8 @@ class Request:
         saved = [] if self.save_to is None else [str(self.save_to)]
         return replace(
             record,
+            weights_digest=certificate.weights_digest,
+            gradient_norm=None,
             n_train=len(dataset),  # type: ignore[arg-type]
             salt=salt,
             fingerprint=data.fingerprint(dataset, salt, removed=removed),
@@ -223,6 +225,13 @@ class Request:
             found.append(
                 f"the objective has l2 = {l2:g}, the model was trained with "
                 f"{record.l2:g}: the request moves it to another optimum"
+            )
+        now = state_digest(self.module.state_dict())
+        if record.weights_digest not in (None, now):
+            found.append(
+                "the weights are not those the last training or request ended with: if "
+                "they are older, what was removed since is back in them until this "
+                "request"
             )
         if isinstance(self.loader.sampler, WeightedRandomSampler):
             found.append(

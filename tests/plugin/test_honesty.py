@@ -264,11 +264,20 @@ def test_validate_after_unlearning_does_not_bring_the_old_weights_back(tmp_path)
     assert str(tmp_path / "clean.ckpt") in " ".join(
         fit_trainer.unlearn([6]).certificate.not_covered
     )
+
+
+def test_weights_from_before_a_request_are_noticed(tmp_path):
+    net, fit_trainer, callback, dataset = fitted(MLP(), noise_std=0.0)
+    fit_trainer.save_checkpoint(tmp_path / "old.ckpt")
+    old = weights(net)
+    fit_trainer.unlearn([1, 2])
+    assert not fit_trainer.unlearn([3]).certificate.warnings
+    net.load_state_dict(old)  # behind the callback's back
+    (warning,) = fit_trainer.unlearn([4]).certificate.warnings
+    assert "not those the last training or request ended with" in warning
     with pytest.warns(UserWarning, match="before 4 samples were unlearned: they are"):
-        fit_trainer.validate(
-            net, DataLoader(digits(100), 50), ckpt_path=kept[0], verbose=False
-        )
-    assert callback.record.removed == []  # which is true of the weights now loaded
+        fit_trainer.unlearn([5], model=net, ckpt_path=tmp_path / "old.ckpt")
+    assert callback.record.removed == [5]  # which is true of the weights loaded
 
 
 def test_averaged_copies_of_the_weights_are_refused_and_other_states_listed():
