@@ -43,11 +43,17 @@ def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[st
         value = float(digits)
         return value if math.isfinite(value) else refuse(digits[:20])
 
+    def integer(digits: str) -> int:
+        if len(digits) > 18:
+            raise error(f"expected ordinary numbers in {what}, got {digits[:20]}...")
+        return int(digits)
+
     try:
         plain = json.loads(
             text,
             parse_constant=refuse,
             parse_float=number,
+            parse_int=integer,
             object_pairs_hook=unique,
         )
     except (ValueError, RecursionError) as problem:

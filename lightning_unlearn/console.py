@@ -84,7 +84,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    print(Certificate.from_json(_text(options.certificate)))
+    certificate = Certificate.from_json(_text(options.certificate))
+    certificate.verify()  # nothing is shown that does not hold
+    print(certificate)
     return 0
 
 

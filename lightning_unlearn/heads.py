@@ -24,6 +24,7 @@ class Link:
         loss: (z, y) -> losses of shape (n,). Convex in z.
         residual: (z, y) -> d loss / d z, shape (n, K).
         curvature: (z, u) -> (d2 loss / d z2) u, shape (n, K); positive semidefinite.
+        trace: z -> trace of d2 loss / d z2, shape (n,).
         lipschitz: (largest |z| entrywise exponent, K) -> Lipschitz constant of the
             residual in z where the logits lie.
         norm: Same arguments -> bound on the norm of the residual's nonlinear part.
@@ -32,6 +33,7 @@ class Link:
     loss: Callable[[Tensor, Tensor], Tensor]
     residual: Callable[[Tensor, Tensor], Tensor]
     curvature: Callable[[Tensor, Tensor], Tensor]
+    trace: Callable[[Tensor], Tensor]
     lipschitz: Callable[[float, int], float]
     norm: Callable[[float, int], float]
 
@@ -54,6 +56,7 @@ LINKS: dict[str, Link] = {
         loss=lambda z, y: z.logsumexp(-1) - (_one_hot(y, z) * z).sum(-1),
         residual=lambda z, y: z.softmax(-1) - _one_hot(y, z),
         curvature=_softmax_curvature,
+        trace=lambda z: 1 - z.softmax(-1).square().sum(-1),
         lipschitz=lambda zmax, K: 0.5,  # |diag(p) - p p'| <= 1/2
         norm=lambda zmax, K: 1.0,
     ),
@@ -61,6 +64,7 @@ LINKS: dict[str, Link] = {
         loss=lambda z, y: _mean((z - y) ** 2),
         residual=lambda z, y: 2 * (z - y) / z.shape[-1],
         curvature=lambda z, u: 2 * u / z.shape[-1],
+        trace=lambda z: torch.full_like(z[:, 0], 2.0),
         lipschitz=lambda zmax, K: 2 / K,
         norm=lambda zmax, K: 0.0,
     ),
@@ -70,6 +74,7 @@ LINKS: dict[str, Link] = {
         ),
         residual=lambda z, y: (z.sigmoid() - y) / z.shape[-1],
         curvature=lambda z, u: z.sigmoid() * (-z).sigmoid() * u / z.shape[-1],
+        trace=lambda z: _mean(z.sigmoid() * (-z).sigmoid()),
         lipschitz=lambda zmax, K: 0.25 / K,
         norm=lambda zmax, K: 1 / math.sqrt(K),
     ),
@@ -77,6 +82,7 @@ LINKS: dict[str, Link] = {
         loss=lambda z, y: _mean(z.exp() - y * z),
         residual=lambda z, y: (z.exp() - y) / z.shape[-1],
         curvature=lambda z, u: z.exp() * u / z.shape[-1],
+        trace=lambda z: _mean(z.exp()),
         lipschitz=lambda zmax, K: math.exp(zmax) / K,
         norm=lambda zmax, K: math.exp(zmax) / math.sqrt(K),
     ),

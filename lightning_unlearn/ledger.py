@@ -34,7 +34,7 @@ class Entry:
         n_retain: Samples retained.
         forget_digest: Keyed digest of the forgotten positions (`forget_digest`).
         forget_indices: The positions themselves, only if asked for.
-        weights_before: SHA-256 of the model's state before the request.
+        weights_before: SHA-256 of the state before, where that was a release too.
         weights_after: SHA-256 of the released state.
         certificate_digest: Of the certificate.
         grade: Its grade.
@@ -199,6 +199,14 @@ def write(path: Path, ledger: Ledger) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def rewind(path: Path, ledger: Ledger) -> None:
+    """Put a file back to what it was before a request that failed."""
+    if ledger.entries:
+        write(path, ledger)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def agree(in_checkpoint: Ledger, in_file: Ledger) -> None:
     """The chain in the checkpoint and the one in the file must be the same.
 
@@ -274,6 +282,24 @@ def _check_entry(entry: Entry, position: int, previous: str, ledger_id: str) -> 
             )
     if not all(type(i) is int for i in entry.forget_indices or ()):
         raise LedgerError(f"expected integers in forget_indices of entry {position}")
+    counts = (entry.n_forget, entry.n_retain, entry.index)
+    budget = entry.releases
+    if min(counts) < 1 or (budget is not None and not entry.index <= budget):
+        raise LedgerError(
+            f"expected counts >= 1 and at most {budget} releases in ledger entry "
+            f"{position}, got {counts}"
+        )
+    claimed = entry.grade in ("certified", "conditional", "vacuous")
+    mu_fits = (
+        entry.mu is not None and 0 < entry.mu < 1e12
+        if claimed
+        else (entry.grade == "none" and entry.mu is None)
+    )
+    if not mu_fits:
+        raise LedgerError(
+            f"expected mu > 0 exactly with a guarantee in ledger entry {position}, got "
+            f"grade={entry.grade!r:.20}, mu={entry.mu!r:.20}"
+        )
     if entry.schema != SCHEMA:
         raise LedgerError(f"expected ledger schema {SCHEMA}, got {entry.schema}")
     if entry.sealed().hash != entry.hash:

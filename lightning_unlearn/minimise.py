@@ -1,6 +1,7 @@
 r"""Newton to a fixed gradient norm in a strongly convex scope."""
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,12 @@ from lightning_unlearn.certificate.constants import Constant, Origin
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.newton import Step
 from lightning_unlearn.scope import Vector
-from lightning_unlearn.solvers import CG, Damped, Solution, Solver, Status
+from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Status
+
+
+@runtime_checkable
+class _Products(Protocol):
+    def matvec(self, v: Vector) -> Vector: ...
 
 
 @runtime_checkable
@@ -34,6 +40,7 @@ class _StronglyConvex(Protocol):
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector: ...
+    def proxy(self, samples: int, generator: torch.Generator) -> _Products: ...
 
 
 def minimise(
@@ -88,7 +95,7 @@ def minimise(
         objective.at = w
         # Superlinear far away, no tighter than needed at the end.
         rtol = max(min(0.1, norm**0.5), 0.2 * tolerance / norm)
-        inner = (solver or CG(rtol=rtol)).solve(Damped(objective, 0.0), gradient)
+        inner = (solver or FlexibleCG(rtol=rtol)).solve(_Hessian(objective), gradient)
         matvecs += inner.matvecs
         w, gradient, rounding = _backtrack(objective, w, inner.x, norm)
         steps += 1
@@ -108,6 +115,21 @@ def minimise(
             "to the same tolerance, with the same noise"
         ),
     )
+
+
+class _Hessian(Damped):
+    """The Hessian at ``objective.at``, undamped, with its proxy."""
+
+    objective: _StronglyConvex
+
+    def __init__(self, objective: _StronglyConvex) -> None:
+        super().__init__(objective, 0.0)
+
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector]:
+        """Products with a Hessian of importance-sampled rows."""
+        return self.objective.proxy(samples, generator).matvec
 
 
 def _proved_norm(gradient: Vector, rounding: float) -> float:

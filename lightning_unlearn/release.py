@@ -12,7 +12,7 @@ from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Origin
 from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
 from lightning_unlearn.certificate.record import Certificate, PublicPart
-from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.errors import BudgetError, GuaranteeError
 from lightning_unlearn.newton import Step, project
 from lightning_unlearn.noise import gaussian_noise
 from lightning_unlearn.scope import Vector
@@ -130,6 +130,13 @@ def release(
     composed = None
     if claimed and len(mus) == around.release:
         composed = gaussian_epsilon(compose_mu(*mus), terms.delta)
+        if terms.releases is not None and composed > terms.epsilon * (1 + 1e-6):
+            raise BudgetError(
+                f"expected all {terms.releases} announced releases within epsilon = "
+                f"{terms.epsilon:g}, but with the earlier ones this makes "
+                f"{composed:.4g}: they were made with a larger epsilon or delta; set "
+                "them again, or use releases=None"
+            )
     certificate = Certificate(
         grade=grade,
         epsilon=terms.epsilon if claimed else None,
@@ -197,8 +204,10 @@ def _warnings(
         ratio = noise_std * p**0.5 / terms.max_norm
         found.append(
             "Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
-            f"is {ratio:,.3g} times the largest weight norm allowed (noise_std sqrt(p) "
-            "/ max_norm)" + _what_it_costs(ratio) + ". For a useful guarantee freeze "
+            f"is {_times(ratio)} times the largest weight norm allowed (noise_std "
+            "sqrt(p) / max_norm)"
+            + _what_it_costs(ratio)
+            + ". For a useful guarantee freeze "
             "the backbone and train a ConvexHead; for the bare step without a claim "
             "set noise_std=0.0"
         )
@@ -206,7 +215,7 @@ def _warnings(
         ratio = noise_std * p**0.5 / terms.max_norm
         if ratio > 0.1 and step.bound is Bound.NEWTON_STEP:
             found.append(
-                f"the noise is {ratio:,.3g} times the largest weight norm allowed"
+                f"the noise is {_times(ratio)} times the largest weight norm allowed"
                 + _what_it_costs(ratio)
             )
     if step.bound is Bound.STRONGLY_CONVEX and terms.max_norm is not None:
@@ -225,6 +234,10 @@ def _warnings(
             "this large allows a mechanism that publishes a sample"
         )
     return found
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def _what_it_costs(ratio: float) -> str:

@@ -96,7 +96,9 @@ def _ledger(certificate: Certificate, text: str) -> Finding:
             f"ledger: expected one entry for request {certificate.request_id}, got "
             f"{len(entries)} among {len(ledger.entries)}",
         )
-    wrong = [name for name, same in _agreement(certificate, entries[0]) if not same]
+    wrong = [
+        name for name, same in _agreement(certificate, entries[0], ledger) if not same
+    ]
     if wrong:
         return Finding(False, f"ledger: its entry has another {', '.join(wrong)}")
     return Finding(
@@ -106,13 +108,20 @@ def _ledger(certificate: Certificate, text: str) -> Finding:
     )
 
 
-def _agreement(certificate: Certificate, entry: Entry) -> list[tuple[str, bool]]:
+def _agreement(
+    certificate: Certificate, entry: Entry, ledger: Ledger
+) -> list[tuple[str, bool]]:
     mu = certificate.release_mus[-1] if certificate.release_mus else None
+    mus = [e.mu for e in ledger.entries[: entry.index] if e.mu is not None]
+    claimed = list(certificate.release_mus)
     return [
         ("certificate", entry.certificate_digest == certificate.digest),
         ("position", entry.index == certificate.release),
         ("weights", entry.weights_after == certificate.weights_digest),
         ("mu", entry.mu == mu),
+        ("history of releases", not claimed or mus == claimed),
+        ("number of retained samples", entry.n_retain == certificate.n_retain),
+        ("time", entry.time == certificate.created),
         ("grade", entry.grade == certificate.grade.value),
         ("number of samples", entry.n_forget == certificate.n_forget),
         ("budget", entry.releases == certificate.releases),

@@ -75,6 +75,29 @@ def test_closed_forms_equal_automatic_differentiation(loss, bias):
     assert (mean - H @ v).norm() < 0.05 * (H @ v).norm()
 
 
+@pytest.mark.parametrize("loss", LINKS)
+def test_the_proxy_is_the_hessian_on_average_and_positive_definite(loss):
+    head, X, y, objective = problem(loss)
+    objective.at = Scope(head, head.parameters()).flatten()
+    v = torch.randn(objective.size, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    mean = 0
+    for _ in range(300):
+        proxy = objective.proxy(64, generator)
+        mean = mean + proxy.matvec(v) / 300
+        assert v @ proxy.matvec(v) >= 0.01 * v @ v * (1 - 1e-9)
+    assert (mean - objective.hvp(v)).norm() < 0.05 * objective.hvp(v).norm()
+    z = head(X)
+    traces = torch.stack(
+        [
+            sum(objective.link.curvature(z[i : i + 1], e[None])[0] @ e
+                for e in torch.eye(3).double())
+            for i in range(len(z))
+        ]
+    )  # fmt: skip
+    torch.testing.assert_close(objective.link.trace(z), traces)
+
+
 def test_the_regulariser_covers_the_bias():
     # Without it the softmax head is not strongly convex: adding a constant to all
     # biases changes no probability.

@@ -38,8 +38,8 @@ FLOORS = {
 STANDARD = {
     "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
-    "math", "numbers", "os", "pathlib", "secrets", "sys", "textwrap", "time", "typing",
-    "uuid",
+    "math", "numbers", "os", "pathlib", "secrets", "sys", "textwrap", "time", "types",
+    "typing", "uuid",
     "warnings", "weakref",
 }  # fmt: skip
 

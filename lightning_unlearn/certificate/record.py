@@ -100,21 +100,7 @@ class Certificate:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        _validate.non_negative(noise_std=self.noise_std)
-        _validate.count(
-            n_forget=self.n_forget,
-            n_retain=self.n_retain,
-            n_parameters=self.n_parameters,
-            release=self.release,
-        )
-        if self.releases is not None:
-            _validate.count(releases=self.releases)
-        for name in ("weights_digest", "request_id", "created"):
-            if not (isinstance(getattr(self, name), str) and getattr(self, name)):
-                raise CertificateError(f"expected {name} as text, got nothing")
-        texts = (*self.warnings, *self.not_covered, *self.unscrubbed, self.reference)
-        if not all(isinstance(text, str) for text in texts):
-            raise CertificateError("expected text in warnings and not_covered")
+        _check_types(self)
         if (self.grade is Grade.NONE) != (self.epsilon is None):
             raise CertificateError(
                 f"epsilon must be None exactly for grade none, got grade "
@@ -162,13 +148,55 @@ class Certificate:
         """
         try:
             _verify(self)
-        except (ArgumentError, GuaranteeError) as error:
+        except (ArgumentError, GuaranteeError, ArithmeticError, ValueError) as error:
+            if isinstance(error, CertificateError):
+                raise
             raise CertificateError(f"the constants are impossible: {error}") from None
 
     def __str__(self) -> str:
         from lightning_unlearn.certificate.text import render
 
         return render(self)
+
+
+def _check_types(c: Certificate) -> None:
+    """Every field is what the class says, whoever wrote the JSON it came from."""
+    _validate.non_negative(noise_std=c.noise_std)
+    _validate.count(
+        n_forget=c.n_forget,
+        n_retain=c.n_retain,
+        n_parameters=c.n_parameters,
+        release=c.release,
+    )
+    if c.releases is not None:
+        _validate.count(releases=c.releases)
+    for name in ("epsilon", "delta", "sensitivity", "composed_epsilon"):
+        if getattr(c, name) is not None:
+            _validate.positive(**{name: getattr(c, name)})
+    for mu in c.release_mus:
+        _validate.positive(release_mus=mu)
+    texts = [c.reference, *c.warnings, *c.not_covered, *c.unscrubbed]
+    named = [c.weights_digest, c.request_id, c.created]
+    for part in c.public_parts:
+        named += [part.name, part.digest]
+    for pair in c.versions:
+        named += pair
+    for text in (*texts, *named):
+        if not (isinstance(text, str) and _is_unicode(text)):
+            raise CertificateError(f"expected text, got {text!r:.60}")
+    if not all(named) or not isinstance(c.noise_by_hand, bool):
+        raise CertificateError(
+            "expected names, digests and times that are not empty, and noise_by_hand "
+            "true or false"
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 def _verify(c: Certificate) -> None:
@@ -204,6 +232,12 @@ def _verify(c: Certificate) -> None:
     if len(c.release_mus) == c.release:
         composed = gaussian_epsilon(compose_mu(*c.release_mus), c.delta)
     _require("composed_epsilon", c.composed_epsilon, composed)
+    beyond = composed is not None and composed > c.epsilon * (1 + 1e-6)
+    if c.releases is not None and beyond:
+        raise CertificateError(
+            f"{c.release} of {c.releases} announced releases make epsilon = "
+            f"{composed}, beyond the {c.epsilon} that was announced"
+        )
 
 
 def _require(name: str, stated: object, recomputed: object) -> None:

@@ -68,8 +68,13 @@ def _wrap(text: str, indent: str) -> list[str]:
 
 def _item(head: str, text: str) -> list[str]:
     """A head, then a text that goes on in its own column."""
-    first, *rest = _wrap(text, " " * len(head))
+    first, *rest = _wrap(text, " " * len(head)) or [""]
     return [head + first.lstrip(), *rest]
+
+
+def _printable(line: str) -> str:
+    """Escapes what could act on a terminal: a certificate may come from anyone."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _number(value: float) -> str:
@@ -133,4 +138,4 @@ def render(c: Certificate) -> str:
             lines += ["", f"  {title}:"]
         for entry in entries:
             lines += _item("    - ", entry)
-    return "\n".join(lines)
+    return "\n".join(_printable(line) for line in lines)

@@ -5,6 +5,7 @@ precision, loggers, checkpoint loading and interrupts behave as in `fit`. Signat
 were compared over Lightning 2.4 to 2.6; the one difference is found by inspection.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def run_stage(
     """
     model = _maybe_unwrap_optimized(model)
     previous = trainer.strategy._lightning_module
+    state = dataclasses.replace(trainer.state)
+    datamodule_before = getattr(trainer, "datamodule", None)
     connected = previous is not None
     trainer.strategy._lightning_module = model
     trainer.state.fn = STAGE  # type: ignore[assignment]
@@ -66,6 +69,10 @@ def run_stage(
         return result
     finally:
         trainer.strategy._lightning_module = connect
+        if not keep:
+            trainer.state.fn, trainer.state.stage = state.fn, state.stage
+            trainer.state.status = state.status
+            trainer.datamodule = datamodule_before  # type: ignore[attr-defined]
 
 
 def _in_process(

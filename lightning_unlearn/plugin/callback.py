@@ -142,6 +142,19 @@ class UnlearningCallback(Callback):
         self.loader = loader
         self._trained = weakref.ref(pl_module)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Everything a run may change, to be put back by `rewind`."""
+        return {**vars(self)}
+
+    def rewind(self, snapshot: dict[str, Any]) -> None:
+        """Put back what `snapshot` returned."""
+        vars(self).update(snapshot)
+
+    def belongs_to(self, pl_module: LightningModule) -> bool:
+        """Whether the record is of this module, or of none in this process."""
+        other = self._trained() if self._trained is not None else None
+        return other is None or other is pl_module or self._restored
+
     # -- state -----------------------------------------------------------------
 
     @override
@@ -173,6 +186,8 @@ class UnlearningCallback(Callback):
         """Give a request the data and layers that ``setup("fit")`` makes."""
         datamodule = getattr(trainer, "datamodule", None)
         prepared = self._prepared() if self._prepared is not None else None
+        if stage == "fit":
+            self._restored = False  # a checkpoint is loaded after this, if at all
         if stage == STAGE:
             if datamodule is not None and datamodule is not prepared:
                 datamodule.setup("fit")
@@ -239,10 +254,14 @@ class UnlearningCallback(Callback):
         record, dataset = self.record, loader.dataset
         n = len(dataset)  # type: ignore[arg-type]
         gone = len(record.removed)
-        if gone and n != (record.n_train or 0) - gone:
+        same = n == (record.n_train or 0) - gone
+        if same and gone and record.retained_fingerprint is not None:
+            now = data.fingerprint(dataset, record.salt)
+            same = now in (None, record.retained_fingerprint)
+        if gone and not same:
             raise DataError(
                 f"expected training to go on with the {(record.n_train or 0) - gone} "
-                f"samples that were not unlearned, got {n}: train on "
+                f"samples that were not unlearned, got {n}, or others: train on "
                 "torch.utils.data.Subset(dataset, callback.retained_indices), or make "
                 "a new model and a new UnlearningCallback for new data"
             )
@@ -283,10 +302,24 @@ class UnlearningCallback(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
+        self._mark(trainer, pl_module)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         if self.options.log_gradient and self.loader is not None:
             self.record.gradient_norm = self._gradient_norm(trainer, pl_module)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remember what was trained, also when the training was cut short."""
+        self._mark(trainer, pl_module)
+
+    def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mark_trained(p for p in pl_module.parameters() if p.requires_grad)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                mark_trained(group["params"])
 
     def _gradient_norm(self, trainer: Trainer, pl_module: LightningModule) -> float:
         assert self.loader is not None

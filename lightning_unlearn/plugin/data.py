@@ -57,7 +57,8 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
         removed: Positions left out: nothing kept may depend on forgotten samples.
 
     Returns:
-        The digest, or None if a sample differs between two reads.
+        The digest, or None if a sample differs between two reads or is of a type
+        that cannot be hashed.
     """
     n = len(dataset)
     kept = np.setdiff1d(np.arange(n), np.asarray(removed, dtype=int))
@@ -69,7 +70,7 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
     return first if first == second else None
 
 
-def _digest(samples: list[Any], n: int, salt: str) -> str:
+def _digest(samples: list[Any], n: int, salt: str) -> str | None:
     sha = hashlib.sha256(f"{salt}|{n}|".encode())
     for leaf in tree_leaves(samples):
         if isinstance(leaf, Tensor):
@@ -82,7 +83,7 @@ def _digest(samples: list[Any], n: int, salt: str) -> str:
         elif isinstance(leaf, (str, bytes, int, float, bool, type(None))):
             data = repr(leaf).encode()
         else:
-            data = type(leaf).__name__.encode()
+            return None  # nothing is known of what is inside
         sha.update(f"{type(leaf).__name__}|{len(data)}|".encode())
         sha.update(data)
     return sha.hexdigest()

@@ -114,7 +114,7 @@ def _some(indices: list[int]) -> str:
 
 def _integers(values: Any, what: str) -> list[int]:
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu().tolist()
     if isinstance(values, (int, np.integer)) and not isinstance(values, bool):
         values = [values]
     if not isinstance(values, Iterable) or isinstance(values, (bytes, dict)):
@@ -122,10 +122,9 @@ def _integers(values: Any, what: str) -> list[int]:
             f"expected {what} as indices, a path, a Subset or a DataLoader over one, "
             f"got {type(values).__name__}"
         )
-    array = values if isinstance(values, np.ndarray) else None
-    if array is not None and array.ndim != 1:
+    if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ForgetSetError(
-            f"expected {what} as a flat list of indices, got shape {array.shape}"
+            f"expected {what} as a flat list of indices, got shape {values.shape}"
         )
     indices = []
     for value in values:
@@ -162,14 +161,22 @@ def read_indices(path: Path) -> list[int]:
         raise ForgetSetError(
             f"expected a forget file ending in {', '.join(readers)}, got {path}"
         )
-    if not path.is_file():
-        raise ForgetSetError(f"expected a file of indices at {path}, found none there")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name no file system takes
+        there = False
+    if not there:
+        raise ForgetSetError(
+            f"expected a file of indices at {str(path)[:200]}, found none there"
+        )
     try:
         return _integers(reader(path), str(path))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ForgetSetError):
-            raise
-        raise ForgetSetError(f"expected indices in {path}: {error}") from None
+    except ForgetSetError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise ForgetSetError(
+            f"expected indices in {path}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _txt(path: Path) -> list[int]:
@@ -196,7 +203,8 @@ def _json(path: Path) -> Any:
 
 
 def _npy(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _csv(path: Path) -> list[int]:
@@ -238,7 +246,7 @@ def _flatten(dataset: Any) -> tuple[Any, list[int]]:
     """The innermost dataset and the positions a nest of Subsets picks from it."""
     positions = list(range(len(dataset)))
     while isinstance(dataset, Subset):
-        positions = [int(dataset.indices[i]) for i in positions]
+        positions = _integers([dataset.indices[i] for i in positions], "the Subset")
         dataset = dataset.dataset
     return dataset, positions
 
@@ -247,7 +255,7 @@ def _from_subset(subset: Subset, dataset: Any) -> list[int]:
     outer: Any = subset
     positions = list(range(len(subset)))
     while isinstance(outer, Subset) and outer is not dataset:
-        positions = [int(outer.indices[i]) for i in positions]
+        positions = _integers([outer.indices[i] for i in positions], "the Subset")
         outer = outer.dataset
     if outer is dataset:
         return positions

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.callback import UnlearningCallback
@@ -42,9 +43,16 @@ def not_covered(
             paths |= set(getattr(callback, "best_k_models", {}))
         elif not isinstance(callback, UnlearningCallback) and callback.state_dict():
             states.append(type(callback).__name__)
+    module = trainer.lightning_module
+    datamodule = getattr(trainer, "datamodule", None)
+    for owner in (module, datamodule):
+        if owner is not None and is_overridden("on_save_checkpoint", owner):
+            states.append(f"{type(owner).__name__} (on_save_checkpoint)")
+    if datamodule is not None and datamodule.state_dict():
+        states.append(f"{type(datamodule).__name__} (state_dict)")
     existing = sorted(str(p) for p in paths if p and Path(p).exists())
     found = [f"the older checkpoint {path}: delete it" for path in existing]
-    found += [f"the state kept by the callback {name}" for name in sorted(states)]
+    found += [f"the state kept by {name}" for name in sorted(states)]
     return tuple(found)
 
 

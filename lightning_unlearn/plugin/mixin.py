@@ -103,12 +103,12 @@ def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
 
 
 @contextmanager
-def quiet(module: LightningModule) -> Iterator[None]:
-    """Silence ``self.log`` in the passes, and undo what they did to metrics.
+def quiet(module: LightningModule, restore: bool = False) -> Iterator[None]:
+    """Silence ``self.log`` in the passes, and keep metrics out of them.
 
-    Outside Lightning's own loops ``self.log`` raises. After a request that succeeds
-    metrics are emptied: what they had accumulated may come from forgotten samples.
-    After one that fails they are as before.
+    Outside Lightning's own loops ``self.log`` raises. Metrics are emptied before the
+    passes, so that no loss can depend on what they had accumulated, and after a
+    request that succeeds; after one that fails, or with `restore`, they are as before.
     """
     names = ("log", "log_dict")
     own = {name: vars(module)[name] for name in names if name in vars(module)}
@@ -116,17 +116,19 @@ def quiet(module: LightningModule) -> Iterator[None]:
     states = [copy.deepcopy(metric.metric_state) for metric in metrics]
     for name in names:
         object.__setattr__(module, name, _nothing)
+    for metric in metrics:
+        metric.reset()
+    failed = True
     try:
         yield
-    except BaseException:
-        for metric, state in zip(metrics, states, strict=True):
-            for name, value in state.items():
-                setattr(metric, name, value)
-        raise
-    else:
+        failed = False
+    finally:
         for metric in metrics:
             metric.reset()
-    finally:
+        if failed or restore:
+            for metric, state in zip(metrics, states, strict=True):
+                for name, value in state.items():
+                    setattr(metric, name, value)
         for name in names:
             object.__delattr__(module, name)
         vars(module).update(own)

@@ -157,7 +157,7 @@ def preflight(
             ckpt_path=run.ckpt_path,
         )
         validation = _validation(run, val_dataloaders)
-        with isolate_rng(), quiet(run.model):
+        with isolate_rng(), quiet(run.model, restore=True):
             return _look(request.prepare(), run.callback, validation)
 
     return run_inside(

@@ -3,17 +3,22 @@
 import hashlib
 import secrets
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
 import torchmetrics
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.certificate import Origin, PublicPart
-from lightning_unlearn.errors import ModelError
+from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.scope import Scope, tensors_digest
 
 
@@ -25,6 +30,8 @@ class TrainingRecord:
         n_train: Samples in the training dataset, or None before training.
         salt: Random key of the fingerprint; a new one after every request.
         fingerprint: Salted digest of the training data, or None.
+        retained_fingerprint: The same of the retained samples as a dataset of their
+            own, which a training that goes on must match.
         max_norm: Radius of the projection made in training, or None.
         projections: How often a step left the ball.
         l2: Coefficient found in the optimizer, or None.
@@ -44,6 +51,7 @@ class TrainingRecord:
     n_train: int | None = None
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
     fingerprint: str | None = None
+    retained_fingerprint: str | None = None
     max_norm: float | None = None
     projections: int = 0
     l2: float | None = None
@@ -64,8 +72,56 @@ class TrainingRecord:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "TrainingRecord":
-        """From ``Callback.load_state_dict``."""
+        """From ``Callback.load_state_dict``; strict, as checkpoints may be tampered.
+
+        Raises:
+            DataError: If a field is missing, unknown or of another type.
+        """
+        blank = cls()
+        known = {f.name for f in fields(cls)}
+        if not isinstance(state, dict) or set(state) != known:
+            raise DataError(
+                f"expected the callback's state with the fields {sorted(known)}, got "
+                f"{sorted(map(str, state)) if isinstance(state, dict) else type(state)}"
+            )
+        for name, value in state.items():
+            if not _well_formed(name, value, getattr(blank, name)):
+                raise DataError(
+                    f"expected {name} of the callback's state as this version writes "
+                    f"it, got {value!r:.60}: the checkpoint was altered"
+                )
         return cls(**state)
+
+
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "n_train": (int,),
+    "fingerprint": (str,),
+    "retained_fingerprint": (str,),
+    "max_norm": (int, float),
+    "l2": (int, float),
+    "l2_problem": (str,),
+    "outside": (dict,),
+    "weights_digest": (str,),
+    "gradient_norm": (float,),
+    "certificate": (str,),
+}
+_KEYS = ("salt", "lineage", "ledger_key")
+
+
+def _well_formed(name: str, value: object, blank: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    if name in _OPTIONAL:
+        if value is None or not isinstance(value, _OPTIONAL[name]):
+            return value is None
+        items = value.items() if isinstance(value, dict) else ()
+        return all(isinstance(k, str) and isinstance(v, str) for k, v in items)
+    if not isinstance(value, type(blank)):
+        return False
+    if name in _KEYS:
+        return len(str(value)) == 32 and set(str(value)) <= set("0123456789abcdef")
+    kind = {"removed": int, "saved": str}.get(name)
+    return kind is None or all(type(v) is kind for v in value)  # type: ignore[union-attr]
 
 
 def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, str]:
@@ -96,22 +152,48 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     return found
 
 
+_BARE = frozenset(vars(LightningModule())) | {"_calls"}
+_DEPTH = 4
+_NUMBER = " (number)"  # settings, mostly: named only if they change in training
+
+
 def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in plain attributes, also inside containers and unregistered modules."""
-    own = {"_parameters", "_buffers", "_modules", "_trainer", "_fabric", "prepare"}
+    """Numbers in plain attributes: tensors, arrays and floats, however nested.
+
+    Integers, booleans and text are left out: counters and settings, not statistics.
+    """
     for name, value in vars(layer).items():
-        if name in own or name.endswith("_hooks"):
-            continue
-        for position, leaf in enumerate(tree_leaves(value)):
-            label = f"{name}[{position}]"
-            if isinstance(leaf, Tensor):
-                yield label, leaf
-            elif isinstance(leaf, nn.Module) and not isinstance(
-                leaf, torchmetrics.Metric
-            ):
-                for key, tensor in leaf.state_dict(keep_vars=True).items():
-                    if isinstance(tensor, Tensor):
-                        yield f"{label}.{key}", tensor
+        if name not in _BARE and not name.endswith("_hooks"):
+            yield from _numbers(name, value, _DEPTH)
+
+
+def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield label, value
+    elif isinstance(value, nn.Module):
+        if not isinstance(value, torchmetrics.Metric):
+            for key, tensor in value.state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor):
+                    yield f"{label}.{key}", tensor
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fc":
+        yield label, torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, (float, np.floating)):
+        yield label + _NUMBER, torch.tensor(float(value), dtype=torch.float64)
+    elif depth > 0:
+        yield from _inside(label, value, depth - 1)
+
+
+def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Mapping):
+        items = [(f"{label}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        items = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(value, SimpleNamespace) or is_dataclass(value):
+        items = [(f"{label}.{key}", item) for key, item in vars(value).items()]
+    else:
+        return
+    for name, item in items:
+        yield from _numbers(name, item, depth)
 
 
 def _content_digest(value: object) -> str:
@@ -167,7 +249,11 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
         moved = [name for name in now if before.get(name) != now[name]]
         changed = [*moved, *(name for name in trained if name not in moved)]
     _check_normalisation(module, scope, changed, known=before is not None)
-    kept = {name: digest for name, digest in now.items() if name not in changed}
+    kept = {
+        name: digest
+        for name, digest in now.items()
+        if name not in changed and not name.endswith(_NUMBER)
+    }
     groups: dict[str, list[str]] = {}
     for name, digest in kept.items():
         groups.setdefault(name.split(".")[0], []).append(f"{name}={digest}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
@@ -118,6 +118,8 @@ class Request:
         """The record once the request is done, free of what was forgotten."""
         record, dataset = self.callback.record, self.loader.dataset
         salt = secrets.token_hex(16)
+        gone = set(removed)
+        retained = [i for i in range(len(dataset)) if i not in gone]  # type: ignore[arg-type]
         saved = [] if self.save_to is None else [str(self.save_to)]
         return replace(
             record,
@@ -126,6 +128,7 @@ class Request:
             n_train=len(dataset),  # type: ignore[arg-type]
             salt=salt,
             fingerprint=data.fingerprint(dataset, salt, removed=removed),
+            retained_fingerprint=data.fingerprint(Subset(dataset, retained), salt),
             removed=removed,
             saved=[*record.saved, *saved],
             ledger=ledger.to_text(),
@@ -151,6 +154,7 @@ class Request:
     ) -> None:
         """Move the weights, the record and the files together, or none of them."""
         record, file = self.callback.record, self.callback.options.ledger
+        lines = None if file is None else ledgers.read(file)
         before = [p.detach().clone() for p in scope.parameters]
         try:
             scope.assign(released)
@@ -161,8 +165,11 @@ class Request:
                 )
             if file is not None:
                 ledgers.write(file, ledger)
+            self.callback.committed(self.module, self.loader)
         except BaseException:
             self.callback.record = record
+            if file is not None and lines is not None:
+                ledgers.rewind(file, lines)
             if self.save_to is not None:  # it did not exist before: check_target
                 checkpoint.discard(self.save_to)
             with torch.no_grad():
@@ -195,13 +202,24 @@ class Request:
             n_retain=certificate.n_retain,
             forget_digest=ledgers.forget_digest(record.ledger_key, chosen),
             forget_indices=chosen if options.ledger_indices else None,
-            weights_before=state_digest(self.module.state_dict()),
+            weights_before=self._weights_before(),
             weights_after=certificate.weights_digest,
             certificate_digest=certificate.digest,
             grade=certificate.grade.value,
             mu=certificate.release_mus[-1] if certificate.release_mus else None,
-            releases=options.releases,
+            releases=certificate.releases,
         )
+
+    def _weights_before(self) -> str:
+        """The digest of the last release, if these are its weights still.
+
+        That of weights trained on the forgotten samples is not written down: it would
+        let anyone test guesses of them by training again.
+        """
+        now = state_digest(self.module.state_dict())
+        entries = ledgers.Ledger.from_text(self.callback.record.ledger).entries
+        known = bool(entries) and entries[-1].weights_after == now
+        return now if known else "not recorded"
 
     def _not_covered(self) -> tuple[str, ...]:
         known = inventory.not_covered(
@@ -216,6 +234,12 @@ class Request:
 
     def _warnings(self, l2: float) -> tuple[str, ...]:
         record, found = self.callback.record, []
+        if record.fingerprint is None and record.n_train is not None:
+            found.append(
+                "the training samples have no fingerprint (random, or of types that "
+                "cannot be hashed): that the indices mean the same samples as in "
+                "training is not checked"
+            )
         if record.n_train is None:
             found.append(
                 "no record of a training run: is this the trained model? Pass "

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
@@ -62,7 +63,7 @@ def unlearn(
         checkpoint.check_target(target)
 
     def stage(run: Run) -> UnlearningResult:
-        result = Request(
+        return Request(
             trainer=run.trainer,
             module=run.model,
             callback=run.callback,
@@ -71,8 +72,6 @@ def unlearn(
             save_to=target,
             ckpt_path=run.ckpt_path,
         ).run()
-        run.callback.committed(run.model, run.loader)
-        return result
 
     return run_inside(
         trainer,
@@ -144,6 +143,13 @@ def run_inside(
         if given is None:
             datamodule = getattr(trainer, "datamodule", None)
 
+    if ckpt_path is None and not callback.belongs_to(model):
+        raise SetupError(
+            "expected the model this UnlearningCallback has watched, got another one: "
+            "its record of data and requests would be wrong; use a new callback, or "
+            "pass ckpt_path="
+        )
+
     def inside() -> Any:
         loader = given
         if loader is None:
@@ -151,7 +157,10 @@ def run_inside(
         path = None if ckpt_path is None else str(ckpt_path)
         return stage(Run(trainer, model, callback, data.training_loader(loader), path))
 
-    with _unchanged(model, callback, ckpt_path is not None, changes_nothing):
+    with (
+        _unchanged(model, callback, ckpt_path is not None, changes_nothing),
+        isolate_rng() if changes_nothing else nullcontext(),
+    ):
         return _compat.run_stage(
             trainer,
             model,
@@ -168,8 +177,8 @@ def _unchanged(
     model: LightningModule, callback: UnlearningCallback, loads: bool, always: bool
 ) -> Iterator[None]:
     """Undo the loading of a checkpoint if the request it was loaded for fails."""
-    record, requests = callback.record, callback.requests
-    weights = copy.deepcopy(model.state_dict()) if loads else None
+    snapshot, requests = callback.snapshot(), callback.requests
+    weights = copy.deepcopy(model.state_dict()) if loads or always else None
     done = False
     try:
         yield
@@ -177,7 +186,7 @@ def _unchanged(
     finally:
         committed = callback.requests != requests  # teardown may still fail after it
         if not (done or committed):
-            callback.record = record
+            callback.rewind(snapshot)
             if weights is not None:
                 with torch.no_grad():
                     model.load_state_dict(weights)

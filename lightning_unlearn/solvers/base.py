@@ -1,6 +1,7 @@
 """What a solver may ask and what it must answer."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +34,17 @@ class Operator(Protocol):
     @property
     def n(self) -> int:
         """Samples in one full pass."""
+        ...
+
+
+@runtime_checkable
+class Proxied(Protocol):
+    """An operator that knows a cheaper positive definite matrix near itself."""
+
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector]:
+        """Products with that matrix, made of some samples."""
         ...
 
 

@@ -1,7 +1,9 @@
 """Ways in which a certificate could claim more than is proved, each closed."""
 
+import dataclasses
 import itertools
 import re
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -17,14 +19,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
-from lightning_unlearn import NewtonStep, UnlearningCallback
+from lightning_unlearn import NewtonStep, UnlearningCallback, preflight
+from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Grade
 from lightning_unlearn.errors import (
+    BudgetError,
     DataError,
     GuaranteeError,
     ModelError,
+    SetupError,
 )
 from lightning_unlearn.plugin import data as plugin_data
+from lightning_unlearn.scope import state_digest
 from tests.plugin.nets import (
     MLP,
     HeadNet,
@@ -80,6 +86,57 @@ class RunningMean(HeadNet):
         return self.head.loss(features - self.mu, batch[1]).mean()
 
 
+class RunningArray(HeadNet):
+    start = np.zeros(32, np.float32)
+
+    def __init__(self):
+        super().__init__()
+        self.mu = self.start
+
+    def training_step(self, batch, batch_idx):
+        features = self.backbone(batch[0])
+        if self.trainer.training:
+            self.mu = 0.9 * self.mu + 0.1 * features.mean(0).detach().numpy()
+        return self.head.loss(features - torch.as_tensor(self.mu), batch[1]).mean()
+
+
+class RunningNumber(HeadNet):
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(mu=0.0)
+
+    def training_step(self, batch, batch_idx):
+        features = self.backbone(batch[0])
+        if self.trainer.training:
+            self.settings.mu += float(features.mean())
+        return self.head.loss(features - self.settings.mu, batch[1]).mean()
+
+
+class MetricMean(HeadNet):
+    def __init__(self):
+        super().__init__()
+        self.mean = torchmetrics.MeanMetric()
+
+    def training_step(self, batch, batch_idx):
+        features = self.backbone(batch[0])
+        if self.trainer.training:
+            self.mean.update(features.detach())
+        shift = self.mean.compute() if self.mean.update_called else 0.0
+        return self.head.loss(features - shift, batch[1]).mean()
+
+
+def test_metrics_are_empty_while_features_are_captured():
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        net, fit_trainer, _, dataset = fitted(MetricMean(), noise_std=0.0)
+        if heads:  # the same request without anything accumulated
+            net.mean.reset()
+        fit_trainer.unlearn([1])
+        heads.append(weights(net))
+    assert same(*heads)
+
+
 class ExtraState(HeadNet):
     def __init__(self):
         super().__init__()
@@ -101,7 +158,9 @@ class ExtraState(HeadNet):
     ("net", "name"),
     [
         (HiddenBackbone, "hidden[0].weight"),
-        (RunningMean, "mu[0]"),
+        (RunningMean, "mu"),
+        (RunningArray, "mu"),
+        (RunningNumber, "settings.mu (number)"),
         (ExtraState, "_extra_state"),
     ],
 )
@@ -295,9 +354,7 @@ def test_averaged_copies_of_the_weights_are_refused_and_other_states_listed():
         swa.unlearn([1])
     other = trainer(UnlearningCallback(), callbacks=[Remembers()])
     other.fit(HeadNet(), loader(dataset))
-    assert "the state kept by the callback Remembers" in (
-        other.unlearn([1]).certificate.not_covered
-    )
+    assert "the state kept by Remembers" in (other.unlearn([1]).certificate.not_covered)
 
 
 def test_a_teardown_that_fails_after_the_request_does_not_undo_it():
@@ -328,7 +385,9 @@ def test_a_failing_request_leaves_trainer_and_metrics_alone():
     net.accuracy.reset()
     net.accuracy.update(torch.tensor(5.0))
     other = HeadNet()
-    with pytest.raises(DataError):
+    with pytest.raises(
+        SetupError, match="the model this UnlearningCallback has watched"
+    ):
         fit_trainer.unlearn([1], model=other, train_dataloaders=loader(digits(50)))
     assert fit_trainer.lightning_module is net
     callback.options.__dict__["tolerance"] = 1e-30
@@ -431,3 +490,161 @@ def test_the_release_is_within_the_noise_in_two_worlds():
     rounding = 2 * np.finfo(np.float32).eps * float(distances[0].norm())
     for one, two in itertools.combinations(distances, 2):
         assert float((one - two).norm()) <= sensitivity + rounding
+
+
+def test_a_checkpoint_loaded_for_a_forecast_leaves_no_trace(tmp_path):
+    dataset = digits(300)
+    watched = UnlearningCallback()
+    with_callback = trainer(watched, max_epochs=1)
+    with_callback.fit(HeadNet(), loader(dataset))
+    with_callback.save_checkpoint(tmp_path / "with.ckpt")
+    without = trainer(max_epochs=1)
+    without.fit(HeadNet(), loader(dataset))
+    without.save_checkpoint(tmp_path / "without.ckpt")
+    both = trainer(UnlearningCallback(), max_epochs=2)
+    preflight(
+        both, [1], model=HeadNet(), train_dataloaders=loader(dataset),
+        ckpt_path=tmp_path / "with.ckpt",
+    )  # fmt: skip
+    both.fit(HeadNet(), loader(dataset), ckpt_path=tmp_path / "without.ckpt")
+    assert both.unlearn([1]).certificate.grade is Grade.CONDITIONAL
+
+
+def test_a_backbone_unfrozen_in_the_middle_is_not_public_later():
+    class Unfreezes(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                pl_module.backbone.requires_grad_(True)
+                trainer.optimizers[0].add_param_group(
+                    {"params": list(pl_module.backbone.parameters())}
+                )
+
+    net = HeadNet()
+    first = trainer(UnlearningCallback(), callbacks=[Unfreezes()])
+    first.fit(net, loader(digits(300)))
+    net.backbone.requires_grad_(False)
+    _, fit_trainer, _, _ = fitted(net, digits(300))
+    assert fit_trainer.unlearn([1]).certificate.grade is Grade.NONE
+
+
+def test_a_failure_after_the_commit_keeps_weights_and_record_together():
+    class ReadOnly(ModelCheckpoint):
+        best_model_path = property(
+            lambda self: "", lambda self, value: self.refuse(value)
+        )
+
+        def refuse(self, value):
+            if getattr(self, "armed", False):
+                raise AttributeError("read only")
+
+    checkpoint = ReadOnly(save_top_k=0)
+    callback = UnlearningCallback()
+    fit_trainer = trainer(callback, callbacks=[checkpoint], enable_checkpointing=True)
+    net = HeadNet()
+    fit_trainer.fit(net, loader(digits(300)))
+    before = weights(net)
+    checkpoint.armed = True
+    with pytest.raises(AttributeError, match="read only"):
+        fit_trainer.unlearn([1])
+    assert not same(weights(net), before)
+    assert callback.record.removed == [1]
+    checkpoint.armed = False
+    assert fit_trainer.unlearn([2]).n_retain == 298
+
+
+def test_an_interrupt_at_the_very_end_of_the_ledger_s_writing(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    net, fit_trainer, callback, _ = fitted(ledger=path)
+    fit_trainer.unlearn([1])
+    before, text = weights(net), path.read_text()
+    write = ledgers.write
+
+    def interrupted(path, ledger):
+        write(path, ledger)
+        monkeypatch.undo()
+        raise OSError("after the replacement")
+
+    monkeypatch.setattr(ledgers, "write", interrupted)
+    with pytest.raises(OSError, match="after the replacement"):
+        fit_trainer.unlearn([2])
+    assert path.read_text() == text
+    assert same(weights(net), before)
+    assert fit_trainer.unlearn([2]).certificate.release == 2
+
+
+def test_going_on_with_the_wrong_samples_is_refused(tmp_path):
+    _, fit_trainer, callback, dataset = fitted()
+    fit_trainer.unlearn([0, 1], save_to=tmp_path / "clean.ckpt")
+
+    def go_on(indices):
+        fresh = trainer(UnlearningCallback(), max_epochs=4)
+        fresh.fit(
+            HeadNet(), loader(Subset(dataset, indices)),
+            ckpt_path=tmp_path / "clean.ckpt",
+        )  # fmt: skip
+
+    with pytest.raises(DataError, match="598 samples that were not unlearned"):
+        go_on(range(598))
+    go_on(callback.retained_indices)
+
+
+def test_nothing_in_the_clean_checkpoint_is_a_function_of_the_old_weights(tmp_path):
+    net, fit_trainer, _, _ = fitted(log_gradient=True)
+    old = state_digest(net.state_dict())
+    fit_trainer.unlearn([0], save_to=tmp_path / "clean.ckpt")
+    content = torch.load(tmp_path / "clean.ckpt", weights_only=True)
+    assert old not in repr(content)
+    record = content["callbacks"]["UnlearningCallback"]
+    assert record["gradient_norm"] is None
+    assert record["weights_digest"] == state_digest(net.state_dict())
+
+
+def test_the_announced_epsilon_may_not_shrink_on_the_way(tmp_path):
+    _, fit_trainer, _, dataset = fitted(releases=2, epsilon=8.0)
+    fit_trainer.unlearn([1], save_to=tmp_path / "one.ckpt")
+    stricter = trainer(UnlearningCallback(releases=2, epsilon=0.5))
+    with pytest.raises(BudgetError, match="within epsilon = 0.5, but with the earlier"):
+        stricter.unlearn(
+            [2], model=HeadNet(), train_dataloaders=loader(dataset),
+            ckpt_path=tmp_path / "one.ckpt",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("removed", None), ("ledger", None), ("ledger_key", "zz"), ("outside", [1]),
+     ("saved", [5]), ("l2", "x"), ("n_train", True), ("extra", 1)],
+)  # fmt: skip
+def test_altered_callback_states_are_refused(name, value):
+    callback = UnlearningCallback()
+    with pytest.raises(
+        DataError, match="of the callback's state|callback's state with"
+    ):
+        callback.load_state_dict({**callback.state_dict(), name: value})
+
+
+def test_samples_that_cannot_be_fingerprinted_are_said():
+    @dataclasses.dataclass
+    class Sample:
+        x: object
+        y: object
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, i):
+            return Sample(*digits(100)[i])
+
+    def collate(samples):
+        return (
+            torch.stack([s.x for s in samples]), torch.stack([s.y for s in samples])
+        )  # fmt: skip
+
+    callback = UnlearningCallback()
+    fit_trainer = trainer(callback)
+    net = HeadNet()
+    fit_trainer.fit(net, DataLoader(Samples(), 20, collate_fn=collate))
+    assert callback.record.fingerprint is None
+    warnings = " ".join(fit_trainer.unlearn([1]).certificate.warnings)
+    assert "have no fingerprint" in warnings

@@ -77,8 +77,11 @@ def refused(error, match, net, fit_trainer, callback, forget, **kwargs):
         (torch.ones(600, dtype=torch.bool), "hold integers"),
         (
             torch.zeros(2, 2, dtype=torch.long),
-            r"flat list of indices, got shape \(2, 2\)",
+            r"hold integers, got \[0, 0\] \(list\)",
         ),
+        (np.zeros((2, 2), int), r"flat list of indices, got shape \(2, 2\)"),
+        (torch.ones(2, dtype=torch.bfloat16), "hold integers, got 1.0"),
+        ("x" * 5000 + ".txt", "expected a file of indices at xxx"),
         (None, "as indices, a path, a Subset or a DataLoader"),
         ({"a": 1}, "as indices, a path, a Subset or a DataLoader"),
         ("nowhere.txt", "expected a file of indices at nowhere.txt, found none"),
@@ -132,6 +135,14 @@ def test_malformed_files(name, content, message, tmp_path):
     path = tmp_path / name
     path.write_text(content)
     refused(ForgetSetError, message, net, fit_trainer, callback, str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", b"\x93NUMPY\x01\x00"])
+def test_damaged_arrays(content, tmp_path):
+    net, fit_trainer, callback, _ = fitted()
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    refused(ForgetSetError, "expected indices in", net, fit_trainer, callback, path)
 
 
 def test_pickles_in_npy_files_are_never_loaded(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import ArgumentError, SolverError
-from lightning_unlearn.solvers import CG, Damped, Dense, LiSSA, Status
+from lightning_unlearn.solvers import CG, Damped, Dense, FlexibleCG, LiSSA, Status
 from tests.problems import classification, mlp, objective_of
 
 
@@ -132,6 +132,49 @@ def test_lissa_says_when_it_diverged():
     assert above.status is Status.MAX_STEPS
 
 
+class WithProxy(Matrix):
+    """Offers a matrix near itself, as the curvature of a few samples is."""
+
+    def __init__(self, A, near):
+        super().__init__(A)
+        self.near, self.n = near, 100_000
+
+    def proxy(self, samples, generator):
+        return lambda v: self.near @ v
+
+
+@pytest.mark.parametrize("quality", [0.0, 0.1, 0.5])
+def test_a_proxy_saves_full_products_and_changes_no_answer(quality):
+    values = torch.logspace(-3, 1, 60).tolist()
+    A, b = spectrum(values)
+    h, Q = torch.linalg.eigh(A)
+    generator = torch.Generator().manual_seed(0)
+    wobble = 1 + quality * torch.randn(60, generator=generator).double()
+    near = Q @ torch.diag(h * wobble.clamp(0.2, 5)) @ Q.T
+    plain, operator = Matrix(A), WithProxy(A, near)
+    slow = CG(rtol=1e-8).solve(plain, b)
+    fast = FlexibleCG(rtol=1e-8, inner_steps=100).solve(operator, b)
+    assert fast.status is Status.CONVERGED
+    assert fast.residual <= 1e-7 * b.norm()
+    assert (fast.x - slow.x).norm() < 1e-4 * slow.x.norm()
+    assert operator.products < 0.6 * plain.products
+    assert fast.matvecs > operator.products  # the proxy's products count too
+
+
+def test_flexible_cg_without_a_proxy_is_cg_and_says_what_it_met():
+    A, b = spectrum([1.0, 2.0, 3.0])
+    assert torch.equal(FlexibleCG().solve(Matrix(A), b).x, CG().solve(Matrix(A), b).x)
+    indefinite, b = spectrum([-1.0, 2.0, 5.0])
+    solution = FlexibleCG().solve(WithProxy(indefinite, torch.eye(3).double()), b)
+    assert solution.status is Status.INDEFINITE
+    A, b = spectrum(torch.logspace(-3, 1, 30).tolist())
+    stopped = FlexibleCG(rtol=1e-9, max_steps=2).solve(WithProxy(A, A * 0 + torch.eye(
+        30).double()), b)  # fmt: skip
+    assert stopped.status is Status.MAX_STEPS
+    nan = FlexibleCG().solve(WithProxy(A * float("nan"), A), b)
+    assert nan.status is not Status.CONVERGED
+
+
 def test_damped_adds_the_damping_to_both_products():
     objective = objective_of(mlp(), *classification())
     v = torch.randn(objective.size, dtype=torch.float64)
@@ -153,6 +196,8 @@ def test_damped_adds_the_damping_to_both_products():
         (lambda: LiSSA(runs=0), "expected runs"),
         (lambda: LiSSA(batch_size=-1), "expected batch_size"),
         (lambda: Dense(max_size=0), "expected max_size"),
+        (lambda: FlexibleCG(samples=0), "expected samples"),
+        (lambda: FlexibleCG(inner_steps=0), "expected inner_steps"),
     ],
 )
 def test_bad_settings(make, message):

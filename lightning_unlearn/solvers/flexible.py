@@ -1,0 +1,110 @@
+"""Flexible conjugate gradients, preconditioned by a cheaper operator near A."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lightning_unlearn import _validate
+from lightning_unlearn.scope import Vector
+from lightning_unlearn.solvers.base import (
+    Operator,
+    Proxied,
+    Solution,
+    Status,
+    residual_norm,
+)
+from lightning_unlearn.solvers.cg import CG
+
+
+@dataclass(frozen=True)
+class FlexibleCG:
+    """Conjugate gradients whose preconditioner is an inner solve (Notay 2000).
+
+    The operator offers a proxy: a positive definite matrix near A that costs a part
+    of a pass, made of samples drawn by importance. Each outer step solves with the
+    proxy by a few inner steps. Without a proxy it is `CG`.
+
+    Args:
+        rtol: Stop when the residual is at most rtol |b|.
+        max_steps: Full products to spend at most.
+        samples: Drawn for the proxy; at most a twentieth of all of them.
+        inner_steps: Products with the proxy for each full one.
+        seed: Of the draws. It has nothing to do with the noise.
+    """
+
+    rtol: float = 1e-3
+    max_steps: int = 1000
+    samples: int = 2000
+    inner_steps: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _validate.positive(rtol=self.rtol)
+        _validate.count(
+            max_steps=self.max_steps,
+            samples=self.samples,
+            inner_steps=self.inner_steps,
+        )
+        _validate.count(minimum=0, seed=self.seed)
+
+    def solve(self, A: Operator, b: Vector) -> Solution:
+        """Solve A x = b from x = 0, with one more product for the residual."""
+        samples = min(self.samples, A.n // 20)
+        if not isinstance(A, Proxied) or samples < A.size // 100 + 1:
+            return CG(self.rtol, self.max_steps).solve(A, b)
+        generator = torch.Generator().manual_seed(self.seed)
+        proxy = A.proxy(samples, generator)
+        inner = _Inner(proxy, self.inner_steps)
+        x, r = torch.zeros_like(b), b.clone()
+        target = self.rtol * float(b.norm())
+        z = inner(r)
+        p = z.clone()
+        products, status = 0, Status.CONVERGED
+        while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
+            if products == self.max_steps:
+                status = Status.MAX_STEPS
+                break
+            Ap = A.matvec(p)
+            products += 1
+            pAp = float(p @ Ap)
+            if not pAp > 0:
+                status = Status.INDEFINITE
+                break
+            alpha = float(p @ r) / pAp
+            x += alpha * p
+            r -= alpha * Ap
+            z = inner(r)
+            p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
+        return Solution(
+            x=x,
+            residual=residual_norm(A, x, b),
+            status=status,
+            steps=products,
+            matvecs=products + 1 + inner.products * samples / A.n,
+        )
+
+
+class _Inner:
+    """A few steps of conjugate gradients with the proxy."""
+
+    def __init__(self, matvec: Callable[[Vector], Vector], steps: int) -> None:
+        self.matvec, self.steps, self.products = matvec, steps, 0
+
+    def __call__(self, b: Vector) -> Vector:
+        x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+        rr = float(r @ r)
+        stop = 1e-4 * rr  # a residual of a hundredth is enough for a preconditioner
+        for _ in range(self.steps):
+            if not rr > stop:
+                break
+            Mp = self.matvec(p)
+            self.products += 1
+            pMp = float(p @ Mp)
+            if not pMp > 0:  # rounding at the end of a solve
+                break
+            x += (rr / pMp) * p
+            r -= (rr / pMp) * Mp
+            rr, old = float(r @ r), rr
+            p = r + (rr / old) * p
+        return x if bool(x.any()) else b
