@@ -29,6 +29,7 @@ from lightning_unlearn.plugin.record import (
     Outside,
     TrainingRecord,
     mark_trained,
+    note_changed_numbers,
     outside_digests,
 )
 from lightning_unlearn.plugin.weight_decay import l2_of
@@ -300,9 +301,19 @@ class UnlearningCallback(Callback):
             self._project(pl_module)
 
     @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Bring the record up to date in a checkpoint written during training."""
+        if trainer.state.fn != STAGE:
+            note_changed_numbers(pl_module, self.record)
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
         self._mark(trainer, pl_module)
+        note_changed_numbers(pl_module, self.record)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         if self.options.log_gradient and self.loader is not None:

@@ -154,6 +154,7 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
 
 _BARE = frozenset(vars(LightningModule())) | {"_calls"}
 _DEPTH = 4
+_CHANGED = "changed in training"
 _NUMBER = " (number)"  # settings, mostly: named only if they change in training
 
 
@@ -233,6 +234,21 @@ class Outside:
     unscrubbed: tuple[str, ...]
 
 
+def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
+    """Mark the plain numbers that training has changed.
+
+    A number that only differs between two processes is a setting (a learning rate);
+    one that training moves is a statistic of the data.
+    """
+    before = record.outside
+    if before is None:
+        return
+    now = outside_digests(module, module.parameters())
+    for name in before:
+        if name.endswith(_NUMBER) and now.get(name) != before[name]:
+            before[name] = _CHANGED
+
+
 def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outside:
     """Compare everything outside the scope with what it was before training.
 
@@ -246,7 +262,12 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
     ]
     changed = trained
     if before is not None:
-        moved = [name for name in now if before.get(name) != now[name]]
+        moved = [
+            name
+            for name in now
+            if before.get(name) != now[name] and not name.endswith(_NUMBER)
+        ]
+        moved += [name for name, digest in before.items() if digest == _CHANGED]
         changed = [*moved, *(name for name in trained if name not in moved)]
     _check_normalisation(module, scope, changed, known=before is not None)
     kept = {

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.plugin import _compat, checkpoint, data
+from lightning_unlearn.plugin import _compat, checkpoint, data, strategies
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.request import Request
@@ -137,6 +137,7 @@ def run_inside(
             "expected train_dataloaders= or datamodule=, got both: leave one out"
         )
     _check_checkpoint(ckpt_path)
+    strategies.adapter(trainer)  # refuse before any process is launched
     given = train_dataloaders
     if given is None and datamodule is None:
         given = trainer.train_dataloader or callback.loader

@@ -125,6 +125,19 @@ class MetricMean(HeadNet):
         return self.head.loss(features - shift, batch[1]).mean()
 
 
+def test_settings_may_differ_between_processes_and_statistics_may_not(tmp_path):
+    for net, grade in ((HeadNet, Grade.CERTIFIED), (RunningNumber, Grade.NONE)):
+        _, fit_trainer, _, dataset = fitted(net())
+        fit_trainer.save_checkpoint(tmp_path / f"{grade.value}.ckpt")
+        fresh = net()
+        fresh.lr = 0.5
+        certificate = trainer(UnlearningCallback()).unlearn(
+            [1], model=fresh, train_dataloaders=loader(dataset),
+            ckpt_path=tmp_path / f"{grade.value}.ckpt",
+        ).certificate  # fmt: skip
+        assert certificate.grade is grade
+
+
 def test_metrics_are_empty_while_features_are_captured():
     heads = []
     for _ in range(2):

@@ -526,15 +526,13 @@ def test_central_differences_on_a_kinked_network():
     )
 
 
-def test_strategies_other_than_one_device_are_named():
-    callback = UnlearningCallback(noise_std=0.0)
-    two = trainer(callback, strategy="ddp_spawn", devices=2)
-    from lightning_unlearn.plugin.strategies import adapter
-
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_strategies_other_than_one_device_are_named(strategy):
+    two = trainer(UnlearningCallback(noise_std=0.0), strategy=strategy, devices=2)
     with pytest.raises(
         StrategyError, match="expected a strategy for one device, got DDP"
     ):
-        adapter(two)
+        two.unlearn([1], model=MLP(), train_dataloaders=loader(digits(60)))
 
 
 def test_a_failed_request_does_not_leave_the_checkpoint_loaded(tmp_path):
