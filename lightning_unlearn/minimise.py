@@ -50,6 +50,7 @@ def minimise(
     tolerance: float,
     max_steps: int = 50,
     solver: Solver | None = None,
+    proxy_samples: int | None = None,
 ) -> Step:
     r"""Newton steps until ``|grad F| + rounding <= tolerance``, else nothing.
 
@@ -66,6 +67,8 @@ def minimise(
         max_steps: Newton steps at most.
         solver: For the inner systems; by default conjugate gradients no tighter than
             needed. It cannot change the claim: the loop ends only at the tolerance.
+        proxy_samples: Of the default solver; for a forecast on a part of the data,
+            what the whole will use.
 
     Returns:
         The step; the constants do not include the measured gradient norm, which
@@ -76,6 +79,12 @@ def minimise(
         SolverError: If the tolerance is not reached.
     """
     _validate.positive(tolerance=tolerance)
+
+    def default(rtol: float) -> Solver:
+        if proxy_samples is None:
+            return FlexibleCG(rtol=rtol)
+        return FlexibleCG(rtol=rtol, samples=proxy_samples, share=1)
+
     w = w0.clone()
     gradient, rounding = objective.gradient(w)
     steps, matvecs = 0, 0.0
@@ -95,7 +104,7 @@ def minimise(
         objective.at = w
         # Superlinear far away, no tighter than needed at the end.
         rtol = max(min(0.1, norm**0.5), 0.2 * tolerance / norm)
-        inner = (solver or FlexibleCG(rtol=rtol)).solve(_Hessian(objective), gradient)
+        inner = (solver or default(rtol)).solve(_Hessian(objective), gradient)
         matvecs += inner.matvecs
         w, gradient, rounding = _backtrack(objective, w, inner.x, norm)
         steps += 1

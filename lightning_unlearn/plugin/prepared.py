@@ -77,7 +77,7 @@ class Prepared:
         size = self.options.batch_size or loader.batch_size or 128
         return data.ExactBatches(loader, indices, size, transfer, keep=not self.convex)
 
-    def step(self, indices: list[int]) -> Step:
+    def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """The step for a retain set: of the request, or a part of it for a forecast."""
         options, scope = self.options, self.scope
         batches = self.batches(self.loader, indices)
@@ -94,6 +94,7 @@ class Prepared:
                     tolerance=options.tolerance,
                     max_steps=self.guarantee.max_steps,
                     solver=solver,
+                    proxy_samples=proxy_samples,
                 )
             objective = self.objective(batches)
             checks.check_loss(objective)

@@ -28,7 +28,8 @@ class FlexibleCG:
     Args:
         rtol: Stop when the residual is at most rtol |b|.
         max_steps: Full products to spend at most.
-        samples: Drawn for the proxy; at most a twentieth of all of them.
+        samples: Drawn for the proxy, at most n / share of them.
+        share: See `samples`.
         inner_steps: Products with the proxy for each full one.
         seed: Of the draws. It has nothing to do with the noise.
     """
@@ -36,6 +37,7 @@ class FlexibleCG:
     rtol: float = 1e-3
     max_steps: int = 1000
     samples: int = 2000
+    share: int = 20
     inner_steps: int = 40
     seed: int = 0
 
@@ -44,13 +46,14 @@ class FlexibleCG:
         _validate.count(
             max_steps=self.max_steps,
             samples=self.samples,
+            share=self.share,
             inner_steps=self.inner_steps,
         )
         _validate.count(minimum=0, seed=self.seed)
 
     def solve(self, A: Operator, b: Vector) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
-        samples = min(self.samples, A.n // 20)
+        samples = min(self.samples, A.n // self.share)
         if not isinstance(A, Proxied) or samples < A.size // 100 + 1:
             return CG(self.rtol, self.max_steps).solve(A, b)
         generator = torch.Generator().manual_seed(self.seed)
