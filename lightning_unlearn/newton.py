@@ -18,7 +18,7 @@ from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
 from lightning_unlearn.solvers import Damped, Solution, Solver, Status
 
-_LANCZOS_STEPS = 40
+LANCZOS_STEPS = 40
 _LANCZOS_SAMPLES = 1000
 _RAISES = 20
 
@@ -152,8 +152,8 @@ def _check_guarantee(
     if damping is None:
         raise GuaranteeError(
             "expected damping as a number for guarantee=NewtonStep, got 'auto': a "
-            "damping taken from the data would make the noise depend on it; "
-            "lightning_unlearn.preflight suggests one"
+            "damping taken from the data would make the noise depend on it; 0.0 is "
+            "best where lambda_min > 0"
         )
     norm = float(w0.norm())
     if not norm <= max_norm * (1 + 1e-6):
@@ -290,7 +290,7 @@ def _solve(
                 name="ritz_min",
                 value=lowest,
                 origin=Origin.ESTIMATED,
-                reason=f"{_LANCZOS_STEPS} Lanczos steps on {samples:,} samples; a Ritz "
+                reason=f"{LANCZOS_STEPS} Lanczos steps on {samples:,} samples; a Ritz "
                 "value lies above the true one",
             )
         )
@@ -339,4 +339,4 @@ def spectrum_ends(
     if samples is not None and samples < objective.n:
         matvec = sampled
     start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
-    return lanczos_ends(matvec, start.to(objective.device), _LANCZOS_STEPS)
+    return lanczos_ends(matvec, start.to(objective.device), LANCZOS_STEPS)

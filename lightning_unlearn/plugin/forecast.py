@@ -10,12 +10,20 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.certificate.bounds import lanczos_lambda_min_lower
 from lightning_unlearn.convex import DOUBLE_BYTES
-from lightning_unlearn.newton import project
+from lightning_unlearn.curvature import checks
+from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.newton import (
+    LANCZOS_STEPS,
+    hessian_change,
+    project,
+    spectrum_ends,
+)
 from lightning_unlearn.noise import gaussian_noise
 from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.scope import passes
-from lightning_unlearn.solvers import FlexibleCG
+from lightning_unlearn.solvers import CG, Damped, FlexibleCG
 
 _SAMPLES = 2000
 _DRAWS = 3
@@ -137,6 +145,48 @@ def _timed(ready: Prepared, n: int) -> float:
     proxy = min(whole.samples, max(1, len(ready.retained) // whole.share))
     ready.step(ready.retained[::stride][:n], proxy_samples=proxy)
     return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class NewtonConstants:
+    """What Theorem A would rest on, estimated on at most 2,000 samples.
+
+    Args:
+        lambda_min: Smallest Ritz value: at or above the true one on those samples.
+        lambda_min_lower: A lower bound there, true with probability 1 - 1e-6 over the
+            start vector; None if Lanczos took too few steps to say.
+        hessian_change: Sampled change of the Hessian: at or below the true M.
+    """
+
+    lambda_min: float
+    lambda_min_lower: float | None
+    hessian_change: float
+
+
+def newton_constants(ready: Prepared) -> NewtonConstants | None:
+    """Estimate the constants of Theorem A, or None where no Lipschitz Hessian is."""
+    stride = max(1, len(ready.retained) // _SAMPLES)
+    batches = ready.batches(ready.loader, ready.retained[::stride][:_SAMPLES])
+    with passes(ready.module, ready.scope, ready.dtype):
+        objective = ready.objective(batches)
+        if checks.kinks(checks.first_batch_loss(objective)):
+            return None
+        low, high = spectrum_ends(objective)
+        _, gradient = objective.value_and_gradient()
+        damping = 2 * max(-low, 0.0) + 1e-3 * max(high, 0.0)
+        x = CG(rtol=0.1).solve(Damped(objective, damping), gradient).x
+        change = hessian_change(objective, ready.scope.flatten(), x)
+    try:
+        lower = lanczos_lambda_min_lower(
+            ritz_min=low,
+            ritz_max=high,
+            steps=LANCZOS_STEPS,
+            size=objective.size,
+            failure=1e-6,
+        )
+    except GuaranteeError:
+        lower = None
+    return NewtonConstants(low, lower, change)
 
 
 def memory_bytes(ready: Prepared) -> int:

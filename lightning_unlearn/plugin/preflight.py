@@ -278,6 +278,27 @@ def _expected_grade(ready: Prepared, bound: Bound) -> Grade:
     return Grade.CERTIFIED if enforced else Grade.CONDITIONAL
 
 
+def _theorem_a(ready: Prepared, max_norm: float) -> str:
+    """Whether better constants could give this network more than the norm ball."""
+    constants = forecast.newton_constants(ready)
+    if constants is None:
+        return (
+            "Theorem A cannot help: a network with ReLU, max-pooling or the like has "
+            "no Lipschitz Hessian; smooth activations (GELU, tanh) do"
+        )
+    lower = constants.lambda_min_lower
+    known = "" if lower is None else f" (at least {lower:.3g}, Lanczos)"
+    need = constants.hessian_change * max_norm
+    text = (
+        "Theorem A needs lambda_min > hessian_lipschitz x max_norm: lambda_min is "
+        f"about {constants.lambda_min:.3g}{known}, hessian_lipschitz x max_norm at least "
+        f"{need:.3g}"
+    )
+    if not constants.lambda_min > need:
+        return f"{text}: no damping makes it say more than the norm ball"
+    return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
+
+
 def _advice(
     ready: Prepared,
     grade: Grade,
@@ -299,6 +320,8 @@ def _advice(
             f"ConvexHead: certified at noise_std {std:.2g} (l2 = {l2:g}, tolerance = "
             f"{options.tolerance:g})"
         )
+    if grade is Grade.VACUOUS and options.max_norm is not None:
+        found.append(_theorem_a(ready, options.max_norm))
     if grade is Grade.CONDITIONAL and callback.record.outside is None:
         found.append(
             "no training run was seen by the callback: train with it, or pass the "

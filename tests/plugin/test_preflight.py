@@ -91,8 +91,13 @@ def test_the_curve_answers_the_inverse_question():
 
 def test_advice():
     _, fit_trainer, _, _ = fitted(MLP(), max_norm=20.0)
-    (text,) = preflight(fit_trainer, [1]).advice
+    text, theorem = preflight(fit_trainer, [1]).advice
     assert "freeze the backbone and train a ConvexHead: certified at noise_std" in text
+    assert "no damping makes it say more than the norm ball" in theorem
+    _, fit_trainer, _, _ = fitted(MLP(nn.ReLU), max_norm=20.0)
+    assert "no Lipschitz Hessian" in preflight(fit_trainer, [1]).advice[1]
+    _, fit_trainer, _, _ = fitted(MLP(), max_norm=0.5, l2=5.0)
+    assert "damping=0.0 may be conditional" in preflight(fit_trainer, [1]).advice[1]
     look = preflight(
         trainer(UnlearningCallback(l2=1e-3)), [1], model=HeadNet(),
         train_dataloaders=loader(digits(300)),
