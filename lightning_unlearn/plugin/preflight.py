@@ -291,8 +291,8 @@ def _theorem_a(ready: Prepared, max_norm: float) -> str:
     need = constants.hessian_change * max_norm
     text = (
         "Theorem A needs lambda_min > hessian_lipschitz x max_norm: lambda_min is "
-        f"about {constants.lambda_min:.3g}{known}, hessian_lipschitz x max_norm at least "
-        f"{need:.3g}"
+        f"about {constants.lambda_min:.3g}{known}, hessian_lipschitz x max_norm at "
+        f"least {need:.3g}"
     )
     if not constants.lambda_min > need:
         return f"{text}: no damping makes it say more than the norm ball"
