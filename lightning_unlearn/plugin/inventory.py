@@ -24,25 +24,27 @@ def check_averages(trainer: Trainer) -> None:
             )
 
 
-def not_covered(
+def old_checkpoints(
     trainer: Trainer, ckpt_path: str | None, saved: list[str]
-) -> tuple[str, ...]:
-    """Older checkpoints by path, and other callbacks' states by name."""
+) -> list[str]:
+    """Paths of the checkpoints known to hold what is being forgotten, that exist."""
     paths = {ckpt_path, *saved}
-    states = []
+    names = ("best_model_path", "last_model_path", "kth_best_model_path")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint):
-            paths |= {
-                getattr(callback, name, None)
-                for name in (
-                    "best_model_path",
-                    "last_model_path",
-                    "kth_best_model_path",
-                )
-            }
+            paths |= {getattr(callback, name, None) for name in names}
             paths |= set(getattr(callback, "best_k_models", {}))
-        elif not isinstance(callback, UnlearningCallback) and callback.state_dict():
-            states.append(type(callback).__name__)
+    return sorted(str(p) for p in paths if p and Path(p).exists())
+
+
+def kept_states(trainer: Trainer) -> list[str]:
+    """Names of callbacks, module and datamodule that keep a state of their own."""
+    states = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if not isinstance(callback, (Checkpoint, UnlearningCallback))
+        and callback.state_dict()
+    ]
     module = trainer.lightning_module
     datamodule = getattr(trainer, "datamodule", None)
     for owner in (module, datamodule):
@@ -50,10 +52,7 @@ def not_covered(
             states.append(f"{type(owner).__name__} (on_save_checkpoint)")
     if datamodule is not None and datamodule.state_dict():
         states.append(f"{type(datamodule).__name__} (state_dict)")
-    existing = sorted(str(p) for p in paths if p and Path(p).exists())
-    found = [f"the older checkpoint {path}: delete it" for path in existing]
-    found += [f"the state kept by {name}" for name in sorted(states)]
-    return tuple(found)
+    return sorted(states)
 
 
 def forget_scores(trainer: Trainer, clean: Path | None) -> None:

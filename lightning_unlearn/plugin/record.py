@@ -43,7 +43,7 @@ class TrainingRecord:
         gradient_norm: |grad F| over the training data then, if it was logged.
         lineage: Random name of the training run this record began with.
         ledger_key: Random key of the ledger's digests.
-        saved: Clean checkpoints written by earlier requests.
+        saved: Checkpoints known to be older than the last request, and its own.
         ledger: The requests so far, as the text of `ledger.Ledger`.
         certificate: The last certificate as JSON, or None.
     """

@@ -120,6 +120,8 @@ class Request:
         salt = secrets.token_hex(16)
         gone = set(removed)
         retained = [i for i in range(len(dataset)) if i not in gone]  # type: ignore[arg-type]
+        # This request's own file is old at the next one; those known now stay known.
+        old = inventory.old_checkpoints(self.trainer, self.ckpt_path, record.saved)
         saved = [] if self.save_to is None else [str(self.save_to)]
         return replace(
             record,
@@ -130,7 +132,7 @@ class Request:
             fingerprint=data.fingerprint(dataset, salt, removed=removed),
             retained_fingerprint=data.fingerprint(Subset(dataset, retained), salt),
             removed=removed,
-            saved=[*record.saved, *saved],
+            saved=[*old, *saved],
             ledger=ledger.to_text(),
             certificate=certificate.to_json(),
         )
@@ -222,9 +224,12 @@ class Request:
         return now if known else "not recorded"
 
     def _not_covered(self) -> tuple[str, ...]:
-        known = inventory.not_covered(
+        old = inventory.old_checkpoints(
             self.trainer, self.ckpt_path, self.callback.record.saved
         )
+        known = tuple(f"the older checkpoint {path}: delete it" for path in old)
+        states = inventory.kept_states(self.trainer)
+        known += tuple(f"the state kept by {name}" for name in states)
         if self.callback.options.ledger is None:
             known += (
                 "releases made from other copies of this model: without ledger= this "

@@ -333,9 +333,8 @@ def test_validate_after_unlearning_does_not_bring_the_old_weights_back(tmp_path)
         fit_trainer.validate(dataloaders=DataLoader(digits(100), 50), verbose=False)
     assert same(weights(net), after)
     assert fit_trainer.unlearn([5]).n_retain == 597
-    assert str(tmp_path / "clean.ckpt") in " ".join(
-        fit_trainer.unlearn([6]).certificate.not_covered
-    )
+    later = " ".join(fit_trainer.unlearn([6]).certificate.not_covered)
+    assert all(path in later for path in (*kept, str(tmp_path / "clean.ckpt")))
 
 
 def test_weights_from_before_a_request_are_noticed(tmp_path):
