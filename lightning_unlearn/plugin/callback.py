@@ -22,7 +22,7 @@ from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data
 from lightning_unlearn.plugin._compat import STAGE
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
-from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.mixin import hooks, quiet, scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
 from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import (
@@ -32,7 +32,7 @@ from lightning_unlearn.plugin.record import (
     note_changed_numbers,
     outside_digests,
 )
-from lightning_unlearn.plugin.weight_decay import l2_of
+from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
 from lightning_unlearn.scope import Scope, passes, state_digest
 from lightning_unlearn.solvers import CG, Dense, LiSSA
 
@@ -206,18 +206,12 @@ class UnlearningCallback(Callback):
         resumed = trainer.ckpt_path is not None and not self._restored
         self._restored = False
         self._trained = weakref.ref(pl_module)
-        in_scope = self._scope(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
-            self.record.outside = outside_digests(pl_module, in_scope)
-        mark_trained(p for p in pl_module.parameters() if p.requires_grad)
+            self.record.outside = outside_digests(pl_module, scope_of(pl_module))
+        self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
         self._project(pl_module)  # the start lies in the ball too
-
-    def _scope(self, pl_module: LightningModule) -> list[torch.nn.Parameter]:
-        parameters = getattr(pl_module, "unlearning_parameters", None)
-        in_scope = pl_module.parameters() if parameters is None else parameters()
-        return [p for p in in_scope if parameters is not None or p.requires_grad]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,7 +223,7 @@ class UnlearningCallback(Callback):
         else:
             self._record_data(loader)
         try:
-            self.record.l2 = l2_of(trainer.optimizers, self._scope(pl_module))
+            self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
         except ModelError as error:
             self.record.l2, self.record.l2_problem = None, str(error)
@@ -240,12 +234,12 @@ class UnlearningCallback(Callback):
         options, record = self.options, self.record
         try:
             _, in_scope, own_l2 = hooks(pl_module)
-            l2 = record.l2 if options.l2 == "auto" and own_l2 is None else options.l2
-            l2 = own_l2 if options.l2 == "auto" and own_l2 is not None else l2
+            stated = stated_l2(options.l2, own_l2)
+            l2 = record.l2 if stated is None else stated
             if l2 is None:
                 raise ModelError(record.l2_problem)
             head = convex_head(pl_module, Scope(pl_module, in_scope))
-            chosen_guarantee(options, head, float(l2))
+            chosen_guarantee(options, head, l2)
         except UnlearningError as error:
             rank_zero_warn(
                 f"trainer.unlearn would be refused after this training: {error}"
@@ -335,8 +329,8 @@ class UnlearningCallback(Callback):
     def _gradient_norm(self, trainer: Trainer, pl_module: LightningModule) -> float:
         assert self.loader is not None
         loss, in_scope, own_l2 = hooks(pl_module)
-        chosen = own_l2 if self.options.l2 == "auto" else self.options.l2
-        l2 = self.record.l2 if chosen is None else chosen
+        stated = stated_l2(self.options.l2, own_l2)
+        l2 = self.record.l2 if stated is None else stated
         scope = Scope(pl_module, in_scope)
         ready = Prepared(
             trainer=trainer,
@@ -351,7 +345,7 @@ class UnlearningCallback(Callback):
             retained=list(range(len(self.loader.dataset))),  # type: ignore[arg-type]
             outside=Outside((), ()),
             ledger=Ledger(),
-            l2=float(l2 or 0.0),
+            l2=l2 or 0.0,
             guarantee=None,
         )
         batches = ready.batches(self.loader, ready.retained)
@@ -362,7 +356,7 @@ class UnlearningCallback(Callback):
     def _project(self, pl_module: LightningModule) -> None:
         if self.options.max_norm is None:
             return
-        scope = Scope(pl_module, self._scope(pl_module))
+        scope = Scope(pl_module, scope_of(pl_module))
         w = scope.flatten()
         # The cast to float32 must not leave the ball: aim a rounding error inside.
         inside = project(w, self.options.max_norm * (1 - 1e-6))

@@ -49,6 +49,12 @@ def trainable(module: LightningModule) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def scope_of(module: LightningModule) -> list[nn.Parameter]:
+    """The weights in scope of a module, with or without mixin."""
+    parameters = getattr(module, "unlearning_parameters", None)
+    return list(parameters()) if parameters else trainable(module)
+
+
 def loss_of_training_step(
     module: LightningModule, batch: Any, batch_idx: int
 ) -> Tensor:
@@ -78,10 +84,8 @@ def hooks(
     Raises:
         ModelError: If the module cannot give a loss.
     """
-    parameters = getattr(module, "unlearning_parameters", None)
     l2 = getattr(module, "unlearning_l2", None)
-    in_scope = list(parameters()) if parameters else trainable(module)
-    return _loss_function(module), in_scope, l2() if l2 else None
+    return _loss_function(module), scope_of(module), l2() if l2 else None
 
 
 def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:

@@ -24,7 +24,11 @@ from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import TrainingRecord, outside_of
 from lightning_unlearn.plugin.result import UnlearningResult
-from lightning_unlearn.plugin.weight_decay import configured_optimizers, l2_of
+from lightning_unlearn.plugin.weight_decay import (
+    configured_optimizers,
+    l2_of,
+    stated_l2,
+)
 from lightning_unlearn.release import Surroundings, release
 from lightning_unlearn.scope import Scope, Vector, state_digest
 
@@ -80,6 +84,10 @@ class Request:
         ready = self.prepare()
         with isolate_rng(), quiet(self.module):
             step = ready.step(ready.retained)
+        before = state_digest(self.module.state_dict())
+        old = inventory.old_checkpoints(
+            self.trainer, self.ckpt_path, self.callback.record.saved
+        )
         released, certificate = release(
             step,
             self.callback.options.terms,
@@ -90,18 +98,18 @@ class Request:
                 earlier_mus=ready.ledger.mus,
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
-                not_covered=self._not_covered(),
-                warnings=self._warnings(ready.l2),
+                not_covered=self._not_covered(old),
+                warnings=self._warnings(ready.l2, before),
                 digest=ready.scope.state_digest,
                 request_id=uuid.uuid4().hex,
             ),
         )
         seconds = time.perf_counter() - start
-        longer = ready.ledger.append(self._entry(certificate, ready.chosen))
+        longer = ready.ledger.append(self._entry(ready, certificate, before))
         solution = step.solution
         if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
             solution = replace(solution, x=ready.scope.flatten() - released)
-        after = self._after(ready.removed, certificate, longer)
+        after = self._after(ready, certificate, longer, old)
         self._commit(ready.scope, released, after, certificate, longer)
         return UnlearningResult(
             certificate=certificate,
@@ -113,15 +121,16 @@ class Request:
         )
 
     def _after(
-        self, removed: list[int], certificate: Certificate, ledger: ledgers.Ledger
+        self,
+        ready: Prepared,
+        certificate: Certificate,
+        ledger: ledgers.Ledger,
+        old: list[str],
     ) -> TrainingRecord:
         """The record once the request is done, free of what was forgotten."""
         record, dataset = self.callback.record, self.loader.dataset
         salt = secrets.token_hex(16)
-        gone = set(removed)
-        retained = [i for i in range(len(dataset)) if i not in gone]  # type: ignore[arg-type]
         # This request's own file is old at the next one; those known now stay known.
-        old = inventory.old_checkpoints(self.trainer, self.ckpt_path, record.saved)
         saved = [] if self.save_to is None else [str(self.save_to)]
         return replace(
             record,
@@ -129,9 +138,11 @@ class Request:
             gradient_norm=None,
             n_train=len(dataset),  # type: ignore[arg-type]
             salt=salt,
-            fingerprint=data.fingerprint(dataset, salt, removed=removed),
-            retained_fingerprint=data.fingerprint(Subset(dataset, retained), salt),
-            removed=removed,
+            fingerprint=data.fingerprint(dataset, salt, removed=ready.removed),
+            retained_fingerprint=data.fingerprint(
+                Subset(dataset, ready.retained), salt
+            ),
+            removed=ready.removed,
             saved=[*old, *saved],
             ledger=ledger.to_text(),
             certificate=certificate.to_json(),
@@ -169,14 +180,15 @@ class Request:
                 ledgers.write(file, ledger)
             self.callback.committed(self.module, self.loader)
         except BaseException:
+            # Memory first: putting files back may fail too.
             self.callback.record = record
-            if file is not None and lines is not None:
-                ledgers.rewind(file, lines)
-            if self.save_to is not None:  # it did not exist before: check_target
-                checkpoint.discard(self.save_to)
             with torch.no_grad():
                 for p, old in zip(scope.parameters, before, strict=True):
                     p.copy_(old)
+            if self.save_to is not None:  # it did not exist before: check_target
+                checkpoint.discard(self.save_to)
+            if file is not None and lines is not None:
+                ledgers.rewind(file, lines)
             raise
         self.module.zero_grad(set_to_none=True)
         self.trainer.optimizers = []  # their moments remember the forgotten samples
@@ -192,7 +204,17 @@ class Request:
             ledger.check_budget(options.releases)
         return ledger
 
-    def _entry(self, certificate: Certificate, chosen: list[int]) -> ledgers.Entry:
+    def _entry(
+        self, ready: Prepared, certificate: Certificate, before: str
+    ) -> ledgers.Entry:
+        """The request's line; its place in the chain is filled in by `append`.
+
+        The digest of weights trained on the forgotten samples is not written down, only
+        that of an earlier release: it would let anyone test guesses of them by training
+        again.
+        """
+        entries = ready.ledger.entries
+        released = bool(entries) and entries[-1].weights_after == before
         options, record = self.callback.options, self.callback.record
         return ledgers.Entry(
             ledger_id=secrets.token_hex(16),
@@ -202,9 +224,9 @@ class Request:
             time=certificate.created,
             n_forget=certificate.n_forget,
             n_retain=certificate.n_retain,
-            forget_digest=ledgers.forget_digest(record.ledger_key, chosen),
-            forget_indices=chosen if options.ledger_indices else None,
-            weights_before=self._weights_before(),
+            forget_digest=ledgers.forget_digest(record.ledger_key, ready.chosen),
+            forget_indices=ready.chosen if options.ledger_indices else None,
+            weights_before=before if released else "not recorded",
             weights_after=certificate.weights_digest,
             certificate_digest=certificate.digest,
             grade=certificate.grade.value,
@@ -212,21 +234,7 @@ class Request:
             releases=certificate.releases,
         )
 
-    def _weights_before(self) -> str:
-        """The digest of the last release, if these are its weights still.
-
-        That of weights trained on the forgotten samples is not written down: it would
-        let anyone test guesses of them by training again.
-        """
-        now = state_digest(self.module.state_dict())
-        entries = ledgers.Ledger.from_text(self.callback.record.ledger).entries
-        known = bool(entries) and entries[-1].weights_after == now
-        return now if known else "not recorded"
-
-    def _not_covered(self) -> tuple[str, ...]:
-        old = inventory.old_checkpoints(
-            self.trainer, self.ckpt_path, self.callback.record.saved
-        )
+    def _not_covered(self, old: list[str]) -> tuple[str, ...]:
         known = tuple(f"the older checkpoint {path}: delete it" for path in old)
         states = inventory.kept_states(self.trainer)
         known += tuple(f"the state kept by {name}" for name in states)
@@ -237,7 +245,7 @@ class Request:
             )
         return known
 
-    def _warnings(self, l2: float) -> tuple[str, ...]:
+    def _warnings(self, l2: float, now: str) -> tuple[str, ...]:
         record, found = self.callback.record, []
         if record.fingerprint is None and record.n_train is not None:
             found.append(
@@ -255,7 +263,6 @@ class Request:
                 f"the objective has l2 = {l2:g}, the model was trained with "
                 f"{record.l2:g}: the request moves it to another optimum"
             )
-        now = state_digest(self.module.state_dict())
         if record.weights_digest not in (None, now):
             found.append(
                 "the weights are not those the last training or request ended with: if "
@@ -271,10 +278,9 @@ class Request:
 
     def _l2(self, scope: Scope, module_l2: float | None) -> float:
         options, record = self.callback.options, self.callback.record
-        if options.l2 != "auto":
-            return float(options.l2)
-        if module_l2 is not None:
-            return float(module_l2)
+        chosen = stated_l2(options.l2, module_l2)
+        if chosen is not None:
+            return chosen
         if record.l2 is not None:
             return record.l2
         if record.l2_problem is not None:

@@ -1,7 +1,7 @@
 """l2="auto": the coupled weight decay of the optimizer, or an error."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,13 @@ _COUPLED = (
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax),
     *(torch.optim.RMSprop, torch.optim.ASGD),
 )
+
+
+def stated_l2(option: float | Literal["auto"], own: float | None) -> float | None:
+    """The l2 that was said: by the callback's option, else by the module, or None."""
+    if option != "auto":
+        return float(option)
+    return None if own is None else float(own)
 
 
 def l2_of(optimizers: Sequence[Optimizer], scope: Iterable[nn.Parameter]) -> float:

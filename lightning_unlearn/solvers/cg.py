@@ -1,6 +1,8 @@
 """Conjugate gradients (Hestenes & Stiefel 1952) with a negative-curvature status."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -30,30 +32,47 @@ class CG:
 
     def solve(self, A: Operator, b: Vector) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
-        x, r, p = torch.zeros_like(b), b.clone(), b.clone()
-        rr = float(r @ r)
-        target = (self.rtol**2) * rr
-        steps, products, status = 0, 0, Status.CONVERGED
-        while not rr <= target:  # "not <=" so that NaN goes on and fails below
-            if steps == self.max_steps:
-                status = Status.MAX_STEPS
-                break
-            Ap = A.matvec(p)
-            products += 1
-            pAp = float(p @ Ap)
-            if not pAp > 0:
-                status = Status.INDEFINITE
-                break
-            alpha = rr / pAp
-            x += alpha * p
-            r -= alpha * Ap
-            rr, rr_old = float(r @ r), rr
-            p = r + (rr / rr_old) * p
-            steps += 1
+        end = iterate(A.matvec, b, self.rtol, self.max_steps)
         return Solution(
-            x=x,
-            residual=residual_norm(A, x, b),
-            status=status,
-            steps=steps,
-            matvecs=float(products + 1),
+            x=end.x,
+            residual=residual_norm(A, end.x, b),
+            status=end.status,
+            steps=end.steps,
+            matvecs=float(end.products + 1),
         )
+
+
+class Iterate(NamedTuple):
+    """Where the iteration ended: no residual has been recomputed yet."""
+
+    x: Vector
+    status: Status
+    steps: int
+    products: int
+
+
+def iterate(
+    matvec: Callable[[Vector], Vector], b: Vector, rtol: float, max_steps: int
+) -> Iterate:
+    """Conjugate gradients from x = 0, by products alone."""
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rr = float(r @ r)
+    target = (rtol**2) * rr
+    steps, products, status = 0, 0, Status.CONVERGED
+    while not rr <= target:  # "not <=" so that NaN goes on and fails below
+        if steps == max_steps:
+            status = Status.MAX_STEPS
+            break
+        Ap = matvec(p)
+        products += 1
+        pAp = float(p @ Ap)
+        if not pAp > 0:
+            status = Status.INDEFINITE
+            break
+        alpha = rr / pAp
+        x += alpha * p
+        r -= alpha * Ap
+        rr, rr_old = float(r @ r), rr
+        p = r + (rr / rr_old) * p
+        steps += 1
+    return Iterate(x, status, steps, products)

@@ -14,7 +14,7 @@ from lightning_unlearn.solvers.base import (
     Status,
     residual_norm,
 )
-from lightning_unlearn.solvers.cg import CG
+from lightning_unlearn.solvers.cg import CG, iterate
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,8 @@ class _Inner:
         self.matvec, self.steps, self.products = matvec, steps, 0
 
     def __call__(self, b: Vector) -> Vector:
-        x, r, p = torch.zeros_like(b), b.clone(), b.clone()
-        rr = float(r @ r)
-        stop = 1e-4 * rr  # a residual of a hundredth is enough for a preconditioner
-        for _ in range(self.steps):
-            if not rr > stop:
-                break
-            Mp = self.matvec(p)
-            self.products += 1
-            pMp = float(p @ Mp)
-            if not pMp > 0:  # rounding at the end of a solve
-                break
-            x += (rr / pMp) * p
-            r -= (rr / pMp) * Mp
-            rr, old = float(r @ r), rr
-            p = r + (rr / old) * p
-        return x if bool(x.any()) else b
+        # A residual of a hundredth is enough for a preconditioner; rounding at the end
+        # of a solve may stop it earlier.
+        end = iterate(self.matvec, b, 1e-2, self.steps)
+        self.products += end.products
+        return end.x if bool(end.x.any()) else b
