@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.trainer import attach as _attach
 from lightning_unlearn.plugin.trainer import unlearn as unlearn
 from lightning_unlearn.solvers import CG as CG
 from lightning_unlearn.solvers import Dense as Dense
+from lightning_unlearn.solvers import FlexibleCG as FlexibleCG
 from lightning_unlearn.solvers import LiSSA as LiSSA
 from lightning_unlearn.solvers import Solution as Solution
 

@@ -101,7 +101,7 @@ def _check_head(head: ConvexHead) -> None:
 
 def _check_independent(loss: LossFunction, head: ConvexHead, batches: Batches) -> None:
     """The rows of the first samples: the same at other weights, in another batch."""
-    count, batch = batches.read(0, 16)
+    count, batch = batches.take(range(min(16, batches.n)))
     own = _call(loss, head, batch, 0, count)
     with _fixed_weights(head):
         fixed = _call(loss, head, batch, 0, count)
@@ -114,7 +114,7 @@ def _check_independent(loss: LossFunction, head: ConvexHead, batches: Batches) -
             "got others at other weights (self-distillation, pseudo-labels, attention "
             "from the head?): the objective would remember the forgotten samples"
         )
-    half, part = batches.read(0, max(1, count // 2))
+    half, part = batches.take(range(max(1, count // 2)))
     alone = _call(loss, head, part, 0, half)
     if not (
         torch.allclose(alone.features, own.features[:half], rtol=1e-3, atol=1e-4)
@@ -306,7 +306,9 @@ class ConvexObjective:
         X = self.data.features[rows.to(self.data.features.device)].double()
         return self._pull_back(X, self._curve(X, v)) / batch_size + self.l2 * v
 
-    def proxy(self, samples: int, generator: torch.Generator) -> "WeightedRows":
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector]:
         """The Hessian at `self.at` from rows drawn by how much they curve F.
 
         Row i is drawn with probability q_i proportional to ``(trace of its Hessian in
@@ -318,7 +320,7 @@ class ConvexObjective:
             generator: Of the draws.
 
         Returns:
-            A cheaper operator near the Hessian, regulariser included.
+            Products with a cheaper matrix near the Hessian, regulariser included.
         """
         weights = torch.cat(
             [
@@ -333,23 +335,15 @@ class ConvexObjective:
         drawn = torch.multinomial(q.cpu(), samples, True, generator=generator)
         drawn = drawn.to(q.device)
         X = self.data.features[drawn].double()
-        return WeightedRows(self, X, 1 / (samples * self.data.n * q[drawn]))
+        weights_of = (1 / (samples * self.data.n * q[drawn]))[:, None]  # (m, 1)
+        Z = self._logits(X, self.at)
+
+        def products(v: Vector) -> Vector:
+            curved = self.link.curvature(Z, self._logits(X, v))
+            return self._pull_back(X, curved * weights_of) + self.l2 * v
+
+        return products
 
     def _curve(self, X: Tensor, v: Vector) -> Tensor:
         Z = self._logits(X, self.at)
         return self.link.curvature(Z, self._logits(X, v))
-
-
-class WeightedRows:
-    """A Hessian of the head from a few weighted rows, at fixed weights."""
-
-    def __init__(self, objective: ConvexObjective, X: Tensor, weights: Tensor) -> None:
-        self.objective, self.X = objective, X
-        self.weights = weights[:, None]  # (m, 1)
-        self.Z = objective._logits(X, objective.at)
-
-    def matvec(self, v: Vector) -> Vector:
-        """The approximate Hessian times v, both (p,)."""
-        objective = self.objective
-        curved = objective.link.curvature(self.Z, objective._logits(self.X, v))
-        return objective._pull_back(self.X, curved * self.weights) + objective.l2 * v

@@ -16,11 +16,6 @@ from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Stat
 
 
 @runtime_checkable
-class _Products(Protocol):
-    def matvec(self, v: Vector) -> Vector: ...
-
-
-@runtime_checkable
 class _StronglyConvex(Protocol):
     """A strongly convex F that can be evaluated anywhere (`convex.ConvexObjective`)."""
 
@@ -40,7 +35,9 @@ class _StronglyConvex(Protocol):
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector: ...
-    def proxy(self, samples: int, generator: torch.Generator) -> _Products: ...
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector]: ...
 
 
 def minimise(
@@ -104,7 +101,7 @@ def minimise(
         objective.at = w
         # Superlinear far away, no tighter than needed at the end.
         rtol = max(min(0.1, norm**0.5), 0.2 * tolerance / norm)
-        inner = (solver or default(rtol)).solve(_Hessian(objective), gradient)
+        inner = (solver or default(rtol)).solve(Damped(objective, 0.0), gradient)
         matvecs += inner.matvecs
         w, gradient, rounding = _backtrack(objective, w, inner.x, norm)
         steps += 1
@@ -124,21 +121,6 @@ def minimise(
             "to the same tolerance, with the same noise"
         ),
     )
-
-
-class _Hessian(Damped):
-    """The Hessian at ``objective.at``, undamped, with its proxy."""
-
-    objective: _StronglyConvex
-
-    def __init__(self, objective: _StronglyConvex) -> None:
-        super().__init__(objective, 0.0)
-
-    def proxy(
-        self, samples: int, generator: torch.Generator
-    ) -> Callable[[Vector], Vector]:
-        """Products with a Hessian of importance-sampled rows."""
-        return self.objective.proxy(samples, generator).matvec
 
 
 def _proved_norm(gradient: Vector, rounding: float) -> float:

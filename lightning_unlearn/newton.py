@@ -16,11 +16,12 @@ from lightning_unlearn.curvature.spectrum import lanczos_ends
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
-from lightning_unlearn.solvers import Damped, Solution, Solver, Status
+from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Status
 
 LANCZOS_STEPS = 40
 _LANCZOS_SAMPLES = 1000
 _RAISES = 20
+_RTOL = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def damped_step(
     w0: Vector,
     *,
     damping: float | None,
-    solver: Solver,
+    solver: Solver | None,
     guarantee: NormBall | NewtonStep | None,
     max_norm: float | None,
     kinks: tuple[str, ...] = (),
@@ -64,7 +65,8 @@ def damped_step(
         objective: F at w0.
         w0: Original weights (p,), float64.
         damping: lambda, or None to take it from the spectrum.
-        solver: For the linear system.
+        solver: For the linear system; None takes `FlexibleCG`, as tight as the
+            guarantee asks.
         guarantee: What to claim; None claims nothing.
         max_norm: C; needed by both guarantees.
         kinks: Functions without a Lipschitz second derivative the model calls.
@@ -78,7 +80,8 @@ def damped_step(
     """
     _check_guarantee(guarantee, w0, damping, max_norm, kinks)
     _, gradient = objective.value_and_gradient()
-    solution, reported = _solve(objective, gradient, damping, solver)
+    chosen = solver or _default(gradient, guarantee)
+    solution, reported = _solve(objective, gradient, damping, chosen)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, w0, solution)
     w = w0 - solution.x
@@ -106,6 +109,14 @@ def damped_step(
         max_norm,
         kinks,
     )
+
+
+def _default(gradient: Vector, guarantee: NormBall | NewtonStep | None) -> Solver:
+    """A residual of a hundredth moves |grad F| as far as one step can."""
+    rtol = _RTOL
+    if isinstance(guarantee, NewtonStep):
+        rtol = min(rtol, 0.5 * guarantee.residual / max(float(gradient.norm()), 1e-300))
+    return FlexibleCG(rtol=max(rtol, 1e-14))
 
 
 def _measured_residual(solution: Solution, relative: float) -> Constant:
@@ -332,11 +343,8 @@ def spectrum_ends(
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
-    def sampled(v: Vector) -> Vector:  # the same samples for every product
-        return objective.sampled_hessian(v, samples or objective.n, generator())
-
     matvec = objective.hessian
     if samples is not None and samples < objective.n:
-        matvec = sampled
+        matvec = objective.sampled_hessian(samples, generator())
     start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
     return lanczos_ends(matvec, start.to(objective.device), LANCZOS_STEPS)

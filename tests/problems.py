@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_unlearn.curvature.products import PRODUCTS
-from lightning_unlearn.objective import EmpiricalObjective
+from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.scope import Scope
 
 
@@ -24,13 +24,9 @@ class ListBatches:
         for part in self.parts:
             yield len(part), (self.X[part], self.y[part])
 
-    def read(self, start, stop):
-        rows = slice(start, stop)
-        return len(self.X[rows]), (self.X[rows], self.y[rows])
-
-    def sample(self, batch_size, generator):
-        rows = torch.randint(self.n, (batch_size,), generator=generator)
-        return batch_size, (self.X[rows], self.y[rows])
+    def take(self, places):
+        rows = torch.as_tensor(list(places))
+        return len(rows), (self.X[rows], self.y[rows])
 
 
 def classification(n=37, d=5, K=3, dtype=torch.float64):

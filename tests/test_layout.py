@@ -18,6 +18,7 @@ FLOORS = {
     "certificate": (1, {"scipy", "cryptography"}),
     "verification": (1, set()),
     "scope": (2, {"torch", "jaxtyping"}),
+    "empirical": (2, {"torch", "jaxtyping"}),
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
     "convex": (2, {"torch", "jaxtyping"}),

@@ -6,8 +6,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss
+from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.objective import Batches, EmpiricalObjective
+from lightning_unlearn.objective import Batches
 from lightning_unlearn.scope import Scope
 
 _READ = 32  # samples read for a check
@@ -116,12 +117,18 @@ def check_symmetric(
             )
 
 
+def _first(batches: Batches) -> range:
+    return range(min(_READ, batches.n))
+
+
 def check_repeatable(batches: Batches) -> None:
     """Raise `DataError` unless the first samples are the same at a second read."""
-    first, second = (
-        [x for x in tree_leaves(batches.read(0, _READ)[1]) if isinstance(x, Tensor)]
-        for _ in range(2)
-    )
+
+    def read() -> list[Tensor]:
+        _, batch = batches.take(_first(batches))
+        return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+
+    first, second = read(), read()
     for one, two in zip(first, second, strict=True):
         same = one.shape == two.shape and torch.isclose(
             one, two, rtol=0, atol=0, equal_nan=True
@@ -143,10 +150,10 @@ def check_loss(objective: EmpiricalObjective) -> None:
     """
 
     def total(start: int, stop: int) -> Tensor:
-        weight, batch = objective.batches.read(start, stop)
+        weight, batch = objective.batches.take(range(start, stop))
         return objective.batch_loss(batch, 0, weight)().detach()
 
-    count, _ = objective.batches.read(0, _READ)
+    count = len(_first(objective.batches))
     whole, again = total(0, count), total(0, count)
     if not bool(torch.isclose(whole, again, rtol=1e-6, atol=1e-12)):
         raise ModelError(

@@ -4,19 +4,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from lightning_unlearn.errors import ModelError
+from lightning_unlearn.curvature.graphs import (
+    GaussNewtonGraph,
+    Graph,
+    HessianGraph,
+    Parts,
+)
+from lightning_unlearn.curvature.outputs import BatchLoss
 from lightning_unlearn.scope import Scope
 
-BatchLoss = Callable[[], Tensor]
-Product = Callable[[BatchLoss, Scope, list[Tensor]], list[Tensor | None]]
+Product = Callable[[BatchLoss, Scope, list[Tensor]], Parts]
 
 
-def double_backward(
-    loss: BatchLoss, scope: Scope, tangents: list[Tensor]
-) -> list[Tensor | None]:
+def double_backward(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) -> Parts:
     """Hessian-vector product by reverse over reverse (Pearlmutter 1994).
 
     Args:
@@ -27,24 +28,25 @@ def double_backward(
     Returns:
         Hv in the shapes of the weights, None where it is zero by structure.
     """
-    grads = torch.autograd.grad(
-        loss(), scope.parameters, create_graph=True, allow_unused=True
-    )
-    pairs = [
-        (g, t)
-        for g, t in zip(grads, tangents, strict=True)
-        if g is not None and g.requires_grad
-    ]
-    if not pairs:  # the loss is linear in the weights
-        return [None] * len(scope.parameters)
-    return list(
-        torch.autograd.grad(
-            [g for g, _ in pairs],
-            scope.parameters,
-            grad_outputs=[t for _, t in pairs],
-            allow_unused=True,
-        )
-    )
+    return HessianGraph(loss, scope).product(tangents, last=True)
+
+
+def gauss_newton(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) -> Parts:
+    """Generalised Gauss-Newton product, see `GaussNewtonGraph`.
+
+    Same arguments and result as `double_backward`.
+
+    Raises:
+        ModelError: If the loss does not call exactly one known convex loss.
+    """
+    return GaussNewtonGraph(loss, scope).product(tangents, last=True)
+
+
+#: The products whose graph can be built once and used many times.
+GRAPHS: dict[Product, Callable[[BatchLoss, Scope], Graph]] = {
+    double_backward: HessianGraph,
+    gauss_newton: GaussNewtonGraph,
+}
 
 
 class _Call(nn.Module):
@@ -61,7 +63,7 @@ class _Call(nn.Module):
 
 def forward_over_reverse(
     loss: BatchLoss, scope: Scope, tangents: list[Tensor]
-) -> list[Tensor | None]:
+) -> Parts:
     """Hessian-vector product by forward over reverse (`torch.func.jvp` of `grad`).
 
     Same arguments and result as `double_backward`. Fails on operations without
@@ -79,69 +81,7 @@ def forward_over_reverse(
     return [out[n] for n in names]
 
 
-_CONVEX_LOSSES = {
-    F.cross_entropy,
-    F.mse_loss,
-    F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss,
-}
-
-
-class _Outputs(TorchFunctionMode):
-    """Records the model outputs that enter a known loss function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func in _CONVEX_LOSSES:
-            outputs = args[0] if args else kwargs["input"]
-            if isinstance(outputs, Tensor) and outputs.requires_grad:
-                self.found.append(outputs)
-        return func(*args, **kwargs)
-
-
-def gauss_newton(
-    loss: BatchLoss, scope: Scope, tangents: list[Tensor]
-) -> list[Tensor | None]:
-    """Generalised Gauss-Newton product ``J' (d2 loss / d outputs2) J v``.
-
-    The outputs are the first argument of the one call of a convex torch loss
-    (cross_entropy, mse_loss, binary_cross_entropy_with_logits, poisson_nll_loss)
-    made while the batch's loss is computed; J is their Jacobian (Schraudolph 2002).
-    Same arguments and result as `double_backward`.
-
-    Raises:
-        ModelError: If there is not exactly one such call.
-    """
-    with _Outputs() as outputs:
-        total = loss()
-    if len(outputs.found) != 1:
-        raise ModelError(
-            "expected exactly one call of cross_entropy, mse_loss, "
-            "binary_cross_entropy_with_logits or poisson_nll_loss in the loss, got "
-            f"{len(outputs.found)}: use curvature='hessian'"
-        )
-    z = outputs.found[0]
-    parameters = scope.parameters
-    dual = torch.zeros_like(z, requires_grad=True)  # J v by two reverse passes
-    vjp = torch.autograd.grad(z, parameters, dual, create_graph=True, allow_unused=True)
-    pairs = [(g, t) for g, t in zip(vjp, tangents, strict=True) if g is not None]
-    (Jv,) = torch.autograd.grad(
-        [g for g, _ in pairs], dual, [t for _, t in pairs], retain_graph=True
-    )
-    (dz,) = torch.autograd.grad(total, z, create_graph=True)
-    if not dz.requires_grad:
-        return [None] * len(parameters)
-    (HJv,) = torch.autograd.grad(dz, z, Jv, retain_graph=True)
-    return list(torch.autograd.grad(z, parameters, HJv, allow_unused=True))
-
-
-def central_difference(
-    loss: BatchLoss, scope: Scope, tangents: list[Tensor]
-) -> list[Tensor | None]:
+def central_difference(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) -> Parts:
     """Hessian-vector product by central differences of the gradient.
 
     For smooth networks only: on ReLU networks the relative error was .17 at every
@@ -180,3 +120,22 @@ PRODUCTS: dict[str, Product] = {
     "gauss_newton": gauss_newton,
     "central_difference": central_difference,
 }
+
+
+def graph_of(product: Product, loss: BatchLoss, scope: Scope) -> Graph:
+    """The graph of a product, or what forms the product anew each time."""
+    if product in GRAPHS:
+        return GRAPHS[product](loss, scope)
+    return _Formed(product, loss, scope)
+
+
+class _Formed:
+    """A product that has no graph to keep."""
+
+    def __init__(self, form: Product, loss: BatchLoss, scope: Scope) -> None:
+        self.form, self.loss, self.scope = form, loss, scope
+
+    def product(self, tangents: list[Tensor], last: bool = False) -> Parts:
+        """See `Graph`; there is nothing to free at the last."""
+        del last
+        return self.form(self.loss, self.scope, tangents)

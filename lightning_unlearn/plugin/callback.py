@@ -34,7 +34,7 @@ from lightning_unlearn.plugin.record import (
 )
 from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
 from lightning_unlearn.scope import Scope, passes, state_digest
-from lightning_unlearn.solvers import CG, Dense, LiSSA
+from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA
 
 
 class UnlearningCallback(Callback):
@@ -53,7 +53,7 @@ class UnlearningCallback(Callback):
             of the smallest eigenvalue. Not used by a `ConvexHead`.
         guarantee: "auto" gives `StronglyConvex` when the scope is one `ConvexHead`,
             otherwise `NormBall` when ``max_norm`` is set.
-        solver: "auto" (conjugate gradients), `CG`, `LiSSA` or `Dense`.
+        solver: "auto" takes `FlexibleCG`; else `FlexibleCG`, `CG`, `LiSSA` or `Dense`.
         curvature: "hessian" (double backward), "hessian_forward" (forward over
             reverse), "gauss_newton", or "central_difference" (smooth networks only).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
@@ -65,7 +65,10 @@ class UnlearningCallback(Callback):
         noise_std: Noise chosen by hand: grade ``none``. 0.0 is the bare Newton step.
         solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
             of the weights. A `ConvexHead` is always solved in float64.
-        batch_size: Samples in a batch of the passes; None takes the training loader's.
+        batch_size: Samples in a batch of the passes; None sizes it from the memory.
+        graph_memory: Bytes for graphs of the gradient that are kept between curvature
+            products of an ordinary network; "auto" takes a quarter of what is free, 0
+            builds them anew for every product, at twice the time.
         ledger: File of the deletion ledger (JSON lines); it is kept in the checkpoint
             too. Must be the ledger of this model.
         ledger_indices: Write the forgotten positions into the ledger, not only their
@@ -96,7 +99,7 @@ class UnlearningCallback(Callback):
         max_norm: float | None = None,
         damping: float | Literal["auto"] = "auto",
         guarantee: Guarantee | Literal["auto"] = "auto",
-        solver: CG | LiSSA | Dense | Literal["auto"] = "auto",
+        solver: FlexibleCG | CG | LiSSA | Dense | Literal["auto"] = "auto",
         curvature: Curvature = "hessian",
         l2: float | Literal["auto"] = "auto",
         tolerance: float = 1e-6,
@@ -104,6 +107,7 @@ class UnlearningCallback(Callback):
         noise_std: float | None = None,
         solve_precision: Precision = "auto",
         batch_size: int | None = None,
+        graph_memory: int | Literal["auto"] = "auto",
         ledger: str | Path | None = None,
         ledger_indices: bool = False,
         log_gradient: bool = False,
@@ -124,6 +128,7 @@ class UnlearningCallback(Callback):
             noise_std=noise_std,
             solve_precision=solve_precision,
             batch_size=batch_size,
+            graph_memory=graph_memory,
             noise_seed=noise_seed,
             ledger=None if ledger is None else Path(ledger),
             ledger_indices=ledger_indices,

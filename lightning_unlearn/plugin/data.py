@@ -16,7 +16,7 @@ _KEPT = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
     *("multiprocessing_context",),
 )
-_CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30
 _FINGERPRINT_SAMPLES = 32
 
 
@@ -146,21 +146,14 @@ class ExactBatches:
             if kept is not None:
                 size += _nbytes(item[1])
                 kept.append(item)
-                kept = kept if size <= _CACHE_BYTES else None
+                kept = kept if size <= CACHE_BYTES else None
             yield item
         self._cache = kept
 
-    def read(self, start: int, stop: int) -> tuple[int, Any]:
-        """The samples from start to stop, read afresh."""
-        chosen = self.indices[start:stop]
-        samples = [self.dataset[i] for i in chosen]
-        return len(chosen), self.transfer(self._collate(samples))
-
-    def sample(self, batch_size: int, generator: torch.Generator) -> tuple[int, Any]:
-        """One batch drawn uniformly with replacement."""
-        drawn = torch.randint(self.n, (batch_size,), generator=generator).tolist()
-        samples = [self.dataset[self.indices[i]] for i in drawn]
-        return batch_size, self.transfer(self._collate(samples))
+    def take(self, places: Sequence[int]) -> tuple[int, Any]:
+        """The samples at some places of `indices`, read afresh."""
+        samples = [self.dataset[self.indices[i]] for i in places]
+        return len(samples), self.transfer(self._collate(samples))
 
 
 def _nbytes(batch: Any) -> int:

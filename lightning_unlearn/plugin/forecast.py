@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.certificate.bounds import lanczos_lambda_min_lower
 from lightning_unlearn.convex import DOUBLE_BYTES
 from lightning_unlearn.curvature import checks
+from lightning_unlearn.curvature.graphs import saved_bytes
 from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import (
     LANCZOS_STEPS,
     hessian_change,
@@ -21,6 +23,7 @@ from lightning_unlearn.newton import (
     spectrum_ends,
 )
 from lightning_unlearn.noise import gaussian_noise
+from lightning_unlearn.plugin.data import CACHE_BYTES
 from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.scope import passes
 from lightning_unlearn.solvers import CG, Damped, FlexibleCG
@@ -190,37 +193,33 @@ def newton_constants(ready: Prepared) -> NewtonConstants | None:
 
 
 def memory_bytes(ready: Prepared) -> int:
-    """Peak memory the request adds: copies, vectors, kept batches, one graph."""
-    scope = ready.scope
+    """Peak memory the request adds: copies, vectors, kept batches, graphs."""
+    scope, n = ready.scope, len(ready.retained)
+    with passes(ready.module, scope, ready.dtype):
+        if ready.head is not None and ready.convex:
+            data, graph = _captured_bytes(ready, ready.head)
+        else:
+            graph = ready.sizes(ready.retained).graph_bytes
+            weight, batch = ready.batches(ready.loader, ready.retained).take(range(1))
+            data = min(_tensor_bytes(batch) / weight * n, CACHE_BYTES)
+    state = sum(p.nbytes for p in ready.module.parameters()) * 2
+    vectors = 10 * 8 * scope.size
+    return int(data + graph + state + vectors)
+
+
+def _captured_bytes(ready: Prepared, head: ConvexHead) -> tuple[float, float]:
+    """Bytes of a head's rows, and of what a pass over a chunk of them needs."""
     size = ready.options.batch_size or ready.loader.batch_size or 128
     probe = ready.batches(ready.loader, ready.retained[:size])
     weight, batch = next(iter(probe))
-    saved = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.nbytes
-        return tensor
-
-    with passes(ready.module, scope, ready.dtype):
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-        if ready.head is not None and ready.convex:
-            with ready.head.recording() as calls, hooks:
-                ready.loss(batch, 0)
-            per_sample = calls[0].features.nbytes / weight if calls else 0
-            data = 2 * per_sample * len(ready.retained)  # the list, then one tensor
-            double = 8 * ready.head.in_features * len(ready.retained)
-            rows = per_sample * len(ready.retained)
-            data = max(data, rows + (double if double <= DOUBLE_BYTES else 0))
-            graph = saved + 4 * 4096 * scope.size // max(1, ready.head.out_features) * 8
-        else:
-            with hooks:
-                ready.objective(probe).batch_loss(batch, 0, weight)()
-            data = min(_tensor_bytes(batch) / weight * len(ready.retained), 1 << 30)
-            graph = 4 * saved  # forward, backward, and both again for the product
-    state = sum(p.nbytes for p in ready.module.parameters()) * 2
-    vectors = 8 * 8 * scope.size
-    return int(data + graph + state + vectors)
+    n = len(ready.retained)
+    with head.recording() as calls:
+        saved = saved_bytes(lambda: ready.loss(batch, 0), ready.scope)
+    per_sample = calls[0].features.nbytes / weight if calls else 0
+    double = 8 * head.in_features * n
+    rows = per_sample * n
+    data = max(2 * rows, rows + (double if double <= DOUBLE_BYTES else 0))
+    return data, saved + 4 * 4096 * ready.scope.size // head.out_features * 8
 
 
 def _tensor_bytes(batch: Any) -> int:

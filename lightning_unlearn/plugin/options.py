@@ -15,7 +15,7 @@ from lightning_unlearn.certificate.guarantees import (
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.release import Terms
-from lightning_unlearn.solvers import CG, Dense, LiSSA, Solver
+from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, Solver
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
 Precision = Literal["auto", "float32", "float64"]
@@ -30,7 +30,7 @@ class Options:
     max_norm: float | None
     damping: float | Literal["auto"]
     guarantee: Guarantee | Literal["auto"]
-    solver: CG | LiSSA | Dense | Solver | Literal["auto"]
+    solver: FlexibleCG | CG | LiSSA | Dense | Solver | Literal["auto"]
     curvature: Curvature
     l2: float | Literal["auto"]
     tolerance: float
@@ -38,6 +38,7 @@ class Options:
     noise_std: float | None
     solve_precision: Precision
     batch_size: int | None
+    graph_memory: int | Literal["auto"]
     noise_seed: int | None
     ledger: Path | None
     ledger_indices: bool
@@ -58,6 +59,8 @@ class Options:
             _validate.non_negative(noise_std=self.noise_std)
         if self.batch_size is not None:
             _validate.count(batch_size=self.batch_size)
+        if self.graph_memory != "auto":
+            _validate.count(minimum=0, graph_memory=self.graph_memory)
         if self.noise_seed is not None:
             _validate.count(minimum=0, noise_seed=self.noise_seed)
         _validate.one_of(PRODUCTS, curvature=self.curvature)
@@ -66,8 +69,8 @@ class Options:
         )
         if self.solver != "auto" and not hasattr(self.solver, "solve"):
             raise ArgumentError(
-                f"expected solver to be 'auto', CG(...), LiSSA(...) or Dense(...), got "
-                f"{self.solver!r}"
+                "expected solver to be 'auto', FlexibleCG(...), CG(...), LiSSA(...) or "
+                f"Dense(...), got {self.solver!r}"
             )
         known = (StronglyConvex, NormBall, NewtonStep)
         if self.guarantee != "auto" and not isinstance(self.guarantee, known):

@@ -17,15 +17,15 @@ from lightning_unlearn.certificate.guarantees import (
 )
 from lightning_unlearn.curvature import checks
 from lightning_unlearn.curvature.products import PRODUCTS
+from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Step, damped_step
-from lightning_unlearn.objective import EmpiricalObjective, LossFunction
-from lightning_unlearn.plugin import data, strategies
+from lightning_unlearn.objective import LossFunction
+from lightning_unlearn.plugin import data, memory, strategies
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.record import Outside
 from lightning_unlearn.scope import Scope, passes
-from lightning_unlearn.solvers import CG
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -67,23 +67,25 @@ class Prepared:
         """Whether the scope is solved as a strongly convex one."""
         return isinstance(self.guarantee, StronglyConvex)
 
-    def batches(self, loader: DataLoader, indices: list[int]) -> data.ExactBatches:
+    def batches(
+        self, loader: DataLoader, indices: list[int], batch_size: int | None = None
+    ) -> data.ExactBatches:
         """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
         strategy = strategies.adapter(self.trainer)
 
         def transfer(batch: Any) -> Any:
             return _cast(strategy.transfer(batch), self.dtype)
 
-        size = self.options.batch_size or loader.batch_size or 128
+        size = batch_size or self.options.batch_size or loader.batch_size or 128
         return data.ExactBatches(loader, indices, size, transfer, keep=not self.convex)
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """The step for a retain set: of the request, or a part of it for a forecast."""
         options, scope = self.options, self.scope
-        batches = self.batches(self.loader, indices)
         solver = None if options.solver == "auto" else options.solver
         w0 = scope.flatten()
         with passes(self.module, scope, self.dtype):
+            batches = self.batches(self.loader, indices)
             checks.check_repeatable(batches)
             if isinstance(self.guarantee, StronglyConvex):
                 assert self.head is not None  # chosen_guarantee checks it
@@ -96,7 +98,7 @@ class Prepared:
                     solver=solver,
                     proxy_samples=proxy_samples,
                 )
-            objective = self.objective(batches)
+            objective = self.sized_objective(indices)
             checks.check_loss(objective)
             first = checks.first_batch_loss(objective)
             if options.curvature == "central_difference":
@@ -106,16 +108,32 @@ class Prepared:
                 objective,
                 w0,
                 damping=None if options.damping == "auto" else options.damping,
-                solver=solver or CG(),
+                solver=solver,
                 guarantee=self.guarantee,
                 max_norm=options.max_norm,
                 kinks=checks.kinks(first),
             )
 
-    def objective(self, batches: data.ExactBatches) -> EmpiricalObjective:
+    def objective(
+        self, batches: data.ExactBatches, kept: int = 0, chunk: int = 256
+    ) -> EmpiricalObjective:
         """F over some batches, through automatic differentiation."""
         product = PRODUCTS[self.options.curvature]
-        return EmpiricalObjective(self.loss, self.scope, batches, self.l2, product)
+        return EmpiricalObjective(
+            self.loss, self.scope, batches, self.l2, product, kept=kept, chunk=chunk
+        )
+
+    def sizes(self, indices: list[int]) -> memory.Sizes:
+        """Batches and kept graphs that fit in memory; inside `scope.passes` only."""
+        probe = self.objective(self.batches(self.loader, indices))
+        options = self.options
+        return memory.sizes(probe, options.batch_size, options.graph_memory)
+
+    def sized_objective(self, indices: list[int]) -> EmpiricalObjective:
+        """F over chosen samples, in batches that fit in memory."""
+        fit = self.sizes(indices)
+        batches = self.batches(self.loader, indices, fit.batch_size)
+        return self.objective(batches, fit.kept, chunk=fit.batch_size)
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

@@ -43,8 +43,8 @@ class Proxied(Protocol):
 
     def proxy(
         self, samples: int, generator: torch.Generator
-    ) -> Callable[[Vector], Vector]:
-        """Products with that matrix, made of some samples."""
+    ) -> Callable[[Vector], Vector] | None:
+        """Products with that matrix, made of some samples; None if it cannot be had."""
         ...
 
 
@@ -73,6 +73,7 @@ class Solution:
         status: How the solve ended.
         steps: Iterations made.
         matvecs: Full retain-set passes with a vector; fractions for subsamples.
+        method: What was done, in words.
     """
 
     x: Float[Tensor, " p"] = field(repr=False)
@@ -80,6 +81,7 @@ class Solution:
     status: Status
     steps: int
     matvecs: float
+    method: str = ""
 
 
 @runtime_checkable
@@ -119,6 +121,13 @@ class Damped:
         Hv = self.objective.sampled_hvp(v, batch_size, generator)
         return Hv + self.damping * v
 
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector] | None:
+        """Products with a positive definite matrix near H + damping I, if known."""
+        near = self.objective.proxy(samples, generator)
+        return None if near is None else lambda v: near(v) + self.damping * v
+
 
 @runtime_checkable
 class _Curvature(Protocol):
@@ -130,6 +139,9 @@ class _Curvature(Protocol):
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector: ...
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector] | None: ...
 
 
 def residual_norm(A: Operator, x: Vector, b: Vector) -> float:

@@ -23,7 +23,7 @@ class CG:
         max_steps: Products to spend at most.
     """
 
-    rtol: float = 1e-3
+    rtol: float = 1e-2
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -39,6 +39,7 @@ class CG:
             status=end.status,
             steps=end.steps,
             matvecs=float(end.products + 1),
+            method="conjugate gradients",
         )
 
 

@@ -47,4 +47,5 @@ class Dense:
             status=Status.INDEFINITE if indefinite else Status.CONVERGED,
             steps=1,
             matvecs=float(A.size + 1),
+            method="dense Cholesky",
         )

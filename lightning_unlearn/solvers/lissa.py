@@ -76,4 +76,5 @@ class LiSSA:
             status=status,
             steps=self.runs * self.steps,
             matvecs=matvecs,
+            method="LiSSA",
         )

@@ -123,8 +123,8 @@ def test_random_data_and_random_losses_are_told_apart():
         checks.check_loss(objective)
 
     class Augmented(ListBatches):
-        def read(self, start, stop):
-            weight, (x, t) = super().read(start, stop)
+        def take(self, places):
+            weight, (x, t) = super().take(places)
             return weight, (x + torch.randn_like(x), t)
 
     with pytest.raises(DataError, match="the same samples at every read"):

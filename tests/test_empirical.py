@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.errors import ArgumentError, ModelError
-from lightning_unlearn.objective import EmpiricalObjective
 from lightning_unlearn.scope import Scope, passes, state_digest
 from tests.oracles import dense_gradient_and_hessian
 from tests.problems import (

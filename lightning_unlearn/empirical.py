@@ -1,0 +1,313 @@
+"""F of any module, through automatic differentiation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn import _validate
+from lightning_unlearn.curvature.graphs import (
+    GaussNewtonGraph,
+    Graph,
+    HessianGraph,
+    Parts,
+    watched,
+)
+from lightning_unlearn.curvature.outputs import BatchLoss
+from lightning_unlearn.curvature.products import (
+    GRAPHS,
+    Product,
+    double_backward,
+    gauss_newton,
+    graph_of,
+)
+from lightning_unlearn.errors import ModelError
+from lightning_unlearn.objective import Batches, LossFunction
+from lightning_unlearn.scope import Scope, Vector
+
+#: Part of an importance-weighted draw that is uniform: no sample may count for much
+#: more than its share, for its weight is only an estimate.
+_UNIFORM = 0.1
+
+
+class EmpiricalObjective:
+    """F for any module: the loss of each batch through automatic differentiation.
+
+    Per-batch results are computed in the dtype of the weights and summed in
+    float64. Graphs of the gradient are kept for some samples, so that a product of
+    theirs is one backward pass; they belong to the weights they were built at, which
+    only `moved_to` may change.
+
+    Args:
+        loss: ``loss(batch, batch_idx)``: losses of shape (batch,), or their mean.
+        scope: The weights.
+        batches: The retained samples.
+        l2: Coefficient of (l2/2)|w|^2, >= 0.
+        product: How a curvature-vector product of one batch is formed.
+        reduce: Sums a tensor over all processes, in place or not.
+        kept: Samples whose graphs may be kept in memory.
+        chunk: Samples of a random draw that may be in one graph.
+
+    Attributes:
+        importance: How much each sample of this process curves F at these weights
+            (n,), up to a factor: found by `value_and_gradient` or given; None if it is
+            not known.
+
+    Raises:
+        ArgumentError: If l2 is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        loss: LossFunction,
+        scope: Scope,
+        batches: Batches,
+        l2: float,
+        product: Product = double_backward,
+        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        kept: int = 0,
+        chunk: int = 256,
+    ) -> None:
+        _validate.non_negative(l2=l2)
+        _validate.count(minimum=0, kept=kept)
+        _validate.count(chunk=chunk)
+        self.loss = loss
+        self.scope = scope
+        self.batches = batches
+        self.l2 = l2
+        self.product = product
+        self.reduce = reduce
+        self.kept = kept
+        self.chunk = chunk
+        self.importance: Tensor | None = None
+        self._graphs: dict[tuple[Product, int], Graph] = {}
+        self._room = kept
+
+    @property
+    def size(self) -> int:
+        """Number of weights in scope."""
+        return self.scope.size
+
+    @property
+    def n(self) -> int:
+        """Number of samples over all processes."""
+        return self.batches.n
+
+    def value_and_gradient(self) -> tuple[float, Vector]:
+        """F and its gradient (p,) in float64, in one pass.
+
+        Raises:
+            ModelError: If a loss is NaN or infinite, or a weight gets no gradient.
+        """
+        total = self._zeros(self.size + 1)
+        reached = [False] * len(self.scope.parameters)
+        traces: list[Tensor | None] = []
+        for index, (weight, batch) in enumerate(self.batches):
+            value, grads, trace = self._batch_gradient(index, weight, batch)
+            reached = [r or g is not None for r, g in zip(reached, grads, strict=True)]
+            total[0] += value
+            total[1:] += self._flat(grads)
+            if weight:
+                traces.append(trace)
+        self._check_reached(reached)
+        known = [t for t in traces if t is not None]
+        self.importance = torch.cat(known) if len(known) == len(traces) > 0 else None
+        total = self.reduce(total)
+        w = self.scope.flatten()
+        value = float(total[0]) / self.n + self.l2 / 2 * float(w @ w)
+        return value, total[1:] / self.n + self.l2 * w
+
+    def _batch_gradient(
+        self, index: int, weight: int, batch: Any
+    ) -> tuple[Tensor, Parts, Tensor | None]:
+        loss = self.batch_loss(batch, index, weight)
+        if self.product is double_backward and self._keeps(weight):
+            graph = HessianGraph(loss, self.scope, weight)
+            self._graphs[double_backward, index] = graph
+            return graph.value, graph.gradient, graph.traces
+        total, traces = watched(loss, weight)
+        grads = torch.autograd.grad(total, self.scope.parameters, allow_unused=True)
+        return total.detach(), list(grads), traces
+
+    def _keeps(self, weight: int) -> bool:
+        """Whether one more batch of graphs fits, which is then spoken for."""
+        if weight > self._room:
+            return False
+        self._room -= weight
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.scope.parameters[0].device
+
+    def hvp(self, v: Vector) -> Vector:
+        """Curvature of F times v, both (p,) float64, in one pass."""
+        return self._full(self.product, v)
+
+    def hessian(self, v: Vector) -> Vector:
+        """Hessian of F times v, both (p,) float64, in one pass."""
+        return self._full(self._second_derivative, v)
+
+    @property
+    def _second_derivative(self) -> Product:
+        return double_backward if self.product is gauss_newton else self.product
+
+    def _full(self, product: Product, v: Vector) -> Vector:
+        total = self._zeros(self.size)
+        tangents = self._tangents(v)
+        for index, (weight, batch) in enumerate(self.batches):
+            graph, last = self._graphs.get((product, index)), False
+            if graph is None:
+                loss = self.batch_loss(batch, index, weight)
+                graph, last = graph_of(product, loss, self.scope), True
+                if product in GRAPHS and self._keeps(weight):
+                    self._graphs[product, index], last = graph, False
+            total += self._flat(graph.product(tangents, last))
+        return self.reduce(total) / self.n + self.l2 * v
+
+    @contextmanager
+    def moved_to(self, w: Vector) -> Iterator[None]:
+        """Evaluate at other weights for the length of a block."""
+        own = [p.data for p in self.scope.parameters]
+        state = self._graphs, self._room, self.importance
+        self._graphs, self._room, self.importance = {}, 0, None
+        try:
+            # New tensors in place of the old: kept graphs stay those of the old.
+            for p, part in zip(self.scope.parameters, self.scope.cast(w), strict=True):
+                p.data = part.clone()
+            yield
+        finally:
+            for p, data in zip(self.scope.parameters, own, strict=True):
+                p.data = data
+            self._graphs, self._room, self.importance = state
+
+    def sampled_hvp(
+        self, v: Vector, batch_size: int, generator: torch.Generator
+    ) -> Vector:
+        """Curvature of the mean loss of one random mini-batch, plus l2, times v."""
+        weight, batch = self.batches.take(self._draw(batch_size, generator))
+        loss = self.batch_loss(batch, 0, weight)
+        parts = self.product(loss, self.scope, self._tangents(v))
+        return self._flat(parts) / weight + self.l2 * v
+
+    def sampled_hessian(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector]:
+        """Products with the Hessian of one random draw, plus l2."""
+        form = self._second_derivative
+        builds = [
+            partial(graph_of, form, loss, self.scope)
+            for loss in self._losses(self._draw(samples, generator))
+        ]
+        return self._drawn(builds, samples, 1 / samples)
+
+    def proxy(
+        self, samples: int, generator: torch.Generator
+    ) -> Callable[[Vector], Vector] | None:
+        """Gauss-Newton products, plus l2, from samples drawn by `importance`.
+
+        Sample i is drawn with probability q_i and counts 1/(m n q_i): unbiased,
+        positive semidefinite, and close where F bends. None if the importance is not
+        known, or graphs of this product cannot be built.
+        """
+        if self.importance is None or self.product not in GRAPHS:
+            return None
+        uniform = torch.full_like(self.importance, 1 / len(self.importance))
+        curved = self.importance / self.importance.sum().clamp_min(1e-300)
+        q = ((1 - _UNIFORM) * curved + _UNIFORM * uniform).cpu()
+        drawn = torch.multinomial(q, samples, True, generator=generator)
+        weights = 1 / (samples * q[drawn])
+
+        builds = [
+            partial(GaussNewtonGraph, loss, self.scope, part.to(self.device))
+            for loss, part in zip(
+                self._losses(drawn.tolist()), weights.split(self.chunk), strict=True
+            )
+        ]
+        return self._drawn(builds, samples, 1 / self.n)
+
+    def _draw(self, samples: int, generator: torch.Generator) -> list[int]:
+        return torch.randint(self.n, (samples,), generator=generator).tolist()
+
+    def _losses(self, places: list[int]) -> list[BatchLoss]:
+        """The loss of a draw, a chunk of it at a time."""
+        found = []
+        for start in range(0, len(places), self.chunk):
+            weight, batch = self.batches.take(places[start : start + self.chunk])
+            found.append(self.batch_loss(batch, 0, weight))
+        return found
+
+    def _drawn(
+        self, builds: Sequence[Callable[[], Graph]], samples: int, scale: float
+    ) -> Callable[[Vector], Vector]:
+        """Products of a fixed draw; its graphs are kept if as many samples may be."""
+        keep = samples <= self.kept
+        graphs = [build() for build in builds] if keep else []
+
+        def products(v: Vector) -> Vector:
+            total, tangents = self._zeros(self.size), self._tangents(v)
+            for graph in graphs or (build() for build in builds):
+                total += self._flat(graph.product(tangents, last=not keep))
+            return self.reduce(total) * scale + self.l2 * v
+
+        return products
+
+    def batch_loss(self, batch: Any, index: int, weight: int) -> BatchLoss:
+        """The summed loss of one batch as a function of the current weights."""
+
+        def summed() -> Tensor:
+            out = self.loss(batch, index)
+            if out.dim() == 0:
+                total = out * weight
+            elif weight == 0:
+                total = out.sum() * 0
+            elif out.shape == (weight,):
+                total = out.sum()
+            else:
+                raise ModelError(
+                    f"expected the loss of {weight} samples as their mean (a scalar) "
+                    f"or with shape ({weight},), got shape {tuple(out.shape)}: return "
+                    "one of the two from unlearning_loss or training_step"
+                )
+            if not bool(torch.isfinite(total)):
+                raise ModelError(
+                    f"expected a finite loss, got {float(total.detach())} on batch "
+                    f"{index}: look for NaN in the data or a diverged model"
+                )
+            if not total.requires_grad:
+                raise ModelError(
+                    "expected a loss that depends on the weights in scope, got one "
+                    f"without a gradient on batch {index}: is it computed under "
+                    "no_grad, detached, or from other weights?"
+                )
+            return total
+
+        return summed
+
+    def _tangents(self, v: Vector) -> list[Tensor]:
+        like = self.scope.parameters[0]
+        return self.scope.split(v.to(like.device, like.dtype))
+
+    def _flat(self, parts: Parts) -> Vector:
+        flat = [
+            (torch.zeros_like(p) if g is None else g.detach()).reshape(-1)
+            for p, g in zip(self.scope.parameters, parts, strict=True)
+        ]
+        return torch.cat(flat).to(torch.float64)
+
+    def _zeros(self, size: int) -> Vector:
+        return torch.zeros(size, dtype=torch.float64, device=self.device)
+
+    def _check_reached(self, reached: list[bool]) -> None:
+        missing = [n for n, r in zip(self.scope.names, reached, strict=True) if not r]
+        if missing:
+            raise ModelError(
+                f"expected every weight in scope to receive a gradient, got none for "
+                f"{', '.join(missing[:5])}: leave unused weights out of "
+                "unlearning_parameters(), and use activation checkpointing with "
+                "use_reentrant=False (the reentrant kind is silently wrong)"
+            )

@@ -1,0 +1,103 @@
+"""How many samples fit in one graph, and how many graphs fit in memory."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lightning_unlearn.curvature.graphs import HessianGraph, saved_bytes
+from lightning_unlearn.curvature.products import GRAPHS
+from lightning_unlearn.empirical import EmpiricalObjective
+
+_PROBE = (8, 16)
+_SHARE = 0.25  # of the free memory, for all kept graphs
+_UNKNOWN = 4 << 30  # taken as free where the system does not say
+_SMALLEST, _LARGEST = 32, 4096  # samples in a batch of the passes
+# One graph at most: beyond these a larger batch is no faster, only larger.
+_GRAPH_BYTES = {"cpu": 64 << 20}
+_GRAPH_BYTES_ELSEWHERE = 2 << 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Batches of the passes over the data.
+
+    Args:
+        batch_size: Samples in a batch.
+        kept: Samples whose graphs are kept between curvature products.
+        graph_bytes: Predicted bytes of the kept graphs, or of one if none are kept.
+    """
+
+    batch_size: int
+    kept: int
+    graph_bytes: int
+
+
+def sizes(
+    objective: EmpiricalObjective,
+    batch_size: int | None,
+    budget: int | Literal["auto"],
+) -> Sizes:
+    """Choose the sizes from two small graphs and the free memory.
+
+    Args:
+        objective: F; only a few samples of it are read.
+        batch_size: The user's choice, or None to choose.
+        budget: Bytes for kept graphs, or "auto" for a quarter of the free memory.
+
+    Returns:
+        The sizes. They change no result but its rounding.
+    """
+    keeps = objective.product in GRAPHS
+    fixed, each = _graph_bytes(objective, keeps)
+    device = objective.device
+    if budget == "auto":
+        budget = int(_SHARE * free_bytes(device))
+    if batch_size is None:
+        room = _GRAPH_BYTES.get(device.type, _GRAPH_BYTES_ELSEWHERE)
+        fits = min(room, max(budget, room // 8)) // max(each, 1)
+        batch_size = min(max(fits, _SMALLEST), _LARGEST, objective.n)
+    one = fixed + each * batch_size
+    batches = min(budget // max(one, 1), -(-objective.n // batch_size)) if keeps else 0
+    return Sizes(batch_size, int(batches) * batch_size, one * max(1, int(batches)))
+
+
+def _graph_bytes(objective: EmpiricalObjective, twice: bool) -> tuple[int, int]:
+    """Bytes of a graph: those of any batch, and those each sample adds."""
+    measured = []
+    for count in _PROBE:
+        weight, batch = objective.batches.take(range(min(count, objective.n)))
+        loss = objective.batch_loss(batch, 0, weight)
+        build = partial(HessianGraph, loss, objective.scope) if twice else loss
+        measured.append((weight, saved_bytes(build, objective.scope)))
+    (few, small), (more, large) = measured
+    each = (large - small) // max(more - few, 1) if more > few else large // few
+    each = max(each, 1)
+    gradient = objective.size * objective.scope.parameters[0].element_size()
+    return max(small - few * each, 0) + gradient, each
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory not in use on a device, as far as the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return _UNKNOWN
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return _UNKNOWN
+    return int(min(free, _container_bytes()))
+
+
+def _container_bytes() -> float:
+    """What the control group of this process has left (Linux, version 2)."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return max(limit - int((group / "memory.current").read_text()), 0)
+    except (OSError, ValueError):  # no such group, or "max"
+        return float("inf")
