@@ -5,6 +5,7 @@ that what is certified is what was trained; from then on a pass is two matrix
 products and no automatic differentiation is involved.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,7 +241,8 @@ class ConvexObjective:
             yield chunk
         self._double = kept or None
 
-    def _logits(self, X: Tensor, w: Vector) -> Tensor:
+    def logits(self, X: Tensor, w: Vector) -> Tensor:
+        """Outputs (n, K) for rows X (n, d) and flat weights."""
         W = w[: self.K * self.d].view(self.K, self.d)
         Z = X @ W.T  # (n, K)
         return Z + w[self.K * self.d :] if self.bias else Z
@@ -255,29 +257,26 @@ class ConvexObjective:
         rows = torch.stack([X.norm(dim=1).max() for X, _ in self._chunks()]).max()
         return float(self.largest(rows) ** 2 + self.bias) ** 0.5
 
-    def value(self, w: Vector) -> float:
-        """F(w)."""
-        total = torch.zeros((), dtype=torch.float64, device=w.device)
-        for X, y in self._chunks():
-            total += self.link.loss(self._logits(X, w), y).sum()
-        return float(self.reduce(total)) / self.n + self.l2 / 2 * float(w @ w)
-
     def gradient(self, w: Vector) -> tuple[Vector, float]:
         """The gradient (p,) at w and a bound on its rounding error.
 
         Returns:
-            (gradient, bound on |computed - exact gradient|).
+            (gradient, bound on |computed - exact gradient|); the bound is infinite
+            where exponentials overflow.
         """
         total = torch.zeros_like(w)
         sizes = torch.zeros(3, dtype=torch.float64, device=w.device)
         for X, y in self._chunks():
-            Z = self._logits(X, w)
+            Z = self.logits(X, w)
             D = self.link.residual(Z, y)
             total += self._pull_back(X, D)
             now = [X.norm(dim=1).max(), D.norm(dim=1).max(), Z.abs().max()]
             sizes = torch.maximum(sizes, torch.stack(now))
         gradient = self.reduce(total) / self.n + self.l2 * w
         rows, residuals, logits = self.largest(sizes).tolist()
+        lipschitz = self.link.lipschitz(logits + 1e-6, self.K)
+        if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
+            return gradient, math.inf  # exponentials overflow: nothing is known of it
         rounding = gradient_rounding_upper(
             n_retain=self.n,
             n_features=self.d + self.bias,
@@ -285,7 +284,7 @@ class ConvexObjective:
             row_norm=(rows**2 + self.bias) ** 0.5 * (1 + 1e-8),
             weight_norm=float(w.norm()) * (1 + 1e-8),
             link_residual_norm=residuals * (1 + 1e-8),
-            link_lipschitz=self.link.lipschitz(logits + 1e-6, self.K),
+            link_lipschitz=lipschitz,
             link_norm=self.link.norm(logits + 1e-6, self.K),
             l2=self.l2,
         )
@@ -294,8 +293,8 @@ class ConvexObjective:
     def hvp(self, v: Vector) -> Vector:
         """Hessian at `self.at` times v, both (p,)."""
         total = torch.zeros_like(v)
-        for X, _ in self._chunks():
-            total += self._pull_back(X, self._curve(X, v))
+        for X in self.data.features.split(_CHUNK):
+            total += self._curved(X, v)
         return self.reduce(total) / self.n + self.l2 * v
 
     def sampled_hvp(
@@ -303,8 +302,8 @@ class ConvexObjective:
     ) -> Vector:
         """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
         rows = torch.randint(self.data.n, (batch_size,), generator=generator)
-        X = self.data.features[rows.to(self.data.features.device)].double()
-        return self._pull_back(X, self._curve(X, v)) / batch_size + self.l2 * v
+        X = self.data.features[rows.to(self.data.features.device)]
+        return self._curved(X, v) / batch_size + self.l2 * v
 
     def proxy(
         self, samples: int, generator: torch.Generator
@@ -322,28 +321,34 @@ class ConvexObjective:
         Returns:
             Products with a cheaper matrix near the Hessian, regulariser included.
         """
-        weights = torch.cat(
+        X, counts = self.draw(samples, generator)
+        Z = self.logits(X, self.at.to(X.dtype))
+
+        def products(v: Vector) -> Vector:
+            curved = self.link.curvature(Z, self.logits(X, v.to(X.dtype)))
+            return self._pull_back(X, curved * counts).double() + self.l2 * v
+
+        return products
+
+    def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows (m, d) drawn as in `proxy`, and how much each counts (m, 1)."""
+        importance = torch.cat(
             [
-                self.link.trace(self._logits(X, self.at))
+                self.link.trace(self.logits(X, self.at))
                 * (X.square().sum(1) + self.bias)
                 for X, _ in self._chunks()
             ]
         )
         # Saturated rows curve nothing: none may have probability exactly zero.
-        weights = weights + 1e-6 * weights.mean() + 1e-300
-        q = weights / weights.sum()
+        importance = importance + 1e-6 * importance.mean() + 1e-300
+        q = importance / importance.sum()
         drawn = torch.multinomial(q.cpu(), samples, True, generator=generator)
         drawn = drawn.to(q.device)
-        X = self.data.features[drawn].double()
-        weights_of = (1 / (samples * self.data.n * q[drawn]))[:, None]  # (m, 1)
-        Z = self._logits(X, self.at)
+        X = self.data.features[drawn]
+        return X, (1 / (samples * self.data.n * q[drawn]))[:, None].to(X.dtype)
 
-        def products(v: Vector) -> Vector:
-            curved = self.link.curvature(Z, self._logits(X, v))
-            return self._pull_back(X, curved * weights_of) + self.l2 * v
-
-        return products
-
-    def _curve(self, X: Tensor, v: Vector) -> Tensor:
-        Z = self._logits(X, self.at)
-        return self.link.curvature(Z, self._logits(X, v))
+    def _curved(self, X: Tensor, v: Vector) -> Vector:
+        """Summed Hessian of some rows times v, in the dtype of the rows."""
+        Z = self.logits(X, self.at.to(X.dtype))
+        U = self.link.curvature(Z, self.logits(X, v.to(X.dtype)))
+        return self._pull_back(X, U).double()

@@ -47,6 +47,10 @@ def _softmax_curvature(z: Tensor, u: Tensor) -> Tensor:
     return p * u - p * (p * u).sum(-1, keepdim=True)
 
 
+def _exp(z: float) -> float:
+    return math.exp(z) if z < 700 else math.inf
+
+
 def _mean(losses: Tensor) -> Tensor:
     return losses.mean(-1)
 
@@ -83,8 +87,8 @@ LINKS: dict[str, Link] = {
         residual=lambda z, y: (z.exp() - y) / z.shape[-1],
         curvature=lambda z, u: z.exp() * u / z.shape[-1],
         trace=lambda z: _mean(z.exp()),
-        lipschitz=lambda zmax, K: math.exp(zmax) / K,
-        norm=lambda zmax, K: math.exp(zmax) / math.sqrt(K),
+        lipschitz=lambda zmax, K: _exp(zmax) / K,
+        norm=lambda zmax, K: _exp(zmax) / math.sqrt(K),
     ),
 }
 

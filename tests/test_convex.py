@@ -63,7 +63,6 @@ def test_closed_forms_equal_automatic_differentiation(loss, bias):
     value = flat_value(head, X, y, loss, 0.01)
     H = torch.func.hessian(value)(w)
     gradient, rounding = objective.gradient(w)
-    assert objective.value(w) == pytest.approx(float(value(w)))
     torch.testing.assert_close(gradient, torch.func.grad(value)(w))
     assert 0 < rounding < 1e-10
     v = torch.randn(len(w), dtype=torch.float64)

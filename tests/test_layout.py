@@ -21,6 +21,7 @@ FLOORS = {
     "empirical": (2, {"torch", "jaxtyping"}),
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
+    "factor": (2, {"torch", "jaxtyping"}),
     "convex": (2, {"torch", "jaxtyping"}),
     "curvature": (2, {"torch", "jaxtyping"}),
     "solvers": (2, {"torch", "jaxtyping"}),

@@ -5,6 +5,7 @@ import torch
 from lightning_unlearn.certificate import Bound, claims
 from lightning_unlearn.convex import ConvexObjective, FeatureData
 from lightning_unlearn.errors import GuaranteeError, SolverError
+from lightning_unlearn.factor import factorise
 from lightning_unlearn.heads import LINKS, ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.solvers import CG, LiSSA
@@ -120,3 +121,57 @@ def test_a_tolerance_that_is_not_reached_fails():
         minimise(objective, w0, tolerance=1e-12, max_steps=1)
     with pytest.raises(GuaranteeError, match="above the rounding error of float64"):
         minimise(objective, w0, tolerance=1e-18)
+
+
+def forgetting(n_forget=20):
+    """A softmax head at its minimiser on 400 rows, and F of all but some of them."""
+    generator = torch.Generator().manual_seed(5)
+    X = torch.randn(400, 6, generator=generator)
+    y = torch.randint(3, (400,), generator=generator)
+    head = ConvexHead(6, 3)
+    full = ConvexObjective(head, FeatureData(X, y), 0.01)
+    w0 = minimise(full, torch.zeros(full.size).double(), tolerance=1e-9).weights
+    full.at = w0
+    rest = ConvexObjective(head, FeatureData(X[n_forget:], y[n_forget:]), 0.01)
+    return full, rest, w0
+
+
+def test_a_stored_factor_needs_gradients_only():
+    full, rest, w0 = forgetting()
+    step = minimise(
+        rest,
+        w0,
+        tolerance=1e-9,
+        start=rest.gradient(w0)[0],
+        factor=factorise(full, 400, torch.Generator()),
+    )
+    plain = minimise(rest, w0, tolerance=1e-9)
+    assert step.solution.matvecs == step.solution.steps < plain.solution.matvecs
+    assert step.solution.method == "Newton by a stored factor"
+    assert step.constants == plain.constants
+    assert float((step.weights - plain.weights).norm()) < 2 * 1e-9 / 0.01
+
+
+@pytest.mark.parametrize("sign", [0.0, -1.0, 1e-30, 1e30])
+def test_a_false_factor_costs_a_pass_and_proves_nothing(sign):
+    full, rest, w0 = forgetting()
+    true = factorise(full, 400, torch.Generator())
+
+    class Wrong:
+        def solve(self, b):
+            return sign * true.solve(b)
+
+    step = minimise(rest, w0, tolerance=1e-9, factor=Wrong())
+    gradient, rounding = rest.gradient(step.weights)
+    assert float(gradient.norm()) + rounding <= 1e-9
+    assert "stored factor" not in step.solution.method
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1.0, 1e30])
+def test_a_false_start_proves_nothing(size):
+    full, rest, w0 = forgetting()
+    given = size * torch.randn(len(w0), dtype=torch.float64)
+    factor = factorise(full, 400, torch.Generator())
+    step = minimise(rest, w0, tolerance=1e-9, start=given, factor=factor)
+    gradient, rounding = rest.gradient(step.weights)
+    assert float(gradient.norm()) + rounding <= 1e-9

@@ -24,7 +24,6 @@ from lightning_unlearn.plugin._compat import STAGE
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet, scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
-from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import (
     Outside,
     TrainingRecord,
@@ -32,6 +31,7 @@ from lightning_unlearn.plugin.record import (
     note_changed_numbers,
     outside_digests,
 )
+from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
 from lightning_unlearn.scope import Scope, passes, state_digest
 from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA
@@ -337,7 +337,7 @@ class UnlearningCallback(Callback):
         stated = stated_l2(self.options.l2, own_l2)
         l2 = self.record.l2 if stated is None else stated
         scope = Scope(pl_module, in_scope)
-        ready = Prepared(
+        ready = Resolved(
             trainer=trainer,
             module=pl_module,
             options=self.options,

@@ -24,7 +24,7 @@ from lightning_unlearn.newton import (
 )
 from lightning_unlearn.noise import gaussian_noise
 from lightning_unlearn.plugin.data import CACHE_BYTES
-from lightning_unlearn.plugin.prepared import Prepared
+from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.scope import passes
 from lightning_unlearn.solvers import CG, Damped, FlexibleCG
 
@@ -48,7 +48,7 @@ class Quality:
     at: Callable[[float], float]
 
 
-def quality(ready: Prepared, loader: DataLoader, indices: list[int]) -> Quality:
+def quality(ready: Resolved, loader: DataLoader, indices: list[int]) -> Quality:
     """Prepare the evaluation of noisy copies of the current weights.
 
     The metric is the accuracy where a batch is (inputs, class indices) and the module
@@ -109,7 +109,7 @@ def quality(ready: Prepared, loader: DataLoader, indices: list[int]) -> Quality:
 
 
 def logit_noise(
-    ready: Prepared, loader: DataLoader, indices: list[int], noise_std: float
+    ready: Resolved, loader: DataLoader, indices: list[int], noise_std: float
 ) -> float | None:
     """noise_std times the largest feature row at the head, or None without one."""
     if ready.head is None or not ready.convex:
@@ -125,7 +125,7 @@ def logit_noise(
     return noise_std * (largest**2 + (ready.head.bias is not None)) ** 0.5
 
 
-def seconds(ready: Prepared) -> float:
+def seconds(ready: Resolved) -> float:
     """Wall time of the request, from two runs of it on a part of the retain set.
 
     The number of passes is learnt from the runs; what does not grow with the samples
@@ -141,7 +141,7 @@ def seconds(ready: Prepared) -> float:
     return t_large + max(slope, 0.1 * t_large / large) * (n - large)
 
 
-def _timed(ready: Prepared, n: int) -> float:
+def _timed(ready: Resolved, n: int) -> float:
     stride = max(1, len(ready.retained) // n)  # spread over the data, not its start
     start = time.perf_counter()
     whole = FlexibleCG()
@@ -166,7 +166,7 @@ class NewtonConstants:
     hessian_change: float
 
 
-def newton_constants(ready: Prepared) -> NewtonConstants | None:
+def newton_constants(ready: Resolved) -> NewtonConstants | None:
     """Estimate the constants of Theorem A, or None where no Lipschitz Hessian is."""
     stride = max(1, len(ready.retained) // _SAMPLES)
     batches = ready.batches(ready.loader, ready.retained[::stride][:_SAMPLES])
@@ -192,7 +192,7 @@ def newton_constants(ready: Prepared) -> NewtonConstants | None:
     return NewtonConstants(low, lower, change)
 
 
-def memory_bytes(ready: Prepared) -> int:
+def memory_bytes(ready: Resolved) -> int:
     """Peak memory the request adds: copies, vectors, kept batches, graphs."""
     scope, n = ready.scope, len(ready.retained)
     with passes(ready.module, scope, ready.dtype):
@@ -207,7 +207,7 @@ def memory_bytes(ready: Prepared) -> int:
     return int(data + graph + state + vectors)
 
 
-def _captured_bytes(ready: Prepared, head: ConvexHead) -> tuple[float, float]:
+def _captured_bytes(ready: Resolved, head: ConvexHead) -> tuple[float, float]:
     """Bytes of a head's rows, and of what a pass over a chunk of them needs."""
     size = ready.options.batch_size or ready.loader.batch_size or 128
     probe = ready.batches(ready.loader, ready.retained[:size])

@@ -24,8 +24,8 @@ from lightning_unlearn.plugin import forecast
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.mixin import quiet
-from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.request import Request
+from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.trainer import Run, run_inside
 
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -158,7 +158,7 @@ def preflight(
         )
         validation = _validation(run, val_dataloaders)
         with isolate_rng(), quiet(run.model, restore=True):
-            return _look(request.prepare(), run.callback, validation)
+            return _look(request.resolve(), run.callback, validation)
 
     return run_inside(
         trainer,
@@ -184,7 +184,7 @@ def _validation(run: Run, given: DataLoader | None) -> DataLoader | None:
 
 
 def _look(
-    ready: Prepared, callback: UnlearningCallback, validation: DataLoader | None
+    ready: Resolved, callback: UnlearningCallback, validation: DataLoader | None
 ) -> Preflight:
     options = ready.options
     bound, sensitivity = _expected_bound(ready)
@@ -231,7 +231,7 @@ def _look(
     )
 
 
-def _expected_bound(ready: Prepared) -> tuple[Bound, float]:
+def _expected_bound(ready: Resolved) -> tuple[Bound, float]:
     """The theorem the request will use, and its sensitivity: both known beforehand."""
     options = ready.options
     if ready.convex:
@@ -262,7 +262,7 @@ def _vouched(
     )
 
 
-def _expected_grade(ready: Prepared, bound: Bound) -> Grade:
+def _expected_grade(ready: Resolved, bound: Bound) -> Grade:
     options = ready.options
     if options.noise_std is not None or options.noise_seed is not None:
         return Grade.NONE
@@ -278,7 +278,7 @@ def _expected_grade(ready: Prepared, bound: Bound) -> Grade:
     return Grade.CERTIFIED if enforced else Grade.CONDITIONAL
 
 
-def _theorem_a(ready: Prepared, max_norm: float) -> str:
+def _theorem_a(ready: Resolved, max_norm: float) -> str:
     """Whether better constants could give this network more than the norm ball."""
     constants = forecast.newton_constants(ready)
     if constants is None:
@@ -300,7 +300,7 @@ def _theorem_a(ready: Prepared, max_norm: float) -> str:
 
 
 def _advice(
-    ready: Prepared,
+    ready: Resolved,
     grade: Grade,
     callback: UnlearningCallback,
     logit: float | None,

@@ -21,8 +21,8 @@ from lightning_unlearn.plugin import checkpoint, data, forget, inventory
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
-from lightning_unlearn.plugin.prepared import Prepared
 from lightning_unlearn.plugin.record import TrainingRecord, outside_of
+from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.result import UnlearningResult
 from lightning_unlearn.plugin.weight_decay import (
     configured_optimizers,
@@ -45,7 +45,7 @@ class Request:
     save_to: Path | None
     ckpt_path: str | None
 
-    def prepare(self) -> Prepared:
+    def resolve(self) -> Resolved:
         """Resolve and validate everything; nothing is computed yet.
 
         Raises:
@@ -61,7 +61,7 @@ class Request:
         outside = outside_of(self.module, scope, record)
         ledger = self._ledger()
         l2 = self._l2(scope, module_l2)
-        return Prepared(
+        return Resolved(
             trainer=self.trainer,
             module=self.module,
             options=options,
@@ -81,7 +81,7 @@ class Request:
     def run(self) -> UnlearningResult:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
-        ready = self.prepare()
+        ready = self.resolve()
         with isolate_rng(), quiet(self.module):
             step = ready.step(ready.retained)
         before = state_digest(self.module.state_dict())
@@ -122,7 +122,7 @@ class Request:
 
     def _after(
         self,
-        ready: Prepared,
+        ready: Resolved,
         certificate: Certificate,
         ledger: ledgers.Ledger,
         old: list[str],
@@ -205,7 +205,7 @@ class Request:
         return ledger
 
     def _entry(
-        self, ready: Prepared, certificate: Certificate, before: str
+        self, ready: Resolved, certificate: Certificate, before: str
     ) -> ledgers.Entry:
         """The request's line; its place in the chain is filled in by `append`.
 

@@ -31,7 +31,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Resolved:
     """A request that has been resolved and validated, and has changed nothing."""
 
     trainer: Trainer
