@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from mnist_mlp import mnist
 
 from lightning_unlearn import ConvexHead
-from lightning_unlearn.convex import ConvexObjective, FeatureData
+from lightning_unlearn.convex import ConvexObjective
+from lightning_unlearn.features import FeatureData
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Step
 from lightning_unlearn.solvers import CG

@@ -7,173 +7,20 @@ products and no automatic differentiation is involved.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn import _validate
 from lightning_unlearn.certificate.rounding import gradient_rounding_upper
-from lightning_unlearn.errors import GuaranteeError, ModelError
-from lightning_unlearn.heads import ConvexHead, HeadCall
-from lightning_unlearn.objective import Batches, LossFunction
+from lightning_unlearn.features import FeatureData
+from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.scope import Vector
 
 _CHUNK = 4096
 #: Rows are kept in float64 between passes up to this size; casting them anew costs
 #: more than multiplying with them.
 DOUBLE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class FeatureData:
-    """Captured rows: features (n, d) and targets, as the head received them."""
-
-    features: Tensor
-    targets: Tensor
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-        return len(self.features)
-
-
-def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
-    """Read every sample once and keep what reaches the head.
-
-    Must run inside `scope.passes` with exactly the head's weights in scope. The
-    head is given fixed weights that depend on no data, so that nothing captured can
-    depend on the weights to be unlearned, whatever the module does; that the captured
-    rows do not depend on the head at all is then checked against the real weights.
-
-    Args:
-        loss: The module's loss of a batch.
-        head: The head.
-        batches: The retained samples (of this process).
-
-    Returns:
-        The rows, on the head's device, in the dtype of the passes.
-
-    Raises:
-        GuaranteeError: If the loss is not exactly ``head.loss(features, targets)`` of
-            rows that depend neither on the head nor on the rest of the batch: strong
-            convexity would not be proved.
-        ModelError: If a feature, target or loss is not finite.
-    """
-    _check_head(head)
-    _check_independent(loss, head, batches)
-    features, targets = [], []
-    with _fixed_weights(head):
-        for index, (weight, batch) in enumerate(batches):
-            call = _call(loss, head, batch, index, weight)
-            if weight:
-                features.append(call.features.detach())
-                targets.append(call.targets)
-    return FeatureData(torch.cat(features), torch.cat(targets))
-
-
-@contextmanager
-def _fixed_weights(head: ConvexHead) -> Iterator[None]:
-    """Weights of the head that everybody knows, for the length of a block."""
-    generator = torch.Generator().manual_seed(0)
-    own = [p.detach().clone() for p in head.parameters()]
-    try:
-        with torch.no_grad():
-            for p in head.parameters():
-                drawn = torch.randn(p.shape, generator=generator)
-                p.copy_(drawn / head.in_features**0.5)
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in zip(head.parameters(), own, strict=True):
-                p.copy_(value)
-
-
-def _check_head(head: ConvexHead) -> None:
-    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks)
-    if type(head) is not ConvexHead or any(hooks):
-        raise GuaranteeError(
-            f"expected a plain ConvexHead, got {type(head).__name__} with "
-            f"{sum(map(len, hooks))} hooks: a subclass, parametrization or hook can "
-            "change its loss; remove it"
-        )
-
-
-def _check_independent(loss: LossFunction, head: ConvexHead, batches: Batches) -> None:
-    """The rows of the first samples: the same at other weights, in another batch."""
-    count, batch = batches.take(range(min(16, batches.n)))
-    own = _call(loss, head, batch, 0, count)
-    with _fixed_weights(head):
-        fixed = _call(loss, head, batch, 0, count)
-    if not (
-        torch.equal(own.features, fixed.features)
-        and torch.equal(own.targets, fixed.targets)
-    ):
-        raise GuaranteeError(
-            "expected features and targets that do not depend on the head's weights, "
-            "got others at other weights (self-distillation, pseudo-labels, attention "
-            "from the head?): the objective would remember the forgotten samples"
-        )
-    half, part = batches.take(range(max(1, count // 2)))
-    alone = _call(loss, head, part, 0, half)
-    if not (
-        torch.allclose(alone.features, own.features[:half], rtol=1e-3, atol=1e-4)
-        and torch.allclose(alone.targets, own.targets[:half])
-    ):
-        raise GuaranteeError(
-            "expected the features of a sample to be its own, got others when the rest "
-            "of its batch changed: normalise over features (LayerNorm), not over the "
-            "batch"
-        )
-
-
-def _call(
-    loss: LossFunction, head: ConvexHead, batch: object, index: int, weight: int
-) -> HeadCall:
-    with head.recording() as calls:
-        out = loss(batch, index)
-    if len(calls) != 1:
-        raise GuaranteeError(
-            "expected the loss to call head.loss(features, targets) exactly once, "
-            f"got {len(calls)} calls: return self.head.loss(...).mean() from "
-            "training_step, or use guarantee=NormBall()"
-        )
-    if weight:
-        _check_call(head, calls[0], out, weight)
-    return calls[0]
-
-
-def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> None:
-    for name in ("features", "targets", "losses"):
-        if not bool(torch.isfinite(getattr(call, name)).all()):
-            raise ModelError(
-                f"expected finite {name} at the head, got NaN or infinite values: look "
-                "for NaN in the data or a diverged model"
-            )
-    if call.features.requires_grad:
-        raise GuaranteeError(
-            "expected features that do not depend on the weights in scope, got "
-            "features with a gradient: the head's weights are used before the head"
-        )
-    if len(call.losses) != weight:
-        raise GuaranteeError(
-            f"expected one loss for each of the {weight} samples of a batch, got "
-            f"{len(call.losses)}"
-        )
-    # From the recorded rows alone, by the formula that will be certified.
-    logits = torch.nn.functional.linear(call.features, head.weight, head.bias)
-    losses = head.link.loss(logits, call.targets)
-    expected = losses.mean() if out.dim() == 0 else losses
-    same = out.shape == expected.shape and torch.allclose(
-        out, expected, rtol=1e-4, atol=1e-6
-    )
-    if not same:
-        raise GuaranteeError(
-            "expected the loss to be head.loss(features, targets) or its mean, got "
-            "another value: put the regulariser into l2= and leave other terms out, "
-            "or use guarantee=NormBall()"
-        )
 
 
 class ConvexObjective:
@@ -206,6 +53,7 @@ class ConvexObjective:
         self.K, self.d = head.out_features, head.in_features
         self.bias = head.bias is not None
         self.data = data
+        self.device = head.weight.device
         self.l2 = l2
         self._n = data.n if n is None else n
         self.reduce = reduce
@@ -235,7 +83,11 @@ class ConvexObjective:
             self.data.targets.split(_CHUNK),
             strict=True,
         ):
-            chunk = X.double(), y.double() if y.is_floating_point() else y
+            y = y.to(self.device)
+            chunk = (
+                X.to(self.device, torch.float64),
+                y.double() if y.is_floating_point() else y,
+            )
             if self._fits:
                 kept.append(chunk)
             yield chunk
@@ -294,7 +146,7 @@ class ConvexObjective:
         """Hessian at `self.at` times v, both (p,)."""
         total = torch.zeros_like(v)
         for X in self.data.features.split(_CHUNK):
-            total += self._curved(X, v)
+            total += self._curved(X.to(self.device), v)
         return self.reduce(total) / self.n + self.l2 * v
 
     def sampled_hvp(
@@ -302,7 +154,7 @@ class ConvexObjective:
     ) -> Vector:
         """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
         rows = torch.randint(self.data.n, (batch_size,), generator=generator)
-        X = self.data.features[rows.to(self.data.features.device)]
+        X = self._rows(rows)
         return self._curved(X, v) / batch_size + self.l2 * v
 
     def proxy(
@@ -343,9 +195,13 @@ class ConvexObjective:
         importance = importance + 1e-6 * importance.mean() + 1e-300
         q = importance / importance.sum()
         drawn = torch.multinomial(q.cpu(), samples, True, generator=generator)
+        X = self._rows(drawn)
         drawn = drawn.to(q.device)
-        X = self.data.features[drawn]
         return X, (1 / (samples * self.data.n * q[drawn]))[:, None].to(X.dtype)
+
+    def _rows(self, places: Tensor) -> Tensor:
+        features = self.data.features
+        return features[places.to(features.device)].to(self.device)
 
     def _curved(self, X: Tensor, v: Vector) -> Vector:
         """Summed Hessian of some rows times v, in the dtype of the rows."""

@@ -8,6 +8,8 @@ from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import SolverError
 from lightning_unlearn.scope import Vector
 
+_CHUNK = 8192
+
 
 class Factor:
     """``L L'`` near the Hessian, in single precision: it speeds up, it proves nothing.
@@ -45,12 +47,15 @@ def factorise(
     Raises:
         SolverError: If the matrix is not positive definite in single precision.
     """
-    if rows < objective.data.n:
+    data, device = objective.data, objective.at.device
+    H = torch.zeros(objective.size, objective.size, device=device)
+    if rows < data.n:
         X, counts = objective.draw(rows, generator)
+        _add_hessian(H, objective, X.float(), counts.float())
     else:
-        X = objective.data.features
-        counts = torch.full_like(X[:, :1], 1 / objective.data.n)
-    H = _hessian(objective, X.float(), counts.float())
+        for X in data.features.split(_CHUNK):
+            counts = torch.full((len(X), 1), 1 / data.n, device=device)
+            _add_hessian(H, objective, X.to(device, torch.float32), counts)
     H.diagonal().add_(objective.l2)
     lower, failed = torch.linalg.cholesky_ex(H)
     if int(failed) or not bool(torch.isfinite(lower).all()):
@@ -61,25 +66,43 @@ def factorise(
     return Factor(lower)
 
 
-def _hessian(objective: ConvexObjective, X: Tensor, counts: Tensor) -> Tensor:
+def _add_hessian(
+    H: Tensor, objective: ConvexObjective, X: Tensor, counts: Tensor
+) -> None:
+    """Add the Hessian of some rows, each times its count, to H."""
     K, d = objective.K, objective.d
     Z = objective.logits(X, objective.at.float())
-    H = torch.zeros(objective.size, objective.size, device=X.device)
-    places = [slice(a * d, (a + 1) * d) for a in range(K)]
     for a in range(K):
         unit = torch.zeros_like(Z)
         unit[:, a] = 1
         column = objective.link.curvature(Z, unit) * counts  # (m, K)
         for b in range(a, K):
-            if not bool(column[:, b].any()):
-                continue
-            weighted = X * column[:, b : b + 1]
-            H[places[a], places[b]] = X.T @ weighted
-            if objective.bias:
-                ends = K * d + a, K * d + b
-                cross = weighted.sum(0)
-                H[places[a], ends[1]] = H[places[b], ends[0]] = cross
-                H[ends[0], places[b]] = H[ends[1], places[a]] = cross
-                H[ends] = H[ends[::-1]] = column[:, b].sum()
-            H[places[b], places[a]] = H[places[a], places[b]].T
-    return H
+            if bool(column[:, b].any()):
+                _add_block(H, X, column[:, b : b + 1], (a, b), (K, d), objective.bias)
+
+
+def _add_block(
+    H: Tensor,
+    X: Tensor,
+    column: Tensor,
+    block: tuple[int, int],
+    shape: tuple[int, int],
+    bias: bool,
+) -> None:
+    """Add the block of outputs a and b, weights and biases, and its mirror image."""
+    (a, b), (K, d) = block, shape
+    at_a, at_b = slice(a * d, (a + 1) * d), slice(b * d, (b + 1) * d)
+    end_a, end_b = K * d + a, K * d + b
+    weighted = X * column
+    weights, cross, both = X.T @ weighted, weighted.sum(0), column.sum()
+    H[at_a, at_b] += weights
+    if bias:
+        H[at_a, end_b] += cross
+        H[end_b, at_a] += cross
+        H[end_a, end_b] += both
+    if a != b:
+        H[at_b, at_a] += weights.T
+        if bias:
+            H[at_b, end_a] += cross
+            H[end_a, at_b] += cross
+            H[end_b, end_a] += both

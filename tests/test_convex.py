@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_unlearn.convex import ConvexObjective, FeatureData, capture
+from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import ArgumentError, GuaranteeError, ModelError
+from lightning_unlearn.features import FeatureData, capture
 from lightning_unlearn.heads import LINKS, ConvexHead
 from lightning_unlearn.scope import Scope, passes
 from tests.problems import ListBatches

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from lightning_unlearn.convex import ConvexObjective, FeatureData
+from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import SolverError
 from lightning_unlearn.factor import Factor, factorise
+from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import LINKS, ConvexHead
 from tests.test_convex import flat_value, problem
 

@@ -22,6 +22,8 @@ FLOORS = {
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
     "factor": (2, {"torch", "jaxtyping"}),
+    "features": (2, {"torch"}),
+    "storage": (2, {"torch"}),
     "convex": (2, {"torch", "jaxtyping"}),
     "curvature": (2, {"torch", "jaxtyping"}),
     "solvers": (2, {"torch", "jaxtyping"}),
@@ -40,9 +42,8 @@ FLOORS = {
 STANDARD = {
     "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
-    "math", "numbers", "os", "pathlib", "secrets", "sys", "textwrap", "time", "types",
-    "typing", "uuid",
-    "warnings", "weakref",
+    "math", "numbers", "os", "pathlib", "secrets", "sys", "tempfile", "textwrap",
+    "time", "types", "typing", "uuid", "warnings", "weakref",
 }  # fmt: skip
 
 

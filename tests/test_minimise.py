@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from lightning_unlearn.certificate import Bound, claims
-from lightning_unlearn.convex import ConvexObjective, FeatureData
+from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.factor import factorise
+from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import LINKS, ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.solvers import CG, LiSSA

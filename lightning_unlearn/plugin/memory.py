@@ -1,20 +1,16 @@
 """How many samples fit in one graph, and how many graphs fit in memory."""
 
-import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
-
-import torch
 
 from lightning_unlearn.curvature.graphs import HessianGraph, saved_bytes
 from lightning_unlearn.curvature.products import GRAPHS
 from lightning_unlearn.empirical import EmpiricalObjective
+from lightning_unlearn.storage import free_bytes
 
 _PROBE = (8, 16)
 _SHARE = 0.25  # of the free memory, for all kept graphs
-_UNKNOWN = 4 << 30  # taken as free where the system does not say
 _SMALLEST, _LARGEST = 32, 4096  # samples in a batch of the passes
 # One graph at most: beyond these a larger batch is no faster, only larger.
 _GRAPH_BYTES = {"cpu": 64 << 20}
@@ -78,26 +74,3 @@ def _graph_bytes(objective: EmpiricalObjective, twice: bool) -> tuple[int, int]:
     each = max(each, 1)
     gradient = objective.size * objective.scope.parameters[0].element_size()
     return max(small - few * each, 0) + gradient, each
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory not in use on a device, as far as the system says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return _UNKNOWN
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return _UNKNOWN
-    return int(min(free, _container_bytes()))
-
-
-def _container_bytes() -> float:
-    """What the control group of this process has left (Linux, version 2)."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return max(limit - int((group / "memory.current").read_text()), 0)
-    except (OSError, ValueError):  # no such group, or "max"
-        return float("inf")

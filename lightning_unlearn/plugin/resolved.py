@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
-from lightning_unlearn import convex
+from lightning_unlearn import convex, features
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate.guarantees import (
     NewtonStep,
@@ -89,7 +89,7 @@ class Resolved:
             checks.check_repeatable(batches)
             if isinstance(self.guarantee, StronglyConvex):
                 assert self.head is not None  # chosen_guarantee checks it
-                rows = convex.capture(self.loss, self.head, batches)
+                rows = features.capture(self.loss, self.head, batches)
                 return minimise(
                     convex.ConvexObjective(self.head, rows, self.l2),
                     w0,

@@ -14,8 +14,9 @@ from lightning_unlearn.curvature.outputs import Outputs
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.errors import ModelError
-from lightning_unlearn.plugin.memory import free_bytes, sizes
+from lightning_unlearn.plugin.memory import sizes
 from lightning_unlearn.scope import Scope
+from lightning_unlearn.storage import free_bytes
 from tests.oracles import dense_gradient_and_hessian
 from tests.problems import (
     ListBatches,
