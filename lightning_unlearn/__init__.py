@@ -12,6 +12,8 @@ from lightning_unlearn.plugin.callback import UnlearningCallback as UnlearningCa
 from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
 from lightning_unlearn.plugin.preflight import Preflight as Preflight
 from lightning_unlearn.plugin.preflight import preflight as preflight
+from lightning_unlearn.plugin.prepare import Preparation as Preparation
+from lightning_unlearn.plugin.prepare import prepare as prepare
 from lightning_unlearn.plugin.result import UnlearningResult as UnlearningResult
 from lightning_unlearn.plugin.trainer import Trainer as Trainer
 from lightning_unlearn.plugin.trainer import attach as _attach

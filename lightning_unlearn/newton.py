@@ -7,18 +7,19 @@ files and ``certificate/``, and nothing else.
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from lightning_unlearn.certificate.claims import Bound
 from lightning_unlearn.certificate.constants import Constant, Origin
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
-from lightning_unlearn.curvature.spectrum import lanczos_ends
+from lightning_unlearn.curvature.spectrum import (
+    LANCZOS_STEPS,
+    hessian_change,
+    spectrum_ends,
+)
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
 from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Status
 
-LANCZOS_STEPS = 40
 _LANCZOS_SAMPLES = 1000
 _RAISES = 20
 _RTOL = 1e-2
@@ -45,6 +46,31 @@ class Step:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of F at the original weights before the solve.
+
+    Args:
+        gradient: Of F (p,), float64.
+        ends: Ritz values at both ends of the Hessian, or None.
+        passes: Over the samples that were spent on them in this request.
+    """
+
+    gradient: Vector
+    ends: tuple[float, float] | None
+    passes: float
+
+
+def look(objective: Objective, spectrum: bool) -> Known:
+    """The gradient of F, and with `spectrum` what Lanczos finds on 1,000 samples."""
+    _, gradient = objective.value_and_gradient()
+    if not spectrum:
+        return Known(gradient=gradient, ends=None, passes=1.0)
+    ends = spectrum_ends(objective, _LANCZOS_SAMPLES)
+    part = min(_LANCZOS_SAMPLES, objective.n) / objective.n
+    return Known(gradient=gradient, ends=ends, passes=1.0 + LANCZOS_STEPS * part)
+
+
 def damped_step(
     objective: Objective,
     w0: Vector,
@@ -54,6 +80,7 @@ def damped_step(
     guarantee: NormBall | NewtonStep | None,
     max_norm: float | None,
     kinks: tuple[str, ...] = (),
+    known: Known | None = None,
 ) -> Step:
     r"""One step ``w0 - (H + damping I)^-1 g``, projected onto the norm ball.
 
@@ -70,6 +97,8 @@ def damped_step(
         guarantee: What to claim; None claims nothing.
         max_norm: C; needed by both guarantees.
         kinks: Functions without a Lipschitz second derivative the model calls.
+        known: If it is: saves a pass and the spectrum. A `NewtonStep` rests on the
+            gradient, and takes it afresh.
 
     Returns:
         The step.
@@ -79,9 +108,11 @@ def damped_step(
         GuaranteeError: If the guarantee needs what is not there.
     """
     _check_guarantee(guarantee, w0, damping, max_norm, kinks)
-    _, gradient = objective.value_and_gradient()
+    if known is None or isinstance(guarantee, NewtonStep):
+        known = look(objective, spectrum=damping is None)
+    gradient = known.gradient
     chosen = solver or _default(gradient, guarantee)
-    solution, reported = _solve(objective, gradient, damping, chosen)
+    solution, reported = _solve(objective, known, damping, chosen)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, w0, solution)
     w = w0 - solution.x
@@ -199,32 +230,6 @@ def _check_constants(
         )
 
 
-def hessian_change(objective: Objective, w0: Vector, x: Vector) -> float:
-    """Largest sampled |(H(w0 - t x) - H(w0)) v| / (t |x| |v|): a LOWER bound on M.
-
-    Args:
-        objective: F at w0.
-        w0: Original weights (p,).
-        x: The step (p,).
-
-    Returns:
-        The largest of six samples; 0.0 if the step is zero.
-    """
-    norm = float(x.norm())
-    if norm == 0:
-        return 0.0
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(len(x), generator=generator, dtype=torch.float64)
-    found = 0.0
-    for v in (x / norm, (random / random.norm()).to(x.device)):
-        here = objective.hvp(v)
-        for t in (0.1, 0.5, 1.0):
-            with objective.moved_to(w0 - t * x):
-                change = objective.hvp(v) - here
-            found = max(found, float(change.norm()) / (t * norm))
-    return found
-
-
 def _claim(
     step: Step,
     guarantee: NormBall | NewtonStep | None,
@@ -283,13 +288,13 @@ def _kinked(kinks: tuple[str, ...]) -> list[str]:
 
 
 def _solve(
-    objective: Objective, gradient: Vector, damping: float | None, solver: Solver
+    objective: Objective, known: Known, damping: float | None, solver: Solver
 ) -> tuple[Solution, list[Constant]]:
     reported: list[Constant] = []
-    auto = damping is None
+    gradient, auto = known.gradient, damping is None
     reason, floor = "given by the user", 0.0
     if damping is None:
-        lowest, highest = spectrum_ends(objective, _LANCZOS_SAMPLES)
+        lowest, highest = known.ends or spectrum_ends(objective, _LANCZOS_SAMPLES)
         damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
         samples = min(objective.n, _LANCZOS_SAMPLES)
         reason = (
@@ -306,12 +311,12 @@ def _solve(
             )
         )
     solution = solver.solve(Damped(objective, damping), gradient)
-    raises = 0
+    raises, spent = 0, known.passes
     while auto and solution.status is Status.INDEFINITE and raises < _RAISES:
         damping, raises = max(2 * damping, floor), raises + 1
-        spent = solution.matvecs
+        spent += solution.matvecs
         solution = solver.solve(Damped(objective, damping), gradient)
-        solution = replace(solution, matvecs=solution.matvecs + spent)
+    solution = replace(solution, matvecs=solution.matvecs + spent)
     if raises:
         reason += f"; doubled {raises} times on negative curvature"
     if solution.status is not Status.CONVERGED:
@@ -324,27 +329,3 @@ def _solve(
         Constant(name="damping", value=damping, origin=Origin.ENFORCED, reason=reason)
     )
     return solution, reported
-
-
-def spectrum_ends(
-    objective: Objective, samples: int | None = None
-) -> tuple[float, float]:
-    """Ritz values at both ends of the Hessian of F, by Lanczos.
-
-    Args:
-        objective: F.
-        samples: Draw this many samples once instead of using all.
-
-    Returns:
-        (smallest, largest); the smallest lies at or above the true one when all
-        samples are used.
-    """
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
-    matvec = objective.hessian
-    if samples is not None and samples < objective.n:
-        matvec = objective.sampled_hessian(samples, generator())
-    start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
-    return lanczos_ends(matvec, start.to(objective.device), LANCZOS_STEPS)

@@ -1,7 +1,9 @@
-"""Where large arrays live: on the device, in memory, or in a file of no name."""
+"""Where large arrays live, and files that appear whole or not at all."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -77,3 +79,27 @@ def _container_bytes() -> float:
         return max(limit - int((group / "memory.current").read_text()), 0)
     except (OSError, ValueError):  # no such group, or "max"
         return float("inf")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if the block succeeds.
+
+    It is synced to the disk first; whatever happens, no part of it stays.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

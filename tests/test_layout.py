@@ -30,6 +30,7 @@ FLOORS = {
     "noise": (2, {"torch", "jaxtyping"}),
     "newton": (3, {"torch", "jaxtyping"}),
     "minimise": (3, {"torch", "jaxtyping"}),
+    "prepared": (3, {"torch"}),
     "release": (3, {"torch", "jaxtyping"}),
     "plugin": (
         4,
@@ -42,6 +43,7 @@ FLOORS = {
 STANDARD = {
     "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
+    "logging",
     "math", "numbers", "os", "pathlib", "secrets", "sys", "tempfile", "textwrap",
     "time", "types", "typing", "uuid", "warnings", "weakref",
 }  # fmt: skip

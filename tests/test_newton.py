@@ -5,8 +5,9 @@ from torch.nn import functional as F
 
 from lightning_unlearn.certificate import Bound, Origin, claims
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
+from lightning_unlearn.curvature.spectrum import hessian_change
 from lightning_unlearn.errors import GuaranteeError, SolverError
-from lightning_unlearn.newton import damped_step, hessian_change, project
+from lightning_unlearn.newton import damped_step, project
 from lightning_unlearn.solvers import CG, Dense, LiSSA
 from tests.oracles import dense_gradient_and_hessian
 from tests.problems import classification, mlp, objective_of, value_of_weights

@@ -1,4 +1,4 @@
-"""Lanczos: both ends of the spectrum from a few dozen products."""
+"""Lanczos, and what it and sampled differences say of an objective."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,10 @@ import torch
 
 from lightning_unlearn import _validate
 from lightning_unlearn.errors import SolverError
+from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
+
+LANCZOS_STEPS = 40
 
 
 def lanczos_ends(
@@ -55,3 +58,53 @@ def lanczos_ends(
         T += torch.diag(off, 1) + torch.diag(off, -1)
     ritz = torch.linalg.eigvalsh(T)
     return float(ritz[0]), float(ritz[-1])
+
+
+def spectrum_ends(
+    objective: Objective, samples: int | None = None
+) -> tuple[float, float]:
+    """Ritz values at both ends of the Hessian of F, by Lanczos.
+
+    Args:
+        objective: F.
+        samples: Draw this many samples once instead of using all.
+
+    Returns:
+        (smallest, largest); the smallest lies at or above the true one when all
+        samples are used.
+    """
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    matvec = objective.hessian
+    if samples is not None and samples < objective.n:
+        matvec = objective.sampled_hessian(samples, generator())
+    start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
+    return lanczos_ends(matvec, start.to(objective.device), LANCZOS_STEPS)
+
+
+def hessian_change(objective: Objective, w0: Vector, x: Vector) -> float:
+    """Largest sampled |(H(w0 - t x) - H(w0)) v| / (t |x| |v|): a LOWER bound on M.
+
+    Args:
+        objective: F at w0.
+        w0: Original weights (p,).
+        x: The step (p,).
+
+    Returns:
+        The largest of six samples; 0.0 if the step is zero.
+    """
+    norm = float(x.norm())
+    if norm == 0:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    found = 0.0
+    for v in (x / norm, (random / random.norm()).to(x.device)):
+        here = objective.hvp(v)
+        for t in (0.1, 0.5, 1.0):
+            with objective.moved_to(w0 - t * x):
+                change = objective.hvp(v) - here
+            found = max(found, float(change.norm()) / (t * norm))
+    return found

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -17,23 +16,22 @@ from lightning_unlearn.errors import (
     ModelError,
     UnlearningError,
 )
-from lightning_unlearn.ledger import Ledger
 from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data
 from lightning_unlearn.plugin._compat import STAGE
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
-from lightning_unlearn.plugin.mixin import hooks, quiet, scope_of
+from lightning_unlearn.plugin.mixin import hooks, scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
 from lightning_unlearn.plugin.record import (
-    Outside,
     TrainingRecord,
     mark_trained,
     note_changed_numbers,
     outside_digests,
 )
-from lightning_unlearn.plugin.resolved import Resolved
+from lightning_unlearn.plugin.resolved import gradient_norm
+from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
-from lightning_unlearn.scope import Scope, passes, state_digest
+from lightning_unlearn.scope import Scope, state_digest
 from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA
 
 
@@ -76,6 +74,8 @@ class UnlearningCallback(Callback):
         log_gradient: Measure |grad F| over the training data when training ends (one
             pass) and keep it in the record: how far the model is from an optimum, and
             so how much of a Newton step only finishes the training.
+        prepared: File for what `prepare` stores, for requests in other processes. It is
+            as secret as the data, and deleted after a request.
         noise_seed: For tests only: reproducible noise, grade ``none``.
 
     Raises:
@@ -111,6 +111,7 @@ class UnlearningCallback(Callback):
         ledger: str | Path | None = None,
         ledger_indices: bool = False,
         log_gradient: bool = False,
+        prepared: str | Path | None = None,
         noise_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -133,7 +134,9 @@ class UnlearningCallback(Callback):
             ledger=None if ledger is None else Path(ledger),
             ledger_indices=ledger_indices,
             log_gradient=log_gradient,
+            prepared=None if prepared is None else Path(prepared),
         )
+        self.kept: Stored | None = None
         self.record = TrainingRecord()
         self.loader: DataLoader | None = None
         self._trained: weakref.ref[LightningModule] | None = None
@@ -145,8 +148,29 @@ class UnlearningCallback(Callback):
     def committed(self, pl_module: LightningModule, loader: DataLoader) -> None:
         """A request has succeeded: this is our model now, and this its data."""
         self.requests += 1
+        self.adopt(pl_module, loader, self.kept)
+
+    def adopt(
+        self, pl_module: LightningModule, loader: DataLoader, kept: Stored | None
+    ) -> None:
+        """This is our model now, this its data, and this what was prepared of them."""
         self.loader = loader
         self._trained = weakref.ref(pl_module)
+        self.kept = kept
+
+    def drop_prepared(self, kept: Stored | None = None) -> None:
+        """Forget what was prepared, but for `kept`, and delete its file."""
+        self.kept = kept
+        file = self.options.prepared
+        if file is None:
+            return
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as problem:
+            rank_zero_warn(
+                f"could not delete {file} ({problem}), which depends on the forgotten "
+                "samples: delete it"
+            )
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a run may change, to be put back by `rewind`."""
@@ -183,7 +207,8 @@ class UnlearningCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        return {**self.__dict__, "loader": None, "_trained": None, "_prepared": None}
+        left = {"loader": None, "kept": None, "_trained": None, "_prepared": None}
+        return {**self.__dict__, **left}
 
     # -- training --------------------------------------------------------------
 
@@ -205,6 +230,7 @@ class UnlearningCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Digest everything outside the scope before the first step moves anything."""
+        self.kept = None
         same = self._trained is not None and self._trained() is pl_module
         if not same and not self._restored:
             self.record = TrainingRecord()
@@ -316,7 +342,9 @@ class UnlearningCallback(Callback):
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         if self.options.log_gradient and self.loader is not None:
-            self.record.gradient_norm = self._gradient_norm(trainer, pl_module)
+            self.record.gradient_norm = gradient_norm(
+                trainer, pl_module, self.options, self.loader, self.record.l2
+            )
 
     @override
     def on_exception(
@@ -330,32 +358,6 @@ class UnlearningCallback(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 mark_trained(group["params"])
-
-    def _gradient_norm(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        assert self.loader is not None
-        loss, in_scope, own_l2 = hooks(pl_module)
-        stated = stated_l2(self.options.l2, own_l2)
-        l2 = self.record.l2 if stated is None else stated
-        scope = Scope(pl_module, in_scope)
-        ready = Resolved(
-            trainer=trainer,
-            module=pl_module,
-            options=self.options,
-            loader=self.loader,
-            loss=loss,
-            scope=scope,
-            head=None,
-            chosen=[],
-            removed=[],
-            retained=list(range(len(self.loader.dataset))),  # type: ignore[arg-type]
-            outside=Outside((), ()),
-            ledger=Ledger(),
-            l2=l2 or 0.0,
-            guarantee=None,
-        )
-        batches = ready.batches(self.loader, ready.retained)
-        with isolate_rng(), quiet(pl_module), passes(pl_module, scope, ready.dtype):
-            return float(ready.objective(batches).value_and_gradient()[1].norm())
 
     @torch.no_grad()
     def _project(self, pl_module: LightningModule) -> None:

@@ -1,6 +1,5 @@
 """A clean checkpoint and its certificate, written as files that appear whole."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 
 from lightning_unlearn.errors import SetupError
+from lightning_unlearn.storage import whole
 
 
 @contextmanager
@@ -56,35 +56,16 @@ def write(trainer: Trainer, callback: Callback, path: Path, certificate: str) ->
         path: A new file.
         certificate: JSON text, written beside it.
     """
-    beside = certificate_path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary_beside = beside.with_name(f".{beside.name}.part")
-    try:
+    with whole(path) as temporary, whole(certificate_path(path)) as beside:
         with (
             borrowed(trainer, callbacks=[callback], optimizers=[]),
             borrowed(trainer.strategy, lr_scheduler_configs=[]),
         ):
             trainer.save_checkpoint(temporary, weights_only=False)
-        temporary_beside.write_text(certificate)
-        for file in (temporary, temporary_beside):
-            _sync(file)
-        temporary_beside.rename(beside)
-        temporary.rename(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary_beside.unlink(missing_ok=True)
+        beside.write_text(certificate)
 
 
 def discard(path: Path) -> None:
     """Remove what `write` wrote, for a request that failed after it."""
     path.unlink(missing_ok=True)
     certificate_path(path).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

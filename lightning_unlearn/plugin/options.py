@@ -43,6 +43,7 @@ class Options:
     ledger: Path | None
     ledger_indices: bool
     log_gradient: bool
+    prepared: Path | None
 
     def __post_init__(self) -> None:
         _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)

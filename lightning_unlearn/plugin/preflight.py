@@ -26,6 +26,7 @@ from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.resolved import Resolved
+from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.trainer import Run, run_inside
 
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -158,7 +159,7 @@ def preflight(
         )
         validation = _validation(run, val_dataloaders)
         with isolate_rng(), quiet(run.model, restore=True):
-            return _look(request.resolve(), run.callback, validation)
+            return _look(*request.resolve(), run.callback, validation)
 
     return run_inside(
         trainer,
@@ -184,7 +185,10 @@ def _validation(run: Run, given: DataLoader | None) -> DataLoader | None:
 
 
 def _look(
-    ready: Resolved, callback: UnlearningCallback, validation: DataLoader | None
+    ready: Resolved,
+    kept: Stored | None,
+    callback: UnlearningCallback,
+    validation: DataLoader | None,
 ) -> Preflight:
     options = ready.options
     bound, sensitivity = _expected_bound(ready)
@@ -223,7 +227,7 @@ def _look(
         metric_before=quality.before,
         metric_after=after,
         curve=tuple(curve),
-        seconds=forecast.seconds(ready),
+        seconds=forecast.seconds(ready, None if kept is None else kept.state),
         memory_bytes=forecast.memory_bytes(ready),
         n_forget=len(ready.chosen),
         n_retain=len(ready.retained),

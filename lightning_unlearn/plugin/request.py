@@ -3,6 +3,7 @@
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from lightning_unlearn import ledger as ledgers
@@ -17,13 +19,14 @@ from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.objective import LossFunction
-from lightning_unlearn.plugin import checkpoint, data, forget, inventory
+from lightning_unlearn.plugin import checkpoint, data, forget, inventory, store
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.record import TrainingRecord, outside_of
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.result import UnlearningResult
+from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import (
     configured_optimizers,
     l2_of,
@@ -45,23 +48,38 @@ class Request:
     save_to: Path | None
     ckpt_path: str | None
 
-    def resolve(self) -> Resolved:
+    def resolve(self) -> tuple[Resolved, Stored | None]:
         """Resolve and validate everything; nothing is computed yet.
+
+        Returns:
+            The request, and the prepared state it can use.
 
         Raises:
             UnlearningError: If the request will be refused.
         """
+        record, dataset = self.callback.record, self.loader.dataset
+        return self._resolve(
+            lambda: forget.resolve(self.forget, dataset, record.removed)
+        )
+
+    def resolve_none(self) -> tuple[Resolved, Stored | None]:
+        """As `resolve`, for a request that forgets nothing more."""
+        return self._resolve(list)
+
+    def _resolve(
+        self, forgets: Callable[[], list[int]]
+    ) -> tuple[Resolved, Stored | None]:
         record, options = self.callback.record, self.callback.options
         loss, scope, head, module_l2 = self._scope()
         dataset: Any = self.loader.dataset
         _check_same_data(dataset, record)
-        chosen = forget.resolve(self.forget, dataset, record.removed)
+        chosen = forgets()
         gone = {*chosen, *record.removed}
         inventory.check_averages(self.trainer)
         outside = outside_of(self.module, scope, record)
         ledger = self._ledger()
         l2 = self._l2(scope, module_l2)
-        return Resolved(
+        ready = Resolved(
             trainer=self.trainer,
             module=self.module,
             options=options,
@@ -77,13 +95,32 @@ class Request:
             l2=l2,
             guarantee=chosen_guarantee(options, head, l2),
         )
+        return ready, self._usable(ready)
+
+    def _usable(self, ready: Resolved) -> Stored | None:
+        """The prepared state, if there is any and it is of this model."""
+        callback, file = self.callback, self.callback.options.prepared
+        kept = callback.kept
+        if kept is None and file is not None and file.exists():
+            kept = store.read(file)
+        if kept is None or kept.fits(ready):
+            return kept
+        rank_zero_warn(
+            "what was prepared is of another model, l2, scope or set of samples than "
+            "this request's: it is not used; call lightning_unlearn.prepare again"
+        )
+        return None
 
     def run(self) -> UnlearningResult:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
-        ready = self.resolve()
+        ready, kept = self.resolve()
         with isolate_rng(), quiet(self.module):
-            step = ready.step(ready.retained)
+            if kept is None:
+                step, rest = ready.step(ready.retained), None
+            else:
+                kept.check_data(ready)
+                step, rest = ready.step_from(kept.state)
         before = state_digest(self.module.state_dict())
         old = inventory.old_checkpoints(
             self.trainer, self.ckpt_path, self.callback.record.saved
@@ -110,7 +147,9 @@ class Request:
         if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
             solution = replace(solution, x=ready.scope.flatten() - released)
         after = self._after(ready, certificate, longer, old)
+        kept = None if rest is None else store.stored(ready, rest)
         self._commit(ready.scope, released, after, certificate, longer)
+        self.callback.drop_prepared(kept)
         return UnlearningResult(
             certificate=certificate,
             solution=solution,
@@ -238,6 +277,13 @@ class Request:
         known = tuple(f"the older checkpoint {path}: delete it" for path in old)
         states = inventory.kept_states(self.trainer)
         known += tuple(f"the state kept by {name}" for name in states)
+        file = self.callback.options.prepared
+        if self.callback.kept is not None or (file is not None and file.exists()):
+            known += (
+                "what was prepared from these samples (features, gradient, curvature): "
+                "it is dropped with this request; other copies of it are as secret as "
+                "the samples",
+            )
         if self.callback.options.ledger is None:
             known += (
                 "releases made from other copies of this model: without ledger= this "

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
@@ -18,14 +19,24 @@ from lightning_unlearn.certificate.guarantees import (
 from lightning_unlearn.curvature import checks
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.empirical import EmpiricalObjective
+from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Step, damped_step
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import data, memory, strategies
+from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.record import Outside
+from lightning_unlearn.plugin.weight_decay import stated_l2
+from lightning_unlearn.prepared import (
+    PreparedHead,
+    PreparedNetwork,
+    prepare_head,
+    prepare_network,
+)
 from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.solvers import Solver
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -81,38 +92,114 @@ class Resolved:
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """The step for a retain set: of the request, or a part of it for a forecast."""
-        options, scope = self.options, self.scope
-        solver = None if options.solver == "auto" else options.solver
-        w0 = scope.flatten()
-        with passes(self.module, scope, self.dtype):
-            batches = self.batches(self.loader, indices)
-            checks.check_repeatable(batches)
-            if isinstance(self.guarantee, StronglyConvex):
-                assert self.head is not None  # chosen_guarantee checks it
-                rows = features.capture(self.loss, self.head, batches)
-                return minimise(
-                    convex.ConvexObjective(self.head, rows, self.l2),
-                    w0,
-                    tolerance=options.tolerance,
-                    max_steps=self.guarantee.max_steps,
-                    solver=solver,
-                    proxy_samples=proxy_samples,
-                )
-            objective = self.sized_objective(indices)
-            checks.check_loss(objective)
-            first = checks.first_batch_loss(objective)
-            if options.curvature == "central_difference":
-                checks.check_smooth(first)
-            checks.check_symmetric(first, scope, options.curvature)
-            return damped_step(
-                objective,
-                w0,
-                damping=None if options.damping == "auto" else options.damping,
-                solver=solver,
-                guarantee=self.guarantee,
-                max_norm=options.max_norm,
-                kinks=checks.kinks(first),
+        with passes(self.module, self.scope, self.dtype):
+            if not isinstance(self.guarantee, StronglyConvex):
+                return self._damped_step(indices, None)
+            assert self.head is not None  # chosen_guarantee checks it
+            rows = self._rows(self.head, indices)
+            return minimise(
+                convex.ConvexObjective(self.head, rows, self.l2),
+                self.scope.flatten(),
+                tolerance=self.options.tolerance,
+                max_steps=self.guarantee.max_steps,
+                solver=self._solver,
+                proxy_samples=proxy_samples,
             )
+
+    def step_from(
+        self, state: PreparedHead | PreparedNetwork
+    ) -> tuple[Step, PreparedHead | None]:
+        """The request's step from prepared state, and what of it may be kept after."""
+        gone = sorted(set(state.positions.tolist()) - set(self.retained))
+        if isinstance(state, PreparedNetwork):
+            with passes(self.module, self.scope, self.dtype):
+                return self._damped_step(self.retained, (state, gone)), None
+        assert self.head is not None  # it was made from one
+        assert isinstance(self.guarantee, StronglyConvex)
+        rest = state.after(gone)
+        step = state.step(
+            self.head,
+            self.scope.flatten(),
+            gone,
+            rest=rest,
+            l2=self.l2,
+            tolerance=self.options.tolerance,
+            max_steps=self.guarantee.max_steps,
+            solver=self._solver,
+        )
+        return step, rest
+
+    def prepare(self, rows: FeatureData | None) -> PreparedHead | PreparedNetwork:
+        """What can be computed before a request is known, over all retained samples.
+
+        Args:
+            rows: What reaches the head, if it has been captured already.
+        """
+        with passes(self.module, self.scope, self.dtype):
+            if not isinstance(self.guarantee, StronglyConvex):
+                self._check_first(self.retained)
+                return prepare_network(
+                    self.sized_objective(self.retained), self.retained
+                )
+            assert self.head is not None  # chosen_guarantee checks it
+            if rows is None:
+                rows = self._rows(self.head, self.retained)
+            return prepare_head(
+                self.head,
+                rows,
+                self.retained,
+                self.scope.flatten(),
+                l2=self.l2,
+                tolerance=self.options.tolerance,
+                max_steps=self.guarantee.max_steps,
+            )
+
+    @property
+    def _solver(self) -> Solver | None:
+        return None if self.options.solver == "auto" else self.options.solver
+
+    def _rows(self, head: ConvexHead, indices: list[int]) -> FeatureData:
+        batches = self.batches(self.loader, indices)
+        checks.check_repeatable(batches)
+        return features.capture(self.loss, head, batches)
+
+    def _check_first(self, indices: list[int]) -> tuple[str, ...]:
+        """Check what a pass means on some samples; the kinks they meet."""
+        batches = self.batches(self.loader, indices)
+        checks.check_repeatable(batches)
+        objective = self.objective(batches)
+        checks.check_loss(objective)
+        first = checks.first_batch_loss(objective)
+        if self.options.curvature == "central_difference":
+            checks.check_smooth(first)
+        checks.check_symmetric(first, self.scope, self.options.curvature)
+        return checks.kinks(first)
+
+    def _damped_step(
+        self, indices: list[int], prepared: tuple[PreparedNetwork, list[int]] | None
+    ) -> Step:
+        """Inside `scope.passes`; `prepared` names the samples it has too many of."""
+        options, guarantee = self.options, self.guarantee
+        assert not isinstance(guarantee, StronglyConvex)
+        kinks = self._check_first(indices)
+        objective, known = self.sized_objective(indices), None
+        if prepared is not None:
+            state, gone = prepared
+            part = self.objective(self.batches(self.loader, gone))
+            known = state.known(part.value_and_gradient()[1], len(gone))
+            importance = state.importance_of(indices)
+            if importance is not None:
+                objective.importance = importance.to(objective.device)
+        return damped_step(
+            objective,
+            self.scope.flatten(),
+            damping=None if options.damping == "auto" else options.damping,
+            solver=self._solver,
+            guarantee=guarantee,
+            max_norm=options.max_norm,
+            kinks=kinks,
+            known=known,
+        )
 
     def objective(
         self, batches: data.ExactBatches, kept: int = 0, chunk: int = 256
@@ -134,6 +221,43 @@ class Resolved:
         fit = self.sizes(indices)
         batches = self.batches(self.loader, indices, fit.batch_size)
         return self.objective(batches, fit.kept, chunk=fit.batch_size)
+
+
+def gradient_norm(
+    trainer: Trainer,
+    module: LightningModule,
+    options: Options,
+    loader: DataLoader,
+    l2: float | None,
+) -> float:
+    """|grad F| of a module over its whole training data; it changes nothing."""
+    loss, in_scope, own_l2 = hooks(module)
+    stated = stated_l2(options.l2, own_l2)
+    everything = Resolved(
+        trainer=trainer,
+        module=module,
+        options=options,
+        loader=loader,
+        loss=loss,
+        scope=Scope(module, in_scope),
+        head=None,
+        chosen=[],
+        removed=[],
+        retained=list(range(len(loader.dataset))),  # type: ignore[arg-type]
+        outside=Outside((), ()),
+        ledger=ledgers.Ledger(),
+        l2=(l2 if stated is None else stated) or 0.0,
+        guarantee=None,
+    )
+    with (
+        isolate_rng(),
+        quiet(module),
+        passes(module, everything.scope, everything.dtype),
+    ):
+        objective = everything.objective(
+            everything.batches(loader, everything.retained)
+        )
+        return float(objective.value_and_gradient()[1].norm())
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

@@ -72,7 +72,8 @@ class Solution:
         residual: |A x - b|, recomputed from x with a full product.
         status: How the solve ended.
         steps: Iterations made.
-        matvecs: Full retain-set passes with a vector; fractions for subsamples.
+        matvecs: Passes over the retain set, fractions where a part of it was used. A
+            solver counts its products; a whole step its gradients too.
         method: What was done, in words.
     """
 

@@ -1,0 +1,144 @@
+"""``prepare``: what makes the next requests cheap, computed before they arrive."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.plugin import store
+from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.request import Request
+from lightning_unlearn.plugin.trainer import Run, run_inside
+from lightning_unlearn.prepared import PreparedHead, PreparedNetwork
+
+_log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What `prepare` has stored, and what it cost.
+
+    Args:
+        what: In words.
+        n: Samples it covers.
+        passes: Over them that were spent.
+        seconds: Wall time.
+        nbytes: Size of what is stored.
+        path: The file it was written to, or None if it is in memory only.
+    """
+
+    what: str
+    n: int
+    passes: float
+    seconds: float
+    nbytes: int
+    path: Path | None
+
+    def __str__(self) -> str:
+        where = "in memory" if self.path is None else f"in {self.path}"
+        return (
+            f"PREPARED for requests over {self.n:,} samples: {self.what}. It took "
+            f"{self.seconds:.2g} s ({self.passes:.0f} passes) and "
+            f"{self.nbytes / 2**20:,.0f} MiB {where}. It is as secret as the samples, "
+            "and dropped once a request is done"
+        )
+
+
+def prepare(
+    trainer: pl.Trainer,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+) -> Preparation:
+    """Store what makes the next requests on a trained model cheap.
+
+    For a `ConvexHead`: the features of every sample, the optimum on all of them and a
+    Cholesky factor of the Hessian there; a request then needs a handful of gradients.
+    For an ordinary network: the gradient over all samples, how much each curves the
+    objective, and the ends of the spectrum; a request needs one pass and the spectrum
+    less. It changes no weights and no certificate.
+
+    What is stored depends on every sample, those to be forgotten among them. It is
+    kept by the callback in memory, and in the file of its option ``prepared`` if that
+    is set; never in a checkpoint. After a request only the features of the retained
+    samples stay, in memory; the file is deleted. Call `prepare` again for the next
+    one. It is not used, with a warning, once the model, ``l2`` or the scope is another.
+
+    Args:
+        trainer: With an `UnlearningCallback`.
+        model: As for `unlearn`.
+        train_dataloaders: As for `unlearn`.
+        datamodule: As for `unlearn`.
+        ckpt_path: As for `unlearn`.
+        weights_only: As for `unlearn`.
+
+    Returns:
+        What was stored and what it cost, which is logged too.
+
+    Raises:
+        UnlearningError: If a request would be refused, or does not reach its tolerance.
+    """
+
+    def stage(run: Run) -> Preparation:
+        request = Request(
+            trainer=run.trainer,
+            module=run.model,
+            callback=run.callback,
+            forget=(),
+            loader=run.loader,
+            save_to=None,
+            ckpt_path=run.ckpt_path,
+        )
+        with isolate_rng(), quiet(run.model, restore=True):
+            return _prepare(request)
+
+    return run_inside(
+        trainer,
+        stage,
+        model=model,
+        train_dataloaders=train_dataloaders,
+        datamodule=datamodule,
+        ckpt_path=ckpt_path,
+        weights_only=weights_only,
+    )
+
+
+def _prepare(request: Request) -> Preparation:
+    begin = time.perf_counter()
+    callback = request.callback
+    ready, kept = request.resolve_none()
+    rows = None
+    if kept is not None and isinstance(kept.state, PreparedHead):
+        kept.check_data(ready)
+        if kept.positions == ready.retained:
+            rows = kept.state.rows
+    kept = store.stored(ready, ready.prepare(rows))
+    path = callback.options.prepared
+    if path is not None:
+        store.write(path, kept)
+    callback.adopt(request.module, request.loader, kept)
+    done = Preparation(
+        what=_what(kept.state),
+        n=len(ready.retained),
+        passes=kept.state.passes,
+        seconds=time.perf_counter() - begin,
+        nbytes=kept.nbytes,
+        path=path,
+    )
+    if request.trainer.is_global_zero:
+        _log.info(str(done))
+    return done
+
+
+def _what(state: PreparedHead | PreparedNetwork) -> str:
+    if isinstance(state, PreparedNetwork):
+        return "the gradient, what curves it, the ends of the spectrum"
+    factor = "" if state.factor is None else ", a factor of the Hessian there"
+    return f"the features, the optimum on them{factor}"

@@ -1,0 +1,265 @@
+r"""What can be computed before a request is known: it speeds up, it proves nothing.
+
+Everything here depends on the samples that may be asked to be forgotten. It is kept
+apart from the model's checkpoint, bound to what it was made from, and dropped once a
+request is done.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn import storage
+from lightning_unlearn.convex import ConvexObjective
+from lightning_unlearn.empirical import EmpiricalObjective
+from lightning_unlearn.factor import Factor, factorise
+from lightning_unlearn.features import FeatureData
+from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.minimise import minimise
+from lightning_unlearn.newton import Known, Step, look
+from lightning_unlearn.scope import Vector
+from lightning_unlearn.solvers import Solver
+
+# Rows of the factor: more of them save passes, and cost p^2 multiplications each.
+_ROWS_PER_WEIGHT = 4
+_MULTIPLICATIONS = 1e12
+_LARGEST = 12_000  # weights of a head that is factored: 0.6 GB, some minutes
+_SHARE = 0.5  # of the free memory, for the matrix and its factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedHead:
+    """The rows of a head, the optimum on all of them, and curvature there.
+
+    Args:
+        rows: What reaches the head, of every sample that is still in.
+        positions: Where each row's sample stands in the training dataset (n,), int64,
+            increasing.
+        start: Weights (p,) at which F over all rows is least; None once a request has
+            been done.
+        gradient: Of F there, (p,).
+        factor: Of the Hessian there; None if it would be too large.
+        passes: Over the rows that were spent.
+    """
+
+    rows: FeatureData
+    positions: Tensor
+    start: Vector | None = None
+    gradient: Vector | None = None
+    factor: Factor | None = None
+    passes: float = 0.0
+
+    def of(self, positions: list[int]) -> FeatureData:
+        """A copy of the rows of some samples, in their order."""
+        places = torch.searchsorted(self.positions, torch.tensor(positions))
+        return self.rows.select(places, self.rows.features.device)
+
+    def after(self, positions: list[int]) -> "PreparedHead":
+        """What may be kept once some samples are forgotten: the rows of the others."""
+        gone = torch.isin(self.positions, torch.tensor(positions))
+        kept = (~gone).nonzero()[:, 0]
+        return PreparedHead(
+            rows=self.rows.select(kept, self.rows.features.device),
+            positions=self.positions[kept],
+        )
+
+    def step(
+        self,
+        head: ConvexHead,
+        w0: Vector,
+        forgotten: list[int],
+        *,
+        rest: "PreparedHead",
+        l2: float,
+        tolerance: float,
+        max_steps: int,
+        solver: Solver | None = None,
+    ) -> Step:
+        """`minimise` over all rows but the forgotten ones, from what is known.
+
+        The claim rests on the gradient at the end, which is computed from the rows,
+        and on nothing else that was prepared: any start and any direction may be used.
+
+        Args:
+            head: The head; only its shape and loss are read.
+            w0: The module's own weights (p,).
+            forgotten: Positions.
+            rest: ``after(forgotten)``.
+            l2: Coefficient of the regulariser; that of the preparation.
+            tolerance: tau.
+            max_steps: Newton steps at most.
+            solver: Used in place of the factor.
+
+        Returns:
+            The step from w0.
+
+        Raises:
+            GuaranteeError: As `minimise`.
+            SolverError: As `minimise`.
+        """
+        retained = ConvexObjective(head, rest.rows, l2)
+        if self.start is None or self.gradient is None:
+            return minimise(
+                retained, w0, tolerance=tolerance, max_steps=max_steps, solver=solver
+            )
+        part = ConvexObjective(head, self.of(forgotten), l2)
+        start, gradient = self.start.to(w0.device), self.gradient.to(w0.device)
+        factor = None
+        if self.factor is not None and solver is None:
+            factor = Factor(self.factor.lower.to(w0.device))
+        step = minimise(
+            retained,
+            start,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            solver=solver,
+            start=retained_gradient(
+                gradient, self.rows.n, part.gradient(start)[0], part.n
+            ),
+            factor=factor,
+        )
+        passes = step.solution.matvecs + part.n / retained.n
+        solution = replace(step.solution, x=w0 - step.weights, matvecs=passes)
+        return replace(step, solution=solution)
+
+
+def retained_gradient(
+    gradient: Vector, n: int, forgotten: Vector, n_forget: int
+) -> Vector:
+    r"""The gradient of F over the retained samples, from that over all of them.
+
+    ``(n G - n_u G_u) / (n - n_u)`` with the same ``l2 w`` in every term
+    (docs/theory.md section 2): exact wherever it is taken, optimum or not.
+
+    Args:
+        gradient: G (p,), of F over all samples.
+        n: All samples.
+        forgotten: G_u (p,), of F over the forgotten ones, at the same weights.
+        n_forget: Forgotten samples, n_u < n.
+
+    Returns:
+        The gradient (p,).
+    """
+    return (n * gradient - n_forget * forgotten) / (n - n_forget)
+
+
+def prepare_head(
+    head: ConvexHead,
+    rows: FeatureData,
+    positions: list[int],
+    w0: Vector,
+    *,
+    l2: float,
+    tolerance: float,
+    max_steps: int,
+) -> PreparedHead:
+    """Solve the head on all its rows, and factor the Hessian there.
+
+    A request may start from that optimum in place of the trained weights: it ends at
+    the same tolerance from wherever it starts.
+
+    Args:
+        head: The head; only its shape and loss are read.
+        rows: Of all samples.
+        positions: Where they stand in the training dataset, increasing.
+        w0: Weights to start from (p,).
+        l2: Coefficient of the regulariser, > 0.
+        tolerance: Of the solve.
+        max_steps: Newton steps at most.
+
+    Returns:
+        What a request over these rows can use.
+
+    Raises:
+        GuaranteeError: As `minimise`.
+        SolverError: As `minimise`, or if the Hessian has no factor.
+    """
+    objective = ConvexObjective(head, rows, l2)
+    step = minimise(objective, w0, tolerance=tolerance, max_steps=max_steps)
+    objective.at = step.weights
+    factor = None
+    if _fits(objective):
+        p = objective.size
+        drawn = max(_ROWS_PER_WEIGHT * p, int(_MULTIPLICATIONS / p**2))
+        generator = torch.Generator().manual_seed(0)
+        factor = factorise(objective, min(objective.n, drawn), generator)
+    return PreparedHead(
+        rows=rows,
+        positions=torch.tensor(positions),
+        start=step.weights,
+        gradient=objective.gradient(step.weights)[0],
+        factor=factor,
+        passes=step.solution.matvecs + 1,
+    )
+
+
+def _fits(objective: ConvexObjective) -> bool:
+    needed = 2 * 4 * objective.size**2
+    room = _SHARE * storage.free_bytes(objective.device)
+    return objective.size <= _LARGEST and needed <= room
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedNetwork:
+    """The gradient of an ordinary network over all samples, and what curves it.
+
+    Args:
+        positions: Where the samples stand in the training dataset (n,), int64.
+        gradient: Of F over all of them, at the weights it was made at (p,), float64.
+        importance: How much each sample curves F (n,), float64; None if not known.
+        ends: Ritz values at both ends of the Hessian.
+        passes: Over the samples that were spent.
+    """
+
+    positions: Tensor
+    gradient: Vector
+    importance: Tensor | None
+    ends: tuple[float, float]
+    passes: float = 0.0
+
+    def known(self, forgotten: Vector, n_forget: int) -> Known:
+        """What `damped_step` need not compute again.
+
+        Args:
+            forgotten: Gradient of F over the forgotten samples (p,).
+            n_forget: How many they are.
+
+        Returns:
+            The gradient over the others, and the spectrum.
+        """
+        n = len(self.positions)
+        passes = n_forget / (n - n_forget)
+        whole = self.gradient.to(forgotten.device)
+        gradient = retained_gradient(whole, n, forgotten, n_forget)
+        return Known(gradient=gradient, ends=self.ends, passes=passes)
+
+    def importance_of(self, positions: list[int]) -> Tensor | None:
+        """The importance of some samples, in their order."""
+        if self.importance is None:
+            return None
+        places = torch.searchsorted(self.positions, torch.tensor(positions))
+        return self.importance[places.to(self.importance.device)]
+
+
+def prepare_network(
+    objective: EmpiricalObjective, positions: list[int]
+) -> PreparedNetwork:
+    """Find the gradient, the importance of every sample and the spectrum.
+
+    Args:
+        objective: F over all samples, at the trained weights.
+        positions: Where they stand in the training dataset, increasing.
+
+    Returns:
+        What a request at the same weights can use.
+    """
+    found = look(objective, spectrum=True)
+    assert found.ends is not None
+    return PreparedNetwork(
+        positions=torch.tensor(positions),
+        gradient=found.gradient,
+        importance=objective.importance,
+        ends=found.ends,
+        passes=found.passes,
+    )

@@ -1,0 +1,381 @@
+import os
+import pickle
+import stat
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_unlearn import UnlearningCallback, preflight, prepare
+from lightning_unlearn.certificate import Grade
+from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.plugin import store
+from lightning_unlearn.prepared import PreparedHead
+from tests.plugin.nets import (
+    MLP,
+    HeadNet,
+    fitted,
+    loader,
+    same,
+    trainer,
+    weights,
+)
+
+FORGET = [0, 5, 77]
+NOT_USED = "what was prepared is of another model.*prepare again"
+
+
+def cold_and_prepared(make, **options):
+    """Results of the same request on the same trained model, without and with."""
+    net, fit_trainer, _, dataset = fitted(make(), **options)
+    fit_trainer.save_checkpoint("trained.ckpt")
+    results = []
+    for prepared in (False, True):
+        net = make()
+        fresh = trainer(UnlearningCallback(**options))
+        sources = {
+            "model": net,
+            "train_dataloaders": loader(dataset),
+            "ckpt_path": "trained.ckpt",
+        }
+        if prepared:
+            prepare(fresh, **sources)
+            sources = {}
+        results.append((fresh.unlearn(FORGET, **sources), weights(net)))
+    return results
+
+
+def test_a_prepared_head_gets_the_same_certificate():
+    (cold, w_cold), (fast, w_fast) = cold_and_prepared(HeadNet)
+    for name in ("grade", "epsilon", "sensitivity", "noise_std", "constants", "bound"):
+        assert getattr(cold.certificate, name) == getattr(fast.certificate, name)
+    assert fast.certificate.grade is Grade.CERTIFIED
+    assert fast.solution.matvecs < cold.solution.matvecs / 2
+    assert fast.solution.method == "Newton by a stored factor"
+
+
+def test_without_noise_it_is_within_the_sensitivity():
+    options = {"noise_std": 0.0, "tolerance": 1e-7}
+    (cold, w_cold), (fast, w_fast) = cold_and_prepared(HeadNet, **options)
+    distance = sum(float((w_cold[k] - w_fast[k]).norm()) ** 2 for k in w_cold) ** 0.5
+    rounding = 1e-5  # one cast to float32
+    assert distance <= cold.certificate.sensitivity + rounding
+
+
+def test_a_prepared_network_takes_the_same_step_in_fewer_passes():
+    options = {"noise_std": 0.0, "damping": 0.5}
+    (cold, w_cold), (fast, w_fast) = cold_and_prepared(MLP, **options)
+    assert cold.solution.matvecs - fast.solution.matvecs > 0.9
+    for name in w_cold:
+        torch.testing.assert_close(w_cold[name], w_fast[name], rtol=1e-3, atol=1e-4)
+    options = {"max_norm": 5.0}
+    (cold, _), (fast, _) = cold_and_prepared(MLP, **options)
+    assert cold.certificate.sensitivity == fast.certificate.sensitivity
+    assert fast.certificate.grade is Grade.VACUOUS
+
+
+@pytest.mark.parametrize("make", [HeadNet, MLP])
+def test_a_file_serves_another_process(make):
+    options = {"prepared": "secret.pt"} | ({"noise_std": 0.0} if make is MLP else {})
+    _, fit_trainer, _, dataset = fitted(make(), **options)
+    fit_trainer.save_checkpoint("trained.ckpt")
+    done = prepare(fit_trainer)
+    assert done.path.name == "secret.pt"
+    assert stat.S_IMODE(os.stat("secret.pt").st_mode) == 0o600
+    fresh = trainer(UnlearningCallback(**options))
+    result = fresh.unlearn(
+        FORGET,
+        model=make(),
+        train_dataloaders=loader(dataset),
+        ckpt_path="trained.ckpt",
+    )
+    passes = result.solution.matvecs
+    assert "factor" in result.solution.method if make is HeadNet else passes < 40
+    assert not os.path.exists("secret.pt")
+    assert any("what was prepared" in t for t in result.certificate.not_covered)
+
+
+def test_after_a_request_only_retained_features_stay():
+    net, fit_trainer, callback, dataset = fitted()
+    prepare(fit_trainer)
+    kept, before = callback.kept, callback.kept.state
+    result = fit_trainer.unlearn(FORGET)
+    assert any("what was prepared" in t for t in result.certificate.not_covered)
+    after = callback.kept.state
+    assert (after.start, after.gradient, after.factor) == (None, None, None)
+    assert not set(FORGET) & set(after.positions.tolist())
+    assert len(after.positions) == 597
+    for row in before.rows.features[FORGET]:
+        assert not bool((after.rows.features == row).all(1).any())
+    assert callback.kept.data != kept.data  # a fingerprint of the rest, newly salted
+    assert callback.kept.salt != kept.salt
+    second = fit_trainer.unlearn([1, 2])
+    assert second.certificate.grade is Grade.CERTIFIED
+    assert len(callback.kept.positions) == 595
+
+
+def test_features_are_read_once():
+    calls = []
+
+    class Counting(HeadNet):
+        def training_step(self, batch, batch_idx):
+            calls.append(len(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+    _, fit_trainer, callback, _ = fitted(Counting())
+
+    def samples_read(action):
+        calls.clear()
+        action()
+        return sum(calls)
+
+    assert samples_read(lambda: prepare(fit_trainer)) >= 600
+    # Some samples are compared, the rest is in memory.
+    assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 150
+    assert samples_read(lambda: prepare(fit_trainer)) < 150
+    assert callback.kept.state.factor is not None
+    result = fit_trainer.unlearn([9, 10])
+    assert result.solution.method == "Newton by a stored factor"
+    assert result.n_retain == 595
+
+
+def test_what_is_of_another_model_is_not_used():
+    net, fit_trainer, callback, dataset = fitted(MLP(), noise_std=0.0)
+    prepare(fit_trainer)
+    with torch.no_grad():
+        net.net[0].weight[0, 0] += 1e-3
+    with pytest.warns(UserWarning, match=NOT_USED):
+        fit_trainer.unlearn(FORGET)
+    net, fit_trainer, callback, dataset = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    fit_trainer.save_checkpoint("trained.ckpt")
+    other = trainer(UnlearningCallback(prepared="secret.pt", l2=2e-3))
+    with pytest.warns(UserWarning, match=NOT_USED):
+        other.unlearn(
+            FORGET,
+            model=HeadNet(),
+            train_dataloaders=loader(dataset),
+            ckpt_path="trained.ckpt",
+        )
+    assert not os.path.exists("secret.pt")  # it remembers the forgotten samples
+
+
+def test_a_changed_backbone_is_another_model():
+    net, fit_trainer, callback, _ = fitted()
+    prepare(fit_trainer)
+    with torch.no_grad():
+        net.backbone[0].bias[0] += 1e-3
+    with pytest.warns(UserWarning, match=NOT_USED):
+        result = fit_trainer.unlearn(FORGET)
+    assert result.certificate.grade is Grade.NONE
+
+
+def test_other_samples_are_refused_and_nothing_changes():
+    net, fit_trainer, callback, dataset = fitted()
+    prepare(fit_trainer)
+    kept, before = callback.kept, weights(net)
+    dataset.tensors[0][FORGET[1]] += 0.1  # not one of the fingerprint's
+    with pytest.raises(DataError, match="the samples that were prepared.*prepare"):
+        fit_trainer.unlearn(FORGET)
+    assert callback.kept is kept
+    assert same(before, weights(net))
+
+
+def test_training_on_drops_it():
+    net, fit_trainer, callback, dataset = fitted(max_epochs=1)
+    prepare(fit_trainer)
+    fit_trainer.fit_loop.max_epochs = 2
+    fit_trainer.fit(net, loader(dataset))
+    assert callback.kept is None
+
+
+def test_it_is_in_no_checkpoint_and_travels_nowhere():
+    _, fit_trainer, callback, _ = fitted()
+    fit_trainer.save_checkpoint("before.ckpt")
+    prepare(fit_trainer)
+    fit_trainer.save_checkpoint("after.ckpt")
+    states = [
+        torch.load(name, weights_only=True)["callbacks"][callback.state_key]
+        for name in ("before.ckpt", "after.ckpt")
+    ]
+    assert states[0] == states[1]
+    assert pickle.loads(pickle.dumps(callback)).kept is None
+
+
+def test_a_failed_request_leaves_it(monkeypatch):
+    net, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    kept, before = callback.kept, weights(net)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreparedHead, "step", interrupted)
+    with pytest.raises(SystemExit):
+        fit_trainer.unlearn(FORGET)
+    assert callback.kept is kept
+    assert os.path.exists("secret.pt")
+    assert same(before, weights(net))
+
+
+def test_a_file_that_cannot_be_deleted_is_named(monkeypatch):
+    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(type(callback.options.prepared), "unlink", refuse)
+    with pytest.warns(UserWarning, match="could not delete secret.pt.*delete it"):
+        callback.drop_prepared()
+
+
+def test_preflight_uses_it_and_leaves_it():
+    _, fit_trainer, callback, _ = fitted()
+    prepare(fit_trainer)
+    kept = callback.kept
+    look = preflight(fit_trainer, FORGET)
+    assert callback.kept is kept
+    assert 0 < look.seconds < 5
+
+
+def test_it_says_what_it_cost(caplog):
+    _, fit_trainer, _, _ = fitted()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        done = prepare(fit_trainer)
+    assert str(done) in caplog.text
+    assert done.seconds > 0
+    assert done.nbytes > 600 * 32 * 4 + 330 * 330 * 4
+    for part in ("600 samples", "factor", "as secret as the samples", "passes"):
+        assert part in str(done)
+    _, fit_trainer, _, _ = fitted(MLP(), noise_std=0.0)
+    assert "the gradient" in str(prepare(fit_trainer))
+
+
+def test_samples_without_a_fingerprint_bind_no_network():
+    class Odd(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, i):
+            return {"x": torch.full((64,), i / 64), "id": object()}
+
+    class Net(MLP):
+        def training_step(self, batch, batch_idx):
+            x = batch["x"]
+            return super().training_step((x, torch.zeros(len(x)).long()), batch_idx)
+
+    def collate(samples):
+        return {"x": torch.stack([s["x"] for s in samples])}
+
+    callback = UnlearningCallback(noise_std=0.0)
+    fit_trainer = trainer(callback, 1)
+    data = torch.utils.data.DataLoader(Odd(), 16, collate_fn=collate)
+    fit_trainer.fit(Net(), data)
+    with pytest.raises(ModelError, match="could not be bound.*without prepare"):
+        prepare(fit_trainer)
+    assert callback.kept is None
+
+
+# -- the file ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path):
+    _, fit_trainer, callback, _ = fitted(prepared=tmp_path / "secret.pt")
+    prepare(fit_trainer)
+    return callback.kept, tmp_path / "secret.pt"
+
+
+def test_the_file_round_trips(kept):
+    state, path = kept
+    again = store.read(path)
+    assert (again.made_from, again.salt, again.data) == (
+        state.made_from, state.salt, state.data,
+    )  # fmt: skip
+    assert again.positions == state.positions
+    assert torch.equal(again.state.factor.lower, state.state.factor.lower)
+    assert torch.equal(again.state.rows.features, state.state.rows.features)
+    store.write(path, state)  # its own kind may be replaced
+    assert [p.name for p in path.parent.iterdir() if "secret" in p.name] == [path.name]
+
+
+def test_another_file_is_neither_read_nor_replaced_nor_deleted(kept, tmp_path):
+    state, path = kept
+    for name in ("notes.txt", "other.ckpt"):
+        other = tmp_path / name
+        torch.save({"a": 1}, other) if name.endswith("ckpt") else other.write_text("hi")
+        content = other.read_bytes()
+        with pytest.raises(DataError, match="expected prepared state in.*prepared="):
+            store.write(other, state)
+        net, fit_trainer, callback, _ = fitted(prepared=other)
+        before = weights(net)
+        with pytest.raises(DataError, match="expected prepared state in"):
+            fit_trainer.unlearn(FORGET)
+        assert same(before, weights(net))
+        assert other.read_bytes() == content
+
+
+def test_a_damaged_tensor_is_found(kept):
+    _, path = kept
+    plain = torch.load(path, weights_only=True)
+    for change in (
+        lambda p: p["tensors"]["start"].add_(1),
+        lambda p: p["tensors"].pop("factor"),
+        lambda p: p.update(format="lightning_unlearn prepared state, 2"),
+        lambda p: p.pop("salt"),
+        lambda p: p.update(salt=3),
+        lambda p: p.update(tensors={"positions": [1]}),
+    ):
+        changed = torch.load(path, weights_only=True)
+        change(changed)
+        other = path.with_name("changed.pt")
+        torch.save(changed, other)
+        with pytest.raises(DataError, match="expected prepared state in"):
+            store.read(other)
+    assert set(plain) == {"format", "made_from", "salt", "data", "digest", "tensors"}
+
+
+def test_shapes_that_do_not_fit_are_found(kept):
+    _, path = kept
+    for name, wrong in {
+        "positions": torch.arange(600).flip(0),
+        "start": torch.zeros(330),
+        "gradient": torch.zeros(7, dtype=torch.float64),
+        "factor": torch.zeros(3, 3),
+        "features": torch.zeros(5, 32),
+    }.items():
+        plain = torch.load(path, weights_only=True)
+        plain["tensors"][name] = wrong
+        plain["digest"] = store.tensors_digest(sorted(plain["tensors"].items()))
+        other = path.with_name("changed.pt")
+        torch.save(plain, other)
+        with pytest.raises(
+            DataError, match="expected prepared state in.*it(s| does not have) "
+        ):
+            store.read(other)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_no_damage_gives_another_error(kept, data):
+    _, path = kept
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content = content[:place]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    other = path.with_name("damaged.pt")
+    other.write_bytes(bytes(content))
+    try:
+        store.read(other)
+    except DataError:
+        pass
+    else:  # padding between the records of the archive, or its own bookkeeping
+        assert len(content) == path.stat().st_size

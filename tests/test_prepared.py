@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+
+from lightning_unlearn import prepared
+from lightning_unlearn.certificate.guarantees import NewtonStep
+from lightning_unlearn.convex import ConvexObjective
+from lightning_unlearn.features import FeatureData
+from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.minimise import minimise
+from lightning_unlearn.newton import damped_step
+from lightning_unlearn.prepared import (
+    prepare_head,
+    prepare_network,
+    retained_gradient,
+)
+from lightning_unlearn.solvers import CG
+from tests.oracles import dense_gradient_and_hessian, retrain_softmax_head
+from tests.problems import classification, mlp, objective_of, value_of_weights
+
+L2 = 0.01
+GONE = [3, 17, 60, 61, 199]
+SETTINGS = {"l2": L2, "tolerance": 1e-9, "max_steps": 50}
+
+
+def rows():
+    generator = torch.Generator().manual_seed(5)
+    X = torch.randn(400, 6, generator=generator)
+    return FeatureData(X, torch.randint(3, (400,), generator=generator))
+
+
+def prepared_head(w0=None):
+    w0 = torch.randn(21, dtype=torch.float64) if w0 is None else w0
+    # Positions with gaps: an earlier request has removed some.
+    positions = [*range(100), *range(150, 450)]
+    return prepare_head(ConvexHead(6, 3), rows(), positions, w0, **SETTINGS)
+
+
+def retained(gone=GONE):
+    positions = [*range(100), *range(150, 450)]
+    return [i for i, position in enumerate(positions) if position not in gone]
+
+
+def step_of(state, w0, gone=GONE, **options):
+    head = ConvexHead(6, 3)
+    return state.step(head, w0, gone, rest=state.after(gone), **{**SETTINGS, **options})
+
+
+def test_the_gradient_of_the_rest_is_exact_anywhere():
+    net = mlp()
+    X, y = classification()
+    w = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+    def gradient(part):
+        value = value_of_weights(net, X[part], y[part])
+        return dense_gradient_and_hessian(value, w)[0]
+
+    gone, kept = torch.arange(4), torch.arange(4, 37)
+    found = retained_gradient(gradient(torch.arange(37)), 37, gradient(gone), 4)
+    torch.testing.assert_close(found, gradient(kept), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("gone", [[3], GONE, list(range(50, 100))])
+def test_a_prepared_head_ends_at_the_retrained_one(gone):
+    w0 = torch.randn(21, dtype=torch.float64)
+    step = step_of(prepared_head(), w0, gone)
+    keep = retained(gone)
+    X, y = rows().features.double().numpy(), rows().targets.numpy()
+    oracle = retrain_softmax_head(X[keep], y[keep], 3, L2)
+    assert np.linalg.norm(step.weights.numpy() - oracle) <= 1e-9 / L2 + 1e-10 / L2
+    torch.testing.assert_close(w0 - step.solution.x, step.weights)
+
+
+def test_it_saves_passes_and_changes_no_claim():
+    w0 = torch.randn(21, dtype=torch.float64)
+    some = torch.tensor(retained())
+    data = FeatureData(rows().features[some], rows().targets[some])
+    cold = minimise(ConvexObjective(ConvexHead(6, 3), data, L2), w0, tolerance=1e-9)
+    fast = step_of(prepared_head(), w0)
+    assert fast.constants == cold.constants
+    assert (fast.bound, fast.reference) == (cold.bound, cold.reference)
+    assert fast.solution.method == "Newton by a stored factor"
+    assert fast.solution.matvecs < cold.solution.matvecs / 2
+
+
+def test_an_own_solver_is_used_in_place_of_the_factor():
+    step = step_of(prepared_head(), torch.zeros(21).double(), solver=CG(1e-3))
+    assert step.solution.method == "Newton by conjugate gradients"
+
+
+def test_a_head_too_large_for_a_factor_is_solved_from_its_optimum(monkeypatch):
+    monkeypatch.setattr(prepared, "_LARGEST", 20)
+    state = prepared_head()
+    assert state.factor is None
+    step = step_of(state, torch.zeros(21).double())
+    assert step.solution.residual <= 1e-9
+    assert "factor" not in step.solution.method
+
+
+def test_what_stays_after_a_request_are_the_other_rows():
+    rest = prepared_head().after(GONE)
+    assert (rest.start, rest.gradient, rest.factor) == (None, None, None)
+    assert rest.positions.tolist() == [
+        p for p in [*range(100), *range(150, 450)] if p not in GONE
+    ]
+    assert torch.equal(rest.rows.features, rows().features[retained()])
+    again = rest.after([150])
+    assert again.rows.n == 400 - 5 - 1
+    step = step_of(rest, torch.zeros(21).double(), [150])
+    assert step.solution.residual <= 1e-9
+
+
+def network():
+    net = mlp()
+    X, y = classification()
+    objective = objective_of(net, X, y)
+    state = prepare_network(objective, list(range(37)))
+    gone, kept = [0, 1, 5], [i for i in range(37) if i not in (0, 1, 5)]
+    part = objective_of(net, X[gone], y[gone])
+    rest = objective_of(net, X[kept], y[kept])
+    known = state.known(part.value_and_gradient()[1], 3)
+    return state, rest, known, kept
+
+
+def test_a_prepared_network_takes_the_same_step():
+    state, rest, known, _ = network()
+    w0 = rest.scope.flatten()
+    settings = {"damping": None, "solver": CG(1e-10), "max_norm": None}
+    fast = damped_step(rest, w0, guarantee=None, known=known, **settings)
+    cold = damped_step(rest, w0, guarantee=None, **settings)
+    torch.testing.assert_close(
+        known.gradient, rest.value_and_gradient()[1], rtol=1e-12, atol=1e-14
+    )
+    damping = [
+        next(c.value for c in step.constants if c.name == "damping")
+        for step in (fast, cold)
+    ]
+    # Lanczos has seen three samples more.
+    assert damping[0] == pytest.approx(damping[1], rel=0.5)
+    assert cold.solution.matvecs - fast.solution.matvecs > 40
+    fixed = {**settings, "damping": 1.0}
+    fast = damped_step(rest, w0, guarantee=None, known=known, **fixed)
+    cold = damped_step(rest, w0, guarantee=None, **fixed)
+    torch.testing.assert_close(fast.weights, cold.weights, rtol=1e-9, atol=1e-12)
+
+
+def test_importance_follows_its_samples():
+    state, rest, _, kept = network()
+    rest.value_and_gradient()
+    torch.testing.assert_close(state.importance_of(kept), rest.importance)
+
+
+def test_a_newton_step_takes_the_gradient_afresh():
+    _, rest, known, _ = network()
+    false = type(known)(gradient=known.gradient + 1, ends=known.ends, passes=0.0)
+    guarantee = NewtonStep(
+        hessian_lipschitz=1e3,
+        lambda_min=-10.0,
+        retrained_gradient_norm=1.0,
+        residual=1e-6,
+    )
+    steps = [
+        damped_step(
+            rest, rest.scope.flatten(), damping=20.0, solver=CG(1e-9),
+            guarantee=guarantee, max_norm=50.0, known=k,
+        )
+        for k in (false, None)
+    ]  # fmt: skip
+    assert torch.equal(steps[0].weights, steps[1].weights)
