@@ -22,6 +22,7 @@ from lightning_unlearn.solvers import CG as CG
 from lightning_unlearn.solvers import Dense as Dense
 from lightning_unlearn.solvers import FlexibleCG as FlexibleCG
 from lightning_unlearn.solvers import LiSSA as LiSSA
+from lightning_unlearn.solvers import NystromCG as NystromCG
 from lightning_unlearn.solvers import Solution as Solution
 
 _attach()

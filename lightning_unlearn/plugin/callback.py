@@ -32,7 +32,7 @@ from lightning_unlearn.plugin.resolved import gradient_norm
 from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
 from lightning_unlearn.scope import Scope, state_digest
-from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA
+from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG
 
 
 class UnlearningCallback(Callback):
@@ -51,7 +51,8 @@ class UnlearningCallback(Callback):
             of the smallest eigenvalue. Not used by a `ConvexHead`.
         guarantee: "auto" gives `StronglyConvex` when the scope is one `ConvexHead`,
             otherwise `NormBall` when ``max_norm`` is set.
-        solver: "auto" takes `FlexibleCG`; else `FlexibleCG`, `CG`, `LiSSA` or `Dense`.
+        solver: "auto" takes `FlexibleCG`, for a small `ConvexHead` a Cholesky factor;
+            else `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
         curvature: "hessian" (double backward), "hessian_forward" (forward over
             reverse), "gauss_newton", or "central_difference" (smooth networks only).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
@@ -99,7 +100,7 @@ class UnlearningCallback(Callback):
         max_norm: float | None = None,
         damping: float | Literal["auto"] = "auto",
         guarantee: Guarantee | Literal["auto"] = "auto",
-        solver: FlexibleCG | CG | LiSSA | Dense | Literal["auto"] = "auto",
+        solver: FlexibleCG | NystromCG | CG | LiSSA | Dense | Literal["auto"] = "auto",
         curvature: Curvature = "hessian",
         l2: float | Literal["auto"] = "auto",
         tolerance: float = 1e-6,

@@ -15,7 +15,7 @@ from lightning_unlearn.certificate.guarantees import (
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.release import Terms
-from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, Solver
+from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG, Solver
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
 Precision = Literal["auto", "float32", "float64"]
@@ -30,7 +30,7 @@ class Options:
     max_norm: float | None
     damping: float | Literal["auto"]
     guarantee: Guarantee | Literal["auto"]
-    solver: FlexibleCG | CG | LiSSA | Dense | Solver | Literal["auto"]
+    solver: FlexibleCG | NystromCG | CG | LiSSA | Dense | Solver | Literal["auto"]
     curvature: Curvature
     l2: float | Literal["auto"]
     tolerance: float
@@ -70,8 +70,8 @@ class Options:
         )
         if self.solver != "auto" and not hasattr(self.solver, "solve"):
             raise ArgumentError(
-                "expected solver to be 'auto', FlexibleCG(...), CG(...), LiSSA(...) or "
-                f"Dense(...), got {self.solver!r}"
+                "expected solver to be 'auto', FlexibleCG(...), NystromCG(...), "
+                f"CG(...), LiSSA(...) or Dense(...), got {self.solver!r}"
             )
         known = (StronglyConvex, NormBall, NewtonStep)
         if self.guarantee != "auto" and not isinstance(self.guarantee, known):

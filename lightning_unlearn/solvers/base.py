@@ -48,6 +48,18 @@ class Proxied(Protocol):
         ...
 
 
+_FEWEST = 50  # samples; fewer make no useful proxy
+
+
+def proxy_of(
+    A: "Operator", samples: int, generator: torch.Generator
+) -> Callable[[Vector], Vector] | None:
+    """The proxy of an operator, if it has one and enough samples for it."""
+    if not isinstance(A, Proxied) or samples < _FEWEST:
+        return None
+    return A.proxy(samples, generator)
+
+
 class Status(enum.Enum):
     """How a solve ended; the value is what the user reads, remedy included."""
 

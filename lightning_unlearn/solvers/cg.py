@@ -77,3 +77,59 @@ def iterate(
         p = r + (rr / rr_old) * p
         steps += 1
     return Iterate(x, status, steps, products)
+
+
+def solve_preconditioned(
+    A: Operator,
+    b: Vector,
+    inverse: Callable[[Vector], Vector],
+    *,
+    rtol: float,
+    max_steps: int,
+    method: str,
+    spent: float = 0.0,
+    check: bool = True,
+) -> Solution:
+    """Flexible conjugate gradients from x = 0: `inverse` may differ at every step.
+
+    Args:
+        A: The operator.
+        b: Right-hand side (p,).
+        inverse: r -> an approximation of A^-1 r.
+        rtol: Stop when the residual is at most rtol |b|.
+        max_steps: Full products to spend at most.
+        method: For the solution.
+        spent: Passes made before, counted in the solution.
+        check: Recompute the residual by one more product.
+
+    Returns:
+        The solution (Notay 2000).
+    """
+    x, r = torch.zeros_like(b), b.clone()
+    target = rtol * float(b.norm())
+    products, status = 0, Status.CONVERGED
+    z = inverse(r)
+    p = z.clone()
+    while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
+        if products == max_steps:
+            status = Status.MAX_STEPS
+            break
+        Ap = A.matvec(p)
+        products += 1
+        pAp = float(p @ Ap)
+        if not pAp > 0:
+            status = Status.INDEFINITE
+            break
+        alpha = float(p @ r) / pAp
+        x += alpha * p
+        r -= alpha * Ap
+        z = inverse(r)
+        p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
+    return Solution(
+        x=x,
+        residual=residual_norm(A, x, b) if check else float(r.norm()),
+        status=status,
+        steps=products,
+        matvecs=spent + products + check,
+        method=method,
+    )

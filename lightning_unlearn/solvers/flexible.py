@@ -1,22 +1,14 @@
 """Flexible conjugate gradients, preconditioned by a cheaper operator near A."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lightning_unlearn import _validate
 from lightning_unlearn.scope import Vector
-from lightning_unlearn.solvers.base import (
-    Operator,
-    Proxied,
-    Solution,
-    Status,
-    residual_norm,
-)
-from lightning_unlearn.solvers.cg import CG, iterate
-
-_FEWEST = 50  # samples; fewer make no useful proxy
+from lightning_unlearn.solvers.base import Operator, Solution, proxy_of
+from lightning_unlearn.solvers.cg import CG, iterate, solve_preconditioned
 
 
 @dataclass(frozen=True)
@@ -60,41 +52,22 @@ class FlexibleCG:
         """Solve A x = b from x = 0, with one more product for the residual."""
         samples = min(self.samples, A.n // self.share)
         generator = torch.Generator().manual_seed(self.seed)
-        proxy = None
-        if isinstance(A, Proxied) and samples >= _FEWEST:
-            proxy = A.proxy(samples, generator)
+        proxy = proxy_of(A, samples, generator)
         if proxy is None:
             return CG(self.rtol, self.max_steps).solve(A, b)
         inner = _Inner(proxy, self.inner_steps)
-        x, r = torch.zeros_like(b), b.clone()
-        target = self.rtol * float(b.norm())
-        z = inner(r)
-        p = z.clone()
-        products, status = 0, Status.CONVERGED
-        while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
-            if products == self.max_steps:
-                status = Status.MAX_STEPS
-                break
-            Ap = A.matvec(p)
-            products += 1
-            pAp = float(p @ Ap)
-            if not pAp > 0:
-                status = Status.INDEFINITE
-                break
-            alpha = float(p @ r) / pAp
-            x += alpha * p
-            r -= alpha * Ap
-            z = inner(r)
-            p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
-        return Solution(
-            x=x,
-            residual=residual_norm(A, x, b) if self.check else float(r.norm()),
-            status=status,
-            steps=products,
-            matvecs=products + self.check + inner.products * samples / A.n,
+        found = solve_preconditioned(
+            A,
+            b,
+            inner,
+            rtol=self.rtol,
+            max_steps=self.max_steps,
+            check=self.check,
             method="conjugate gradients, preconditioned by "
             f"{samples:,} samples drawn by their curvature",
         )
+        spent = inner.products * samples / A.n
+        return replace(found, matvecs=found.matvecs + spent)
 
 
 class _Inner:

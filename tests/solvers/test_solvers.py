@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import ArgumentError, SolverError
-from lightning_unlearn.solvers import CG, Damped, Dense, FlexibleCG, LiSSA, Status
+from lightning_unlearn.solvers import (
+    CG,
+    BlockCG,
+    Damped,
+    Dense,
+    FlexibleCG,
+    LiSSA,
+    NystromCG,
+    Status,
+)
 from tests.problems import classification, mlp, objective_of
 
 
@@ -175,6 +184,78 @@ def test_flexible_cg_without_a_proxy_is_cg_and_says_what_it_met():
     assert nan.status is not Status.CONVERGED
 
 
+def test_nystrom_divides_out_the_largest_directions():
+    # 20 large eigenvalues over a flat rest: plain CG has to find each of them.
+    A, b = spectrum([*torch.logspace(2, 5, 20).tolist(), *[1.0] * 80])
+    plain, operator = Matrix(A), WithProxy(A, A)
+    CG(rtol=1e-8).solve(plain, b)
+    fast = NystromCG(rtol=1e-8, rank=30).solve(operator, b)
+    exact = torch.linalg.solve(A, b)
+    assert fast.status is Status.CONVERGED
+    assert (fast.x - exact).norm() <= 1e-6 * exact.norm()
+    assert fast.steps < 0.4 * plain.products
+    assert fast.matvecs == pytest.approx(operator.products + 30 * 2000 / 100_000)
+    assert "30 directions" in fast.method
+
+
+def test_nystrom_stands_what_is_not_as_it_should_be():
+    A, b = spectrum([1.0, 2.0, 3.0])
+    for near in (-A, A * float("nan")):  # no factor: plain conjugate gradients
+        solution = NystromCG(rank=2).solve(WithProxy(A, near), b)
+        assert torch.equal(solution.x, CG().solve(Matrix(A), b).x)
+    assert torch.equal(NystromCG().solve(Matrix(A), b).x, CG().solve(Matrix(A), b).x)
+    whole = NystromCG(rtol=1e-10, rank=50).solve(WithProxy(A, A), b)  # rank > p
+    assert whole.steps <= 2
+    indefinite, b = spectrum([-1.0, 2.0, 5.0])
+    solution = NystromCG().solve(WithProxy(indefinite, torch.eye(3).double()), b)
+    assert solution.status is Status.INDEFINITE
+
+
+def test_block_cg_solves_every_column_in_fewer_steps():
+    A, _ = spectrum(torch.logspace(-4, 0, 80).tolist())
+    generator = torch.Generator().manual_seed(1)
+    B = torch.randn(80, 8, generator=generator).double()
+    exact = torch.linalg.solve(A, B)
+    operator = Matrix(A)
+    solutions = BlockCG(rtol=1e-9).solve(operator, B)
+    alone = CG(rtol=1e-9).solve(Matrix(A), B[:, 0].contiguous())
+    for j, solution in enumerate(solutions):
+        assert solution.status is Status.CONVERGED
+        assert (solution.x - exact[:, j]).norm() <= 1e-4 * exact[:, j].norm()
+        assert solution.residual == float((A @ solution.x - B[:, j]).norm())
+        assert solution.residual <= 1e-8 * B[:, j].norm()
+    assert solutions[0].steps < alone.steps / 3
+    assert sum(s.matvecs for s in solutions) == operator.products
+
+
+def test_block_cg_with_one_column_is_cg():
+    A, b = spectrum([1.0, 2.0, 3.0, 4.0, 5.0])
+    (one,) = BlockCG(rtol=1e-6).solve(Matrix(A), b[:, None])
+    cg = CG(rtol=1e-6).solve(Matrix(A), b)
+    assert one.steps == cg.steps
+    torch.testing.assert_close(one.x, cg.x)
+
+
+def test_block_cg_stands_equal_columns_and_names_what_it_meets():
+    A, b = spectrum([1.0, 2.0, 3.0, 4.0, 5.0])
+    B = torch.stack([b, 2 * b, 0 * b], dim=1)
+    exact = torch.linalg.solve(A, B)
+    for j, solution in enumerate(BlockCG(rtol=1e-10).solve(Matrix(A), B)):
+        torch.testing.assert_close(solution.x, exact[:, j], rtol=1e-8, atol=1e-10)
+    indefinite, b = spectrum([-1.0, 2.0, 5.0])
+    B = torch.eye(3).double()
+    assert BlockCG().solve(Matrix(indefinite), B)[0].status is Status.INDEFINITE
+    nan = BlockCG().solve(Matrix(A * float("nan")), torch.eye(5).double())
+    assert nan[0].status is Status.INDEFINITE
+    A, _ = spectrum(torch.logspace(-3, 1, 30).tolist())
+    stopped = BlockCG(rtol=1e-9, max_steps=2).solve(
+        Matrix(A), torch.eye(30)[:, :2].double()
+    )
+    assert stopped[1].status is Status.MAX_STEPS
+    with pytest.raises(ArgumentError, match="expected 1 to 3 right-hand sides, got 4"):
+        BlockCG().solve(Matrix(indefinite), torch.zeros(3, 4).double())
+
+
 def test_damped_adds_the_damping_to_both_products():
     objective = objective_of(mlp(), *classification())
     v = torch.randn(objective.size, dtype=torch.float64)
@@ -197,6 +278,8 @@ def test_damped_adds_the_damping_to_both_products():
         (lambda: LiSSA(batch_size=-1), "expected batch_size"),
         (lambda: Dense(max_size=0), "expected max_size"),
         (lambda: FlexibleCG(samples=0), "expected samples"),
+        (lambda: NystromCG(rank=0), "expected rank"),
+        (lambda: BlockCG(rtol=float("nan")), "expected rtol"),
         (lambda: FlexibleCG(inner_steps=0), "expected inner_steps"),
     ],
 )
