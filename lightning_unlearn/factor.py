@@ -1,5 +1,8 @@
 """A Cholesky factor near the Hessian of a head: Newton directions without products."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +12,10 @@ from lightning_unlearn.errors import SolverError
 from lightning_unlearn.scope import Vector
 
 _CHUNK = 8192
+# Multiplications a factor of all rows may cost to be cheaper than products: measured on
+# scikit-learn's digits and 64 features of CIFAR-100, where it is 2 times faster.
+_CHEAP = 4e9
+_CHEAP_SIZE = 4000  # weights
 
 
 class Factor:
@@ -25,6 +32,29 @@ class Factor:
         """(L L')^-1 b, both (p,)."""
         column = b.to(self.lower.dtype)[:, None]
         return torch.cholesky_solve(column, self.lower)[:, 0].to(b.dtype)
+
+
+def cheap_factor(
+    objective: ConvexObjective,
+) -> Callable[[], Factor | None] | None:
+    """Factors all rows at ``objective.at``, for heads so small that this is fastest."""
+    p, n = objective.size, objective.data.n
+    if p > _CHEAP_SIZE or n * p**2 > _CHEAP:
+        return None
+    return partial(try_factorise, objective, n, torch.Generator())
+
+
+def try_factorise(
+    objective: ConvexObjective, rows: int, generator: torch.Generator
+) -> Factor | None:
+    """`factorise`, or None where single precision cannot hold the Hessian.
+
+    A factor only saves time: without one the head is solved by products.
+    """
+    try:
+        return factorise(objective, rows, generator)
+    except SolverError:
+        return None
 
 
 def factorise(

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_unlearn import storage
 from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.empirical import EmpiricalObjective
-from lightning_unlearn.factor import Factor, factorise
+from lightning_unlearn.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
@@ -39,7 +39,8 @@ class PreparedHead:
         start: Weights (p,) at which F over all rows is least; None once a request has
             been done.
         gradient: Of F there, (p,).
-        factor: Of the Hessian there; None if it would be too large.
+        factor: Of the Hessian there; None if it would be too large, or single precision
+            cannot hold it.
         passes: Over the rows that were spent.
     """
 
@@ -101,7 +102,12 @@ class PreparedHead:
         retained = ConvexObjective(head, rest.rows, l2)
         if self.start is None or self.gradient is None:
             return minimise(
-                retained, w0, tolerance=tolerance, max_steps=max_steps, solver=solver
+                retained,
+                w0,
+                tolerance=tolerance,
+                max_steps=max_steps,
+                solver=solver,
+                refactor=cheap_factor(retained),
             )
         part = ConvexObjective(head, self.of(forgotten), l2)
         start, gradient = self.start.to(w0.device), self.gradient.to(w0.device)
@@ -118,6 +124,7 @@ class PreparedHead:
                 gradient, self.rows.n, part.gradient(start)[0], part.n
             ),
             factor=factor,
+            refactor=cheap_factor(retained),
         )
         passes = step.solution.matvecs + part.n / retained.n
         solution = replace(step.solution, x=w0 - step.weights, matvecs=passes)
@@ -173,17 +180,23 @@ def prepare_head(
 
     Raises:
         GuaranteeError: As `minimise`.
-        SolverError: As `minimise`, or if the Hessian has no factor.
+        SolverError: As `minimise`.
     """
     objective = ConvexObjective(head, rows, l2)
-    step = minimise(objective, w0, tolerance=tolerance, max_steps=max_steps)
+    step = minimise(
+        objective,
+        w0,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        refactor=cheap_factor(objective),
+    )
     objective.at = step.weights
     factor = None
     if _fits(objective):
         p = objective.size
         drawn = max(_ROWS_PER_WEIGHT * p, int(_MULTIPLICATIONS / p**2))
         generator = torch.Generator().manual_seed(0)
-        factor = factorise(objective, min(objective.n, drawn), generator)
+        factor = try_factorise(objective, min(objective.n, drawn), generator)
     return PreparedHead(
         rows=rows,
         positions=torch.tensor(positions),

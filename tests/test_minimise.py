@@ -5,7 +5,7 @@ import torch
 from lightning_unlearn.certificate import Bound, claims
 from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import GuaranteeError, SolverError
-from lightning_unlearn.factor import factorise
+from lightning_unlearn.factor import cheap_factor, factorise
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import LINKS, ConvexHead
 from lightning_unlearn.minimise import minimise
@@ -176,3 +176,40 @@ def test_a_false_start_proves_nothing(size):
     step = minimise(rest, w0, tolerance=1e-9, start=given, factor=factor)
     gradient, rounding = rest.gradient(step.weights)
     assert float(gradient.norm()) + rounding <= 1e-9
+
+
+def test_a_small_head_is_solved_by_fresh_factors():
+    _, rest, w0 = forgetting()
+    far = 5 * torch.randn(len(w0), dtype=torch.float64)
+    step = minimise(rest, far, tolerance=1e-9, refactor=cheap_factor(rest))
+    gradient, rounding = rest.gradient(step.weights)
+    assert float(gradient.norm()) + rounding <= 1e-9
+    plain = minimise(rest, far, tolerance=1e-9)
+    assert "factor" in step.solution.method
+    assert step.solution.matvecs < plain.solution.matvecs
+    assert step.constants == plain.constants
+    own = minimise(
+        rest, far, tolerance=1e-9, refactor=cheap_factor(rest), solver=CG(1e-6)
+    )
+    assert own.solution.method == "Newton by conjugate gradients"
+
+
+def test_a_head_single_precision_cannot_hold_is_solved_by_products():
+    X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
+    X[:, 2] = X[:, 1] + 1e-9 * X[:, 0]  # two features that float32 cannot tell apart
+    Y = torch.randn(60, 1, generator=torch.Generator().manual_seed(1)).double()
+    objective = ConvexObjective(ConvexHead(3, 1, "mse"), FeatureData(X, Y), 1e-10)
+    direct = cheap_factor(objective)
+    assert direct() is None
+    w0 = torch.zeros(4, dtype=torch.float64)
+    step = minimise(objective, w0, tolerance=1e-9, refactor=direct)
+    assert step.solution.residual <= 1e-9
+    assert step.solution.method == "Newton by conjugate gradients"
+
+
+def test_heads_too_large_for_a_cheap_factor_have_none():
+    X, y = torch.zeros(10, 500), torch.zeros(10, dtype=torch.int64)
+    assert (
+        cheap_factor(ConvexObjective(ConvexHead(500, 10), FeatureData(X, y), 1.0))
+        is None
+    )

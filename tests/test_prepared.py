@@ -94,7 +94,7 @@ def test_a_head_too_large_for_a_factor_is_solved_from_its_optimum(monkeypatch):
     assert state.factor is None
     step = step_of(state, torch.zeros(21).double())
     assert step.solution.residual <= 1e-9
-    assert "factor" not in step.solution.method
+    assert "stored" not in step.solution.method
 
 
 def test_what_stays_after_a_request_are_the_other_rows():

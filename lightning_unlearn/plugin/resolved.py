@@ -19,6 +19,7 @@ from lightning_unlearn.certificate.guarantees import (
 from lightning_unlearn.curvature import checks
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.empirical import EmpiricalObjective
+from lightning_unlearn.factor import cheap_factor
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
@@ -97,13 +98,15 @@ class Resolved:
                 return self._damped_step(indices, None)
             assert self.head is not None  # chosen_guarantee checks it
             rows = self._rows(self.head, indices)
+            objective = convex.ConvexObjective(self.head, rows, self.l2)
             return minimise(
-                convex.ConvexObjective(self.head, rows, self.l2),
+                objective,
                 self.scope.flatten(),
                 tolerance=self.options.tolerance,
                 max_steps=self.guarantee.max_steps,
                 solver=self._solver,
                 proxy_samples=proxy_samples,
+                refactor=cheap_factor(objective),
             )
 
     def step_from(
