@@ -76,7 +76,7 @@ def test_automatic_damping_is_raised_when_lanczos_was_too_kind(monkeypatch):
     objective = objective_of(mlp(hidden=8), X, y, l2=0.0)
     w = objective.scope.flatten()
     monkeypatch.setattr(
-        "lightning_unlearn.newton.lanczos_ends", lambda *a, **k: (-1e-6, 1.0)
+        "lightning_unlearn.newton.spectrum_ends", lambda *a, **k: (-1e-6, 1.0)
     )
     step = damped_step(objective, w, damping=None, solver=CG(rtol=1e-8), **SETTINGS)
     (damping,) = (c for c in step.constants if c.name == "damping")
