@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn import storage
 from lightning_unlearn.convex import ConvexObjective
+from lightning_unlearn.curvature.spectrum import Ends
 from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.features import FeatureData
@@ -228,7 +229,7 @@ class PreparedNetwork:
     positions: Tensor
     gradient: Vector
     importance: Tensor | None
-    ends: tuple[float, float]
+    ends: Ends
     passes: float = 0.0
 
     def known(self, forgotten: Vector, n_forget: int) -> Known:

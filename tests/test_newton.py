@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from lightning_unlearn.certificate import Bound, Origin, claims
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
-from lightning_unlearn.curvature.spectrum import hessian_change
+from lightning_unlearn.curvature.spectrum import Ends, hessian_change
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.newton import damped_step, project
 from lightning_unlearn.solvers import CG, Dense, LiSSA
@@ -76,7 +76,8 @@ def test_automatic_damping_is_raised_when_lanczos_was_too_kind(monkeypatch):
     objective = objective_of(mlp(hidden=8), X, y, l2=0.0)
     w = objective.scope.flatten()
     monkeypatch.setattr(
-        "lightning_unlearn.newton.spectrum_ends", lambda *a, **k: (-1e-6, 1.0)
+        "lightning_unlearn.newton.spectrum_ends",
+        lambda *a, **k: Ends(-1e-6, 1.0, 3, 37),
     )
     step = damped_step(objective, w, damping=None, solver=CG(rtol=1e-8), **SETTINGS)
     (damping,) = (c for c in step.constants if c.name == "damping")

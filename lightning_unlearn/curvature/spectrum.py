@@ -1,8 +1,10 @@
 """Lanczos, and what it and sampled differences say of an objective."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_unlearn import _validate
 from lightning_unlearn.errors import SolverError
@@ -10,11 +12,31 @@ from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
 
 LANCZOS_STEPS = 40
+_SETTLED, _OVER = 0.05, 4  # part of the smallest value it may still move in 4 steps
+
+
+class Ends(NamedTuple):
+    """Both ends of a spectrum, as Lanczos sees them.
+
+    Args:
+        lowest: Smallest Ritz value.
+        highest: Largest Ritz value.
+        products: Spent on them.
+        samples: Of the data that the matrix was made of; 0 if it was made of no data.
+    """
+
+    lowest: float
+    highest: float
+    products: int
+    samples: int = 0
 
 
 def lanczos_ends(
-    matvec: Callable[[Vector], Vector], start: Vector, steps: int = 40
-) -> tuple[float, float]:
+    matvec: Callable[[Vector], Vector],
+    start: Vector,
+    steps: int = LANCZOS_STEPS,
+    until_settled: bool = False,
+) -> Ends:
     """Smallest and largest Ritz value after some Lanczos steps.
 
     Full reorthogonalisation, so a Ritz value never leaves the true spectrum: the
@@ -24,9 +46,11 @@ def lanczos_ends(
         matvec: v -> Av for a symmetric A, on (p,) float64 vectors.
         start: Random start vector (p,), not zero.
         steps: Products to spend; fewer are used when the space is exhausted.
+        until_settled: Stop as soon as the smallest Ritz value is negative and has moved
+            by less than 5% in four steps.
 
     Returns:
-        (smallest, largest) Ritz value.
+        The Ritz values.
 
     Raises:
         SolverError: If a product is not finite.
@@ -35,7 +59,8 @@ def lanczos_ends(
     basis = [start / start.norm()]
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    for _ in range(min(steps, start.numel())):
+    lowest: list[float] = []
+    while len(diagonal) < min(steps, start.numel()):
         w = matvec(basis[-1])
         if not bool(torch.isfinite(w).all()):
             raise SolverError(
@@ -43,6 +68,10 @@ def lanczos_ends(
                 "check the model for overflow"
             )
         diagonal.append(float(w @ basis[-1]))
+        if until_settled:
+            lowest.append(float(_ritz(diagonal, off_diagonal)[0]))
+            if _settled(lowest):
+                break
         for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
             Q = torch.stack(basis)
             w = w - Q.T @ (Q @ w)
@@ -51,37 +80,50 @@ def lanczos_ends(
             break
         off_diagonal.append(norm)
         basis.append(w / norm)
+    ritz = _ritz(diagonal, off_diagonal)
+    return Ends(float(ritz[0]), float(ritz[-1]), len(diagonal))
+
+
+def _ritz(diagonal: list[float], off_diagonal: list[float]) -> Tensor:
+    """Eigenvalues of the tridiagonal matrix, increasing."""
     k = len(diagonal)
     T = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if k > 1:
         off = torch.tensor(off_diagonal[: k - 1], dtype=torch.float64)
         T += torch.diag(off, 1) + torch.diag(off, -1)
-    ritz = torch.linalg.eigvalsh(T)
-    return float(ritz[0]), float(ritz[-1])
+    return torch.linalg.eigvalsh(T)
 
 
-def spectrum_ends(
-    objective: Objective, samples: int | None = None
-) -> tuple[float, float]:
+def _settled(lowest: list[float]) -> bool:
+    if len(lowest) <= _OVER or not lowest[-1] < 0:
+        return False
+    return lowest[-1 - _OVER] - lowest[-1] <= _SETTLED * -lowest[-1]
+
+
+def spectrum_ends(objective: Objective, samples: int | None = None) -> Ends:
     """Ritz values at both ends of the Hessian of F, by Lanczos.
 
     Args:
         objective: F.
-        samples: Draw this many samples once instead of using all.
+        samples: Draw this many samples once instead of using all, and stop once the
+            smallest value has settled; None, or n of them, uses all.
 
     Returns:
-        (smallest, largest); the smallest lies at or above the true one when all
-        samples are used.
+        The ends; the smallest lies at or above the true one when all samples are used.
     """
 
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
-    matvec = objective.hessian
+    matvec, used = objective.hessian, objective.n
     if samples is not None and samples < objective.n:
+        used = samples
         matvec = objective.sampled_hessian(samples, generator())
     start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
-    return lanczos_ends(matvec, start.to(objective.device), LANCZOS_STEPS)
+    ends = lanczos_ends(
+        matvec, start.to(objective.device), until_settled=used < objective.n
+    )
+    return ends._replace(samples=used)
 
 
 def hessian_change(objective: Objective, w0: Vector, x: Vector) -> float:

@@ -180,7 +180,7 @@ def newton_constants(ready: Resolved) -> NewtonConstants | None:
         objective = ready.objective(batches)
         if checks.kinks(checks.first_batch_loss(objective)):
             return None
-        low, high = spectrum_ends(objective)
+        low, high, *_ = spectrum_ends(objective)
         _, gradient = objective.value_and_gradient()
         damping = 2 * max(-low, 0.0) + 1e-3 * max(high, 0.0)
         x = CG(rtol=0.1).solve(Damped(objective, damping), gradient).x

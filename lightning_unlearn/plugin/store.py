@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn import storage
 from lightning_unlearn._records import canonical_digest
+from lightning_unlearn.curvature.spectrum import Ends
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.factor import Factor
 from lightning_unlearn.features import FeatureData, check_rows
@@ -226,12 +227,12 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
         importance, ends = found("importance"), tensors["ends"]
         if importance is not None:
             _check("importance", importance, torch.float64, (n,))
-        _check("ends", ends, torch.float64, (2,))
+        _check("ends", ends, torch.float64, (4,))
         return PreparedNetwork(
             positions=positions,
             gradient=gradient,
             importance=importance,
-            ends=(float(ends[0]), float(ends[1])),
+            ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
         )
     features, targets = tensors["features"], tensors["targets"]
     start, lower = found("start"), found("factor")

@@ -156,12 +156,25 @@ def test_lanczos_finds_both_ends_from_inside():
     A = Q @ torch.diag(values) @ Q.T
     start = torch.randn(61, generator=generator).double()
     for steps in (5, 40, 61, 200):
-        low, high = lanczos_ends(lambda v: A @ v, start, steps)
+        low, high, *_ = lanczos_ends(lambda v: A @ v, start, steps)
         assert low >= -3 - 1e-9
         assert high <= 9 + 1e-9
     assert low == pytest.approx(-3, abs=1e-9)
     assert high == pytest.approx(9, abs=1e-9)
     identity = lanczos_ends(lambda v: 2 * v, start, 40)  # stops after one step
-    assert identity == (pytest.approx(2), pytest.approx(2))
+    assert identity[:3] == (pytest.approx(2), pytest.approx(2), 1)
     with pytest.raises(SolverError, match="expected finite curvature products"):
         lanczos_ends(lambda v: v * float("nan"), start, 3)
+
+
+def test_lanczos_stops_when_the_smallest_value_has_settled():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.tensor([-1.0]), torch.linspace(0, 5, 200)]).double()
+    start = torch.randn(201, generator=generator).double()
+    early = lanczos_ends(lambda v: values * v, start, 60, until_settled=True)
+    late = lanczos_ends(lambda v: values * v, start, 60)
+    assert early.products < late.products == 60
+    assert -1 - 1e-9 <= late.lowest <= early.lowest <= -0.85
+    # Nothing negative: there is nothing to settle, and no step is saved.
+    positive = values + 2
+    assert lanczos_ends(lambda v: positive * v, start, 60, True).products == 60
