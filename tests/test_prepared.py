@@ -137,7 +137,7 @@ def test_a_prepared_network_takes_the_same_step():
     ]
     # Lanczos has seen three samples more.
     assert damping[0] == pytest.approx(damping[1], rel=0.5)
-    assert cold.solution.matvecs - fast.solution.matvecs > 40
+    assert cold.solution.matvecs - fast.solution.matvecs > 30  # Lanczos, a gradient
     fixed = {**settings, "damping": 1.0}
     fast = damped_step(rest, w0, guarantee=None, known=known, **fixed)
     cold = damped_step(rest, w0, guarantee=None, **fixed)
