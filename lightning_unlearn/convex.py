@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_unlearn import _validate
 from lightning_unlearn.certificate.rounding import gradient_rounding_upper
 from lightning_unlearn.features import FeatureData
-from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.heads import LINKS, Bend, ConvexHead
 from lightning_unlearn.scope import Vector
 
 _CHUNK = 4096
@@ -60,7 +60,12 @@ class ConvexObjective:
         self.largest = largest
         self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
         self._double: list[tuple[Tensor, Tensor]] | None = None
+        self._bends: list[Bend] = []
         self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
+
+    def bend_at(self, w: Vector) -> None:
+        """Take curvature at w (p,) from now on."""
+        self.at, self._bends = w, []
 
     @property
     def size(self) -> int:
@@ -71,6 +76,15 @@ class ConvexObjective:
     def n(self) -> int:
         """Rows over all processes."""
         return self._n
+
+    @property
+    def rows_to_span(self) -> int:
+        """Rows whose Hessians together can have full rank: each has one of K at most.
+
+        That of a softmax has one less: adding a constant to all logits changes nothing.
+        """
+        softmax = self.K > 1 and self.link is LINKS["cross_entropy"]
+        return -(-self.size // (self.K - softmax))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows in float64, a chunk at a time; kept if all of them fit."""
@@ -145,9 +159,27 @@ class ConvexObjective:
     def hvp(self, v: Vector) -> Vector:
         """Hessian at `self.at` times v, both (p,)."""
         total = torch.zeros_like(v)
-        for X in self.data.features.split(_CHUNK):
-            total += self._curved(X.to(self.device), v)
+        chunks = self.data.features.split(_CHUNK)
+        for X, bend in zip(chunks, self._bend(), strict=True):
+            total += self._curved(X.to(self.device), bend, v)
         return self.reduce(total) / self.n + self.l2 * v
+
+    def _bend(self) -> Iterator[Bend]:
+        """The second derivative of each chunk's rows; kept if that fits."""
+        if self._bends:
+            yield from self._bends
+            return
+        fits = 8 * self.data.n * self.K <= DOUBLE_BYTES
+        kept: list[Bend] = []
+        for X in self.data.features.split(_CHUNK):
+            bend = self._bend_of(X.to(self.device))
+            if fits:
+                kept.append(bend)
+            yield bend
+        self._bends = kept
+
+    def _bend_of(self, X: Tensor) -> Bend:
+        return self.link.bend(self.logits(X, self.at.to(X.dtype)))
 
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
@@ -155,7 +187,7 @@ class ConvexObjective:
         """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
         rows = torch.randint(self.data.n, (batch_size,), generator=generator)
         X = self._rows(rows)
-        return self._curved(X, v) / batch_size + self.l2 * v
+        return self._curved(X, self._bend_of(X), v) / batch_size + self.l2 * v
 
     def proxy(
         self, samples: int, generator: torch.Generator
@@ -174,21 +206,21 @@ class ConvexObjective:
             Products with a cheaper matrix near the Hessian, regulariser included.
         """
         X, counts = self.draw(samples, generator)
-        Z = self.logits(X, self.at.to(X.dtype))
+        bend = self._bend_of(X)
 
         def products(v: Vector) -> Vector:
-            curved = self.link.curvature(Z, self.logits(X, v.to(X.dtype)))
+            curved = bend.times(self.logits(X, v.to(X.dtype)))
             return self._pull_back(X, curved * counts).double() + self.l2 * v
 
         return products
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows (m, d) drawn as in `proxy`, and how much each counts (m, 1)."""
+        chunks = self.data.features.split(_CHUNK)
         importance = torch.cat(
             [
-                self.link.trace(self.logits(X, self.at))
-                * (X.square().sum(1) + self.bias)
-                for X, _ in self._chunks()
+                bend.trace().double() * (X.double().square().sum(1) + self.bias)
+                for X, bend in zip(chunks, self._bend(), strict=True)
             ]
         )
         # Saturated rows curve nothing: none may have probability exactly zero.
@@ -203,8 +235,7 @@ class ConvexObjective:
         features = self.data.features
         return features[places.to(features.device)].to(self.device)
 
-    def _curved(self, X: Tensor, v: Vector) -> Vector:
+    def _curved(self, X: Tensor, bend: Bend, v: Vector) -> Vector:
         """Summed Hessian of some rows times v, in the dtype of the rows."""
-        Z = self.logits(X, self.at.to(X.dtype))
-        U = self.link.curvature(Z, self.logits(X, v.to(X.dtype)))
+        U = bend.times(self.logits(X, v.to(X.dtype)))
         return self._pull_back(X, U).double()

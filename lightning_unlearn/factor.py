@@ -102,10 +102,11 @@ def _add_hessian(
     """Add the Hessian of some rows, each times its count, to H."""
     K, d = objective.K, objective.d
     Z = objective.logits(X, objective.at.float())
+    bend = objective.link.bend(Z)
     for a in range(K):
         unit = torch.zeros_like(Z)
         unit[:, a] = 1
-        column = objective.link.curvature(Z, unit) * counts  # (m, K)
+        column = bend.times(unit) * counts  # (m, K)
         for b in range(a, K):
             if bool(column[:, b].any()):
                 _add_block(H, X, column[:, b : b + 1], (a, b), (K, d), objective.bias)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,19 @@ from lightning_unlearn.errors import ArgumentError
 LossName = Literal["cross_entropy", "mse", "bce", "poisson"]
 
 
+@runtime_checkable
+class Bend(Protocol):
+    """d2 loss / d z2 of some rows at the logits it was made at."""
+
+    def times(self, u: Tensor) -> Tensor:
+        """The product with u, (n, K) both; positive semidefinite."""
+        ...
+
+    def trace(self) -> Tensor:
+        """The trace of each row's matrix, (n,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Link:
     """The derivatives of a per-sample loss in its logits z, all in closed form.
@@ -23,8 +36,7 @@ class Link:
     Args:
         loss: (z, y) -> losses of shape (n,). Convex in z.
         residual: (z, y) -> d loss / d z, shape (n, K).
-        curvature: (z, u) -> (d2 loss / d z2) u, shape (n, K); positive semidefinite.
-        trace: z -> trace of d2 loss / d z2, shape (n,).
+        bend: z -> its second derivative there.
         lipschitz: (largest |z| entrywise exponent, K) -> Lipschitz constant of the
             residual in z where the logits lie.
         norm: Same arguments -> bound on the norm of the residual's nonlinear part.
@@ -32,8 +44,7 @@ class Link:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     residual: Callable[[Tensor, Tensor], Tensor]
-    curvature: Callable[[Tensor, Tensor], Tensor]
-    trace: Callable[[Tensor], Tensor]
+    bend: Callable[[Tensor], Bend]
     lipschitz: Callable[[float, int], float]
     norm: Callable[[float, int], float]
 
@@ -42,9 +53,30 @@ def _one_hot(y: Tensor, z: Tensor) -> Tensor:
     return y if y.is_floating_point() else F.one_hot(y, z.shape[-1]).to(z.dtype)
 
 
-def _softmax_curvature(z: Tensor, u: Tensor) -> Tensor:
-    p = z.softmax(-1)
-    return p * u - p * (p * u).sum(-1, keepdim=True)
+class _SoftmaxBend:
+    """diag(p) - p p'."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.p = z.softmax(-1)
+
+    def times(self, u: Tensor) -> Tensor:
+        return self.p * (u - (self.p * u).sum(-1, keepdim=True))
+
+    def trace(self) -> Tensor:
+        return 1 - self.p.square().sum(-1)
+
+
+class _Diagonal:
+    """diag(h)."""
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+    def times(self, u: Tensor) -> Tensor:
+        return self.h * u
+
+    def trace(self) -> Tensor:
+        return self.h.sum(-1)
 
 
 def _exp(z: float) -> float:
@@ -59,16 +91,14 @@ LINKS: dict[str, Link] = {
     "cross_entropy": Link(
         loss=lambda z, y: z.logsumexp(-1) - (_one_hot(y, z) * z).sum(-1),
         residual=lambda z, y: z.softmax(-1) - _one_hot(y, z),
-        curvature=_softmax_curvature,
-        trace=lambda z: 1 - z.softmax(-1).square().sum(-1),
+        bend=_SoftmaxBend,
         lipschitz=lambda zmax, K: 0.5,  # |diag(p) - p p'| <= 1/2
         norm=lambda zmax, K: 1.0,
     ),
     "mse": Link(
         loss=lambda z, y: _mean((z - y) ** 2),
         residual=lambda z, y: 2 * (z - y) / z.shape[-1],
-        curvature=lambda z, u: 2 * u / z.shape[-1],
-        trace=lambda z: torch.full_like(z[:, 0], 2.0),
+        bend=lambda z: _Diagonal(torch.full_like(z, 2 / z.shape[-1])),
         lipschitz=lambda zmax, K: 2 / K,
         norm=lambda zmax, K: 0.0,
     ),
@@ -77,16 +107,14 @@ LINKS: dict[str, Link] = {
             F.binary_cross_entropy_with_logits(z, y, reduction="none")
         ),
         residual=lambda z, y: (z.sigmoid() - y) / z.shape[-1],
-        curvature=lambda z, u: z.sigmoid() * (-z).sigmoid() * u / z.shape[-1],
-        trace=lambda z: _mean(z.sigmoid() * (-z).sigmoid()),
+        bend=lambda z: _Diagonal(z.sigmoid() * (-z).sigmoid() / z.shape[-1]),
         lipschitz=lambda zmax, K: 0.25 / K,
         norm=lambda zmax, K: 1 / math.sqrt(K),
     ),
     "poisson": Link(
         loss=lambda z, y: _mean(z.exp() - y * z),
         residual=lambda z, y: (z.exp() - y) / z.shape[-1],
-        curvature=lambda z, u: z.exp() * u / z.shape[-1],
-        trace=lambda z: _mean(z.exp()),
+        bend=lambda z: _Diagonal(z.exp() / z.shape[-1]),
         lipschitz=lambda zmax, K: _exp(zmax) / K,
         norm=lambda zmax, K: _exp(zmax) / math.sqrt(K),
     ),

@@ -191,7 +191,7 @@ def prepare_head(
         max_steps=max_steps,
         refactor=cheap_factor(objective),
     )
-    objective.at = step.weights
+    objective.bend_at(step.weights)
     factor = None
     if _fits(objective):
         p = objective.size

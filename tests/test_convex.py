@@ -67,7 +67,7 @@ def test_closed_forms_equal_automatic_differentiation(loss, bias):
     torch.testing.assert_close(gradient, torch.func.grad(value)(w))
     assert 0 < rounding < 1e-10
     v = torch.randn(len(w), dtype=torch.float64)
-    objective.at = w
+    objective.bend_at(w)
     torch.testing.assert_close(objective.hvp(v), H @ v)
     assert torch.linalg.eigvalsh(H)[0] >= 0.01 - 1e-12  # mu = l2 is true
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def test_closed_forms_equal_automatic_differentiation(loss, bias):
 @pytest.mark.parametrize("loss", LINKS)
 def test_the_proxy_is_the_hessian_on_average_and_positive_definite(loss):
     head, X, y, objective = problem(loss)
-    objective.at = Scope(head, head.parameters()).flatten()
+    objective.bend_at(Scope(head, head.parameters()).flatten())
     v = torch.randn(objective.size, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     mean = 0
@@ -87,15 +87,45 @@ def test_the_proxy_is_the_hessian_on_average_and_positive_definite(loss):
         mean = mean + proxy(v) / 300
         assert v @ proxy(v) >= 0.01 * v @ v * (1 - 1e-9)
     assert (mean - objective.hvp(v)).norm() < 0.05 * objective.hvp(v).norm()
-    z = head(X)
-    traces = torch.stack(
-        [
-            sum(objective.link.curvature(z[i : i + 1], e[None])[0] @ e
-                for e in torch.eye(3).double())
-            for i in range(len(z))
-        ]
-    )  # fmt: skip
-    torch.testing.assert_close(objective.link.trace(z), traces)
+    bend = objective.link.bend(head(X))
+    traces = sum(bend.times(e.expand(40, 3)) @ e for e in torch.eye(3).double())
+    torch.testing.assert_close(bend.trace(), traces)
+
+
+@pytest.mark.parametrize("loss", LINKS)
+def test_curvature_is_kept_where_it_was_taken(loss, monkeypatch):
+    _, X, y, objective = problem(loss)
+    v = torch.randn(objective.size, dtype=torch.float64)
+    points = [torch.randn_like(v) * 0.3 for _ in range(2)]
+
+    def products():
+        found = []
+        for w in (*points, *points):
+            objective.bend_at(w)
+            found.append(objective.hvp(v))
+            assert torch.equal(objective.hvp(v), found[-1])  # kept: the same again
+        return found
+
+    kept = products()
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[1]) or loss == "mse"
+    monkeypatch.setattr("lightning_unlearn.convex.DOUBLE_BYTES", 0)  # nothing fits
+    *_, objective = problem(loss)
+    for one, other in zip(products(), kept, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("loss", LINKS)
+def test_so_many_rows_span_the_weights(loss):
+    head, *_ = problem(loss)
+    X, y = data_for(loss, n=8)
+    objective = ConvexObjective(head, FeatureData(X, y), 1e-9)
+    rows = objective.rows_to_span
+    assert rows == 7 if loss != "cross_entropy" else 11
+    few = ConvexObjective(head, FeatureData(X[: rows - 1], y[: rows - 1]), 1e-9)
+    few.bend_at(torch.randn(21, dtype=torch.float64))
+    H = torch.stack([few.hvp(e) for e in torch.eye(21).double()])
+    assert int(torch.linalg.matrix_rank(H, rtol=1e-7)) < 21
 
 
 def test_the_regulariser_covers_the_bias():
@@ -104,7 +134,7 @@ def test_the_regulariser_covers_the_bias():
     head, X, y, objective = problem("cross_entropy")
     shift = torch.zeros(objective.size, dtype=torch.float64)
     shift[18:] = 1
-    objective.at = torch.zeros_like(shift)
+    objective.bend_at(torch.zeros_like(shift))
     torch.testing.assert_close(objective.hvp(shift), 0.01 * shift)
 
 

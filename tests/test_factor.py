@@ -14,7 +14,7 @@ from tests.test_convex import flat_value, problem
 def test_solves_with_the_hessian(loss, bias):
     head, X, y, objective = problem(loss, bias=bias)
     w = torch.randn(objective.size, dtype=torch.float64) * 0.3
-    objective.at = w
+    objective.bend_at(w)
     H = torch.func.hessian(flat_value(head, X, y, loss, 0.01))(w)
     factor = factorise(objective, 40, torch.Generator())
     lower = factor.lower.double().tril()
@@ -30,7 +30,7 @@ def test_a_sample_of_the_rows_is_near():
     X = torch.randn(4000, 5, generator=generator)
     y = torch.randint(3, (4000,), generator=generator)
     objective = ConvexObjective(ConvexHead(5, 3), FeatureData(X, y), 0.1)
-    objective.at = torch.randn(18, generator=generator, dtype=torch.float64)
+    objective.bend_at(torch.randn(18, generator=generator, dtype=torch.float64))
     whole = factorise(objective, 4000, generator).lower.tril()
     errors = []
     for rows in (200, 3200):

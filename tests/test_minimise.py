@@ -132,7 +132,7 @@ def forgetting(n_forget=20):
     head = ConvexHead(6, 3)
     full = ConvexObjective(head, FeatureData(X, y), 0.01)
     w0 = minimise(full, torch.zeros(full.size).double(), tolerance=1e-9).weights
-    full.at = w0
+    full.bend_at(w0)
     rest = ConvexObjective(head, FeatureData(X[n_forget:], y[n_forget:]), 0.01)
     return full, rest, w0
 
@@ -153,19 +153,41 @@ def test_a_stored_factor_needs_gradients_only():
     assert float((step.weights - plain.weights).norm()) < 2 * 1e-9 / 0.01
 
 
-@pytest.mark.parametrize("sign", [0.0, -1.0, 1e-30, 1e30])
-def test_a_false_factor_costs_a_pass_and_proves_nothing(sign):
-    full, rest, w0 = forgetting()
-    true = factorise(full, 400, torch.Generator())
+FALSE_DIRECTIONS = {
+    "zero": lambda b: 0 * b,
+    "back": lambda b: -b,
+    "tiny": lambda b: 1e-30 * b,
+    "huge": lambda b: 1e30 * b,
+    "random": torch.randn_like,
+    "nan": lambda b: b * float("nan"),
+}
+
+
+@pytest.mark.parametrize("false", FALSE_DIRECTIONS)
+def test_a_false_factor_costs_passes_and_proves_nothing(false):
+    _, rest, w0 = forgetting()
 
     class Wrong:
-        def solve(self, b):
-            return sign * true.solve(b)
+        solve = staticmethod(FALSE_DIRECTIONS[false])
 
-    step = minimise(rest, w0, tolerance=1e-9, factor=Wrong())
+    start = rest.gradient(w0)[0]
+    step = minimise(rest, w0, tolerance=1e-9, factor=Wrong(), start=start)
     gradient, rounding = rest.gradient(step.weights)
     assert float(gradient.norm()) + rounding <= 1e-9
-    assert "stored factor" not in step.solution.method
+    assert step.solution.method != "Newton by a stored factor"
+    if false in ("zero", "nan"):  # the others are multiples of the identity, or chance
+        assert "stored factor" not in step.solution.method
+
+
+def test_a_factor_from_farther_away_is_a_preconditioner():
+    full, rest, w0 = forgetting()
+    far = w0 + 2 * torch.randn(len(w0), dtype=torch.float64)
+    factor = factorise(full, 400, torch.Generator())
+    step = minimise(rest, far, tolerance=1e-9, factor=factor)
+    plain = minimise(rest, far, tolerance=1e-9)
+    assert "stored factor" in step.solution.method
+    assert step.solution.matvecs < plain.solution.matvecs
+    assert step.constants == plain.constants
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1.0, 1e30])
