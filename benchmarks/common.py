@@ -197,6 +197,45 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def bars(name: str, panels: dict[str, dict[str, list[float]]], unit: str) -> str:
+    """Draw medians and ranges, one panel a case, into ``results/name.png``.
+
+    Args:
+        name: Of the file.
+        panels: Title -> way -> measured values, all > 0.
+        unit: Of the values, for the axis.
+
+    Returns:
+        Markdown that shows the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = sum(map(len, panels.values()))
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(8, 1 + 0.32 * rows + 0.5 * len(panels)),
+        height_ratios=[len(ways) for ways in panels.values()], squeeze=False,
+    )  # fmt: skip
+    for axis, (title, ways) in zip(axes[:, 0], panels.items(), strict=True):
+        middle = [statistics.median(values) for values in ways.values()]
+        low = [m - min(v) for m, v in zip(middle, ways.values(), strict=True)]
+        high = [max(v) - m for m, v in zip(middle, ways.values(), strict=True)]
+        axis.barh(list(ways), middle, xerr=[low, high], color="#4477aa", height=0.7)
+        axis.bar_label(axis.containers[-1], [f" {m:.3g}" for m in middle])
+        axis.invert_yaxis()
+        axis.set_xlabel(unit)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    plt.close(figure)
+    return f"![{unit} of every way]({name}.png)"
+
+
 def publish(name: str, title: str, *parts: str) -> None:
     """Print a result, and write it to ``results/name.md``."""
     text = "\n\n".join([f"# {title}", machine(), *parts]) + "\n"

@@ -14,7 +14,18 @@ import statistics
 from functools import partial
 
 import torch
-from common import CNN, MLP, cifar10, mnist, publish, resnet18, spread, table, timed
+from common import (
+    CNN,
+    MLP,
+    bars,
+    cifar10,
+    mnist,
+    publish,
+    resnet18,
+    spread,
+    table,
+    timed,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,7 +90,7 @@ def ways(net, X, y):
 
 def main():
     torch.set_num_threads(1)
-    parts = []
+    parts, panels = [], {}
     for title, net, X, y in cases():
         net.eval()
         actions = ways(net, X, y)
@@ -96,7 +107,11 @@ def main():
             for name, taken in seconds.items()
         ]  # fmt: skip
         parts += [f"## {title}", table(["", "ms, median (range)", "/ gradient"], rows)]
-    publish("hvp", "Curvature products over gradients", *parts)
+        panels[title] = {
+            name: [t / base for t in taken] for name, taken in seconds.items()
+        }
+    picture = bars("hvp", panels, "gradients")
+    publish("hvp", "Curvature products over gradients", *parts, picture)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ head, 7,850 weights on MNIST pixels and 6,500 on 64 features of CIFAR-100, to to
 through ``trainer.unlearn``, from the call to the result, loading and checks included.
 
 "paper" is the published algorithm (10 runs of 1,000 steps of LiSSA with batches of 10,
-scale 1,000), written here as its description has it, without a Trainer around it, with
-the same gradient, objective and damping as ours.
+scale 1,000), written here with the operations of the published code, but with our
+gradient, objective and damping, and without a Trainer around it; "paper, tightened" is
+the same with nothing to spare. Neither checks its residual within the time.
 """
 
 import copy
@@ -35,7 +36,7 @@ from common import (
     trainer,
 )
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, Subset
 
 import lightning_unlearn as lu
 
@@ -43,39 +44,98 @@ ROUNDS = 3
 L2 = 5e-4
 
 
-def paper(net, dataset, forget, damping):
-    """(seconds, residual / |g|) of the paper's published LiSSA."""
+def published(net, dataset, forget, damping):
+    """(seconds, residual / |g|) of LiSSA as the paper's code does it, step by step.
+
+    Loaders that read sample by sample, a list of tensors a vector, a graph of the
+    second backward pass too, and the regulariser through autograd.
+    """
+    keep = torch.ones(len(dataset), dtype=torch.bool)
+    keep[forget] = False
+    retained = Subset(dataset, keep.nonzero()[:, 0].tolist())
+    parameters = list(net.parameters())
+
+    def regulariser(factor):
+        return factor / 2 * sum(p.square().sum() for p in parameters)
+
+    def gradient():
+        total = [torch.zeros_like(p) for p in parameters]
+        for X, y in DataLoader(retained, 128):
+            loss = F.cross_entropy(net(X), y, reduction="sum")
+            for t, g in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                t += g
+        own = torch.autograd.grad(regulariser(L2), parameters)
+        return [t / len(retained) + g for t, g in zip(total, own, strict=True)]
+
+    def product(loss, v):
+        first = torch.autograd.grad(loss, parameters, create_graph=True)
+        inner = sum((a * b).sum() for a, b in zip(first, v, strict=True))
+        return torch.autograd.grad(inner, parameters, create_graph=True)
+
+    def solve():
+        g = gradient()
+        x = [torch.zeros_like(p) for p in parameters]
+        for _ in range(10):
+            v = [t.clone() for t in g]
+            sampler = RandomSampler(retained, replacement=True, num_samples=10_000)
+            for X, y in DataLoader(retained, 10, sampler=sampler):
+                loss = F.cross_entropy(net(X), y) + regulariser(L2 + damping)
+                Hv = product(loss, v)
+                with torch.no_grad():
+                    v = [a + b - c / 1000 for a, b, c in zip(g, v, Hv, strict=True)]
+            x = [a + b / 1000 / 10 for a, b in zip(x, v, strict=True)]
+        return _flat(x), _flat(g)
+
+    seconds, (x, g) = timed(solve)
+    data = Tensors(*(t[keep] for t in dataset.tensors), batch_size=1000)
+    return seconds, _residual(net, data, x, g, damping)
+
+
+def tight(net, dataset, forget, damping):
+    """(seconds, residual / |g|) of the same LiSSA with nothing to spare.
+
+    Tensors in memory, flat vectors, no graph that is not needed.
+    """
     keep = torch.ones(len(dataset), dtype=torch.bool)
     keep[forget] = False
     data = Tensors(*(t[keep] for t in dataset.tensors), batch_size=1000)
     parameters = list(net.parameters())
 
-    def flat(tensors):
-        return torch.cat([t.reshape(-1) for t in tensors])
-
-    def gradient(batch, graph=False):
-        loss = F.cross_entropy(net(batch[0]), batch[1], reduction="sum")
-        return flat(torch.autograd.grad(loss, parameters, create_graph=graph))
-
-    def product(batch, v):
-        g = gradient(batch, graph=True)
-        return flat(torch.autograd.grad(g, parameters, v))
-
     def solve():
-        w = flat([p.detach() for p in parameters])
-        g = sum(gradient(batch) for _, batch in data) / data.n + L2 * w
+        w = _flat([p.detach() for p in parameters])
+        g = sum(_gradient(net, batch) for _, batch in data) / data.n + L2 * w
         x = torch.zeros_like(g)
         for _ in range(10):
             v = g.clone()
             for _ in range(1000):
                 rows = torch.randint(data.n, (10,))
-                Hv = product((data.X[rows], data.y[rows]), v) / 10 + L2 * v
-                v = g + v - (Hv + damping * v) / 1000
+                Hv = _product(net, (data.X[rows], data.y[rows]), v) / 10
+                v = g + v - (Hv + (L2 + damping) * v) / 1000
             x += v / 1000 / 10
-        Hx = sum(product(batch, x) for _, batch in data) / data.n + L2 * x
-        return float((Hx + damping * x - g).norm() / g.norm())
+        return x, g
 
-    return timed(solve)
+    seconds, (x, g) = timed(solve)
+    return seconds, _residual(net, data, x, g, damping)
+
+
+def _flat(tensors):
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def _gradient(net, batch, graph=False):
+    loss = F.cross_entropy(net(batch[0]), batch[1], reduction="sum")
+    parts = torch.autograd.grad(loss, list(net.parameters()), create_graph=graph)
+    return torch.cat([t.reshape(-1) for t in parts])
+
+
+def _product(net, batch, v):
+    g = _gradient(net, batch, graph=True)
+    return _flat(torch.autograd.grad(g, list(net.parameters()), v))
+
+
+def _residual(net, data, x, g, damping):
+    Hx = sum(_product(net, batch, x) for _, batch in data) / data.n
+    return float((Hx + (L2 + damping) * x - g).norm() / g.norm())
 
 
 def request(make, dataset, checkpoint, forget, prepare=False, **options):
@@ -140,8 +200,9 @@ def network(title, make, dataset, epochs, n_forget):
     }  # fmt: skip
     rounds, retrain = Rounds(), f"retrained, {epochs} epochs"
     for _ in range(ROUNDS):
-        seconds, residual = paper(copy.deepcopy(net), dataset, forget, damping)
-        rounds.add("paper", seconds, None, residual)
+        for way, lissa in (("paper", published), ("paper, tightened", tight)):
+            seconds, residual = lissa(copy.deepcopy(net), dataset, forget, damping)
+            rounds.add(way, seconds, None, residual)
         ways = {"ours, cold": cold, "ours, prepared": {**cold, "prepare": True}}
         for way, options in {**ways, **solvers}.items():
             seconds, result, spent = request(
@@ -153,11 +214,17 @@ def network(title, make, dataset, epochs, n_forget):
                 rounds.add("(preparing)", spent)
         part = Subset(dataset, keep.nonzero()[:, 0].tolist())
         rounds.add(retrain, fitted(make(), part, epochs, noise_std=0.0)[2])
-    head = ["way", "passes", "residual / \\|g\\|", "seconds, median (range)",
-            "times faster than paper", "than retraining"]  # fmt: skip
-    return f"## {title}, damping {damping:.3g}", table(
-        head, rounds.rows(("paper", retrain))
-    )
+    head = [
+        "way", "passes", "residual / \\|g\\|", "seconds, median (range)",
+        "times faster than paper", "than paper, tightened", "than retraining",
+    ]  # fmt: skip
+    title = f"{title}, damping {damping:.3g}"
+    return {
+        title: (
+            table(head, rounds.rows(("paper", "paper, tightened", retrain))),
+            rounds.seconds,
+        )
+    }
 
 
 def _relative(certificate):
@@ -198,16 +265,16 @@ def head(title, dataset, epochs, n_forget=1000):
         rounds.add("ours, prepared, 100 forgotten", few[0], few[1].solution.matvecs)
     columns = ["way", "passes", "", "seconds, median (range)",
                "times faster than plain Newton-CG from zero"]  # fmt: skip
-    return f"## {title}", table(columns, rounds.rows((base,)))
+    return {title: (table(columns, rounds.rows((base,))), rounds.seconds)}
 
 
 CASES = {
     "mlp": lambda: network("MNIST, MLP", MLP, mnist("train"), 30, 1000),
     "cnn": lambda: network("CIFAR-10, CNN", CNN, cifar10(10_000), 20, 200),
-    "head": lambda: (
-        *head("Convex head on MNIST pixels", mnist("train"), 5),
-        *head("Convex head on 64 features of CIFAR-100", cifar100_features(), 5),
-    ),
+    "head": lambda: {
+        **head("Convex head on MNIST pixels", mnist("train"), 5),
+        **head("Convex head on 64 features of CIFAR-100", cifar100_features(), 5),
+    },
 }
 
 

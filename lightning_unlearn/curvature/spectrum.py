@@ -56,30 +56,32 @@ def lanczos_ends(
         SolverError: If a product is not finite.
     """
     _validate.count(steps=steps)
-    basis = [start / start.norm()]
+    steps = min(steps, start.numel())
+    Q = torch.empty(steps, start.numel(), dtype=start.dtype, device=start.device)
+    Q[0] = start / start.norm()
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     lowest: list[float] = []
-    while len(diagonal) < min(steps, start.numel()):
-        w = matvec(basis[-1])
+    for k in range(steps):
+        w = matvec(Q[k])
         if not bool(torch.isfinite(w).all()):
             raise SolverError(
                 "expected finite curvature products, got NaN or infinity in Lanczos: "
                 "check the model for overflow"
             )
-        diagonal.append(float(w @ basis[-1]))
+        diagonal.append(float(w @ Q[k]))
         if until_settled:
             lowest.append(float(_ritz(diagonal, off_diagonal)[0]))
             if _settled(lowest):
                 break
         for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
-            Q = torch.stack(basis)
-            w = w - Q.T @ (Q @ w)
+            w = w - Q[: k + 1].T @ (Q[: k + 1] @ w)
         norm = float(w.norm())
-        if not norm > 1e-12 * max(1.0, max(abs(d) for d in diagonal)):
+        small = 1e-12 * max(1.0, max(abs(d) for d in diagonal))
+        if k + 1 == steps or not norm > small:
             break
         off_diagonal.append(norm)
-        basis.append(w / norm)
+        Q[k + 1] = w / norm
     ritz = _ritz(diagonal, off_diagonal)
     return Ends(float(ritz[0]), float(ritz[-1]), len(diagonal))
 

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_unlearn.errors import DataError
 
@@ -127,6 +133,9 @@ class ExactBatches:
             generator=torch.Generator().manual_seed(0),  # never the global one
             **options,
         )
+        self._picked = None
+        if loader.collate_fn is default_collate:
+            self._picked = whole_batches(self.dataset)
         self._cache: list[tuple[int, Any]] | None = None
 
     @property
@@ -141,7 +150,10 @@ class ExactBatches:
             return
         kept: list[tuple[int, Any]] | None = [] if self._keep else None
         size = 0
-        for part, batch in zip(self._parts, self._loader, strict=True):
+        batches = self._loader
+        if self._picked is not None:
+            batches = (self._picked(part) for part in self._parts)
+        for part, batch in zip(self._parts, batches, strict=True):
             item = (len(part), self.transfer(batch))
             if kept is not None:
                 size += _nbytes(item[1])
@@ -152,8 +164,33 @@ class ExactBatches:
 
     def take(self, places: Sequence[int]) -> tuple[int, Any]:
         """The samples at some places of `indices`, read afresh."""
+        if self._picked is not None:
+            part = [self.indices[i] for i in places]
+            return len(part), self.transfer(self._picked(part))
         samples = [self.dataset[self.indices[i]] for i in places]
         return len(samples), self.transfer(self._collate(samples))
+
+
+def whole_batches(dataset: Any) -> Callable[[Sequence[int]], list[Tensor]] | None:
+    """Picks a batch at once, as `default_collate` would put it together.
+
+    For a `TensorDataset`, or Subsets of one; reading it sample by sample takes longer
+    than a gradient of a small network. None for any other dataset.
+    """
+    nest: list[Tensor] = []
+    while type(dataset) is Subset:
+        nest.append(torch.as_tensor(dataset.indices))
+        dataset = dataset.dataset
+    if type(dataset) is not TensorDataset:
+        return None
+
+    def pick(part: Sequence[int]) -> list[Tensor]:
+        rows = torch.as_tensor(part)
+        for indices in nest:
+            rows = indices[rows]
+        return [tensor[rows.to(tensor.device)] for tensor in dataset.tensors]
+
+    return pick
 
 
 def _nbytes(batch: Any) -> int:
