@@ -25,6 +25,7 @@ from common import (
     MLP,
     Head,
     Tensors,
+    bars,
     cifar10,
     cifar100_features,
     fitted,
@@ -193,7 +194,7 @@ def network(title, make, dataset, epochs, n_forget):
     fixed = {**cold, "damping": damping}
     solvers = {
         f"{type(solver).__name__}, residual {rtol:g}": {**fixed, "solver": solver}
-        for rtol in (1e-1, 1e-2, 1e-3)
+        for rtol in (1e-1, 2.5e-2, 1e-2, 1e-3)
         for solver in (
             lu.FlexibleCG(rtol=rtol), lu.CG(rtol=rtol), lu.NystromCG(rtol=rtol),
         )
@@ -282,9 +283,10 @@ def main(chosen):
     torch.set_num_threads(1)
     begin = time.perf_counter()
     for name in chosen or CASES:
-        publish(
-            f"unlearn-or-retrain-{name}", "Requests against retraining", *CASES[name]()
-        )
+        file, found = f"unlearn-or-retrain-{name}", CASES[name]()
+        picture = bars(file, {t: taken for t, (_, taken) in found.items()}, "seconds")
+        parts = [text for t, (rows, _) in found.items() for text in (f"## {t}", rows)]
+        publish(file, "Requests against retraining", *parts, picture)
     print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 

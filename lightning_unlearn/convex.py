@@ -60,6 +60,7 @@ class ConvexObjective:
         self.largest = largest
         self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
         self._double: list[tuple[Tensor, Tensor]] | None = None
+        self._row_norm: float | None = None
         self._bends: list[Bend] = []
         self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
 
@@ -76,6 +77,11 @@ class ConvexObjective:
     def n(self) -> int:
         """Rows over all processes."""
         return self._n
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether `rough_gradient` is cheaper than `gradient`."""
+        return self.data.features.dtype != torch.float64
 
     @property
     def rows_to_span(self) -> int:
@@ -120,8 +126,28 @@ class ConvexObjective:
     @property
     def feature_norm(self) -> float:
         """Largest norm of a feature row, the 1 of the bias included."""
-        rows = torch.stack([X.norm(dim=1).max() for X, _ in self._chunks()]).max()
-        return float(self.largest(rows) ** 2 + self.bias) ** 0.5
+        found = self._row_norm
+        if found is None:
+            rows = torch.stack([X.norm(dim=1).max() for X, _ in self._chunks()]).max()
+            found = float(self.largest(rows) ** 2 + self.bias) ** 0.5
+        self._row_norm = found
+        return found
+
+    def rough_gradient(self, w: Vector) -> Vector:
+        """The gradient (p,) at w by products in the rows' own dtype.
+
+        It says where to go, never that one has arrived.
+        """
+        total, own = torch.zeros_like(w), w.to(self.data.features.dtype)
+        for X, y in zip(
+            self.data.features.split(_CHUNK),
+            self.data.targets.split(_CHUNK),
+            strict=True,
+        ):
+            X = X.to(self.device)
+            D = self.link.residual(self.logits(X, own), y.to(self.device))
+            total += self._pull_back(X, D).double()
+        return self.reduce(total) / self.n + self.l2 * w
 
     def gradient(self, w: Vector) -> tuple[Vector, float]:
         """The gradient (p,) at w and a bound on its rounding error.
@@ -131,15 +157,15 @@ class ConvexObjective:
             where exponentials overflow.
         """
         total = torch.zeros_like(w)
-        sizes = torch.zeros(3, dtype=torch.float64, device=w.device)
+        sizes = torch.zeros(2, dtype=torch.float64, device=w.device)
         for X, y in self._chunks():
             Z = self.logits(X, w)
             D = self.link.residual(Z, y)
             total += self._pull_back(X, D)
-            now = [X.norm(dim=1).max(), D.norm(dim=1).max(), Z.abs().max()]
-            sizes = torch.maximum(sizes, torch.stack(now))
+            now = torch.stack([D.norm(dim=1).max(), Z.abs().max()])
+            sizes = torch.maximum(sizes, now)
         gradient = self.reduce(total) / self.n + self.l2 * w
-        rows, residuals, logits = self.largest(sizes).tolist()
+        residuals, logits = self.largest(sizes).tolist()
         lipschitz = self.link.lipschitz(logits + 1e-6, self.K)
         if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
             return gradient, math.inf  # exponentials overflow: nothing is known of it
@@ -147,7 +173,7 @@ class ConvexObjective:
             n_retain=self.n,
             n_features=self.d + self.bias,
             n_outputs=self.K,
-            row_norm=(rows**2 + self.bias) ** 0.5 * (1 + 1e-8),
+            row_norm=self.feature_norm * (1 + 1e-8),
             weight_norm=float(w.norm()) * (1 + 1e-8),
             link_residual_norm=residuals * (1 + 1e-8),
             link_lipschitz=lipschitz,

@@ -18,7 +18,13 @@ LossName = Literal["cross_entropy", "mse", "bce", "poisson"]
 
 @runtime_checkable
 class Bend(Protocol):
-    """d2 loss / d z2 of some rows at the logits it was made at."""
+    """d2 loss / d z2 of some rows at the logits it was made at.
+
+    Attributes:
+        diagonal: Whether every row's matrix is.
+    """
+
+    diagonal: bool
 
     def times(self, u: Tensor) -> Tensor:
         """The product with u, (n, K) both; positive semidefinite."""
@@ -56,6 +62,8 @@ def _one_hot(y: Tensor, z: Tensor) -> Tensor:
 class _SoftmaxBend:
     """diag(p) - p p'."""
 
+    diagonal = False
+
     def __init__(self, z: Tensor) -> None:
         self.p = z.softmax(-1)
 
@@ -68,6 +76,8 @@ class _SoftmaxBend:
 
 class _Diagonal:
     """diag(h)."""
+
+    diagonal = True
 
     def __init__(self, h: Tensor) -> None:
         self.h = h

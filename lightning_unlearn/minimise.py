@@ -48,7 +48,10 @@ class _StronglyConvex(Protocol):
     def n(self) -> int: ...
     @property
     def rows_to_span(self) -> int: ...
+    @property
+    def is_rough(self) -> bool: ...
     def bend_at(self, w: Vector) -> None: ...
+    def rough_gradient(self, w: Vector) -> Vector: ...
     def gradient(self, w: Vector) -> tuple[Vector, float]: ...
     def hvp(self, v: Vector) -> Vector: ...
     def sampled_hvp(
@@ -124,13 +127,14 @@ def minimise(
         leaping = at.leap(factor.solve(start), float(start.norm()), method)
     if not at.evaluated:
         at.evaluate()
-    while not _proved(at.gradient, at.rounding, tolerance):
+    while not at.proves(tolerance):
         _check_worthwhile(at, tolerance, max_steps)
         at.steps += 1
         if factor is not None and leaping:
-            leaping = at.leap(factor.solve(at.gradient), at.norm, method)
-            if leaping:
+            leaped = at.leap(factor.solve(at.gradient), at.norm, method)
+            if leaped or at.sharpen():
                 continue
+            leaping = False
         objective.bend_at(at.w)
         if refactor is not None and solver is None:
             at.passes += 1
@@ -138,6 +142,8 @@ def minimise(
             if factor is not None and at.search(factor.solve(at.gradient)):
                 at.method = method = "Newton by a Cholesky factor"
                 leaping = True
+                continue
+            if at.sharpen():
                 continue
             factor = refactor = None  # single precision does not resolve this Hessian
         rtol = _forcing(at.norm, before, tolerance)
@@ -153,7 +159,7 @@ def minimise(
             inner = (solver or default(rtol)).solve(A, at.gradient)
             at.passes += inner.matvecs
         at.method = f"Newton by {inner.method}"
-        if not at.search(inner.x):
+        if not (at.search(inner.x) or at.sharpen()):
             raise SolverError(
                 "expected a shorter gradient along the Newton direction, got none "
                 f"below {at.norm:.3g}: the tolerance is below what float64 resolves "
@@ -204,27 +210,41 @@ def _forcing(norm: float, before: float | None, tolerance: float) -> float:
 
 
 class _Iterate:
-    """Where the descent stands, and what it has cost."""
+    """Where the descent stands, and what it has cost.
+
+    On the way gradients may be rough; only an exact one proves anything.
+    """
 
     def __init__(self, objective: _StronglyConvex, w0: Vector) -> None:
         self.objective, self.w = objective, w0.clone()
         self.gradient, self.rounding = torch.zeros_like(w0), math.inf
+        self.exact = not objective.is_rough
+        self.evaluated = False
         self.steps, self.passes = 0, 0.0
         self.method = "none: already there"
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether the gradient is that of `w`."""
-        return self.passes > 0 and self.rounding < math.inf
 
     @property
     def norm(self) -> float:
         return float(self.gradient.norm())
 
+    def proves(self, tolerance: float) -> bool:
+        """Whether |exact gradient| <= tolerance, whatever float64 did to either."""
+        if not self.exact and self.norm <= tolerance:
+            self.sharpen()
+        return self.exact and _proved(self.gradient, self.rounding, tolerance)
+
     def evaluate(self) -> None:
         """Take the gradient at `w`."""
-        self.gradient, self.rounding = self.objective.gradient(self.w)
-        self.passes += 1
+        self.gradient, self.rounding = self._look(self.w)
+        self.evaluated = True
+
+    def sharpen(self) -> bool:
+        """Take exact gradients from here on; False if they are already."""
+        if self.exact:
+            return False
+        self.exact = True
+        self.evaluate()
+        return True
 
     def leap(self, x: Vector, norm: float, method: str) -> bool:
         """Go to w - x if that halves a gradient of this norm."""
@@ -242,13 +262,19 @@ class _Iterate:
         return False
 
     def _go(self, w: Vector, longest: float) -> bool:
-        gradient, rounding = self.objective.gradient(w)
-        self.passes += 1
+        gradient, rounding = self._look(w)
         # Far away it may overflow: "not <=" takes such a candidate as too long.
         if not (float(gradient.norm()) <= longest and rounding < math.inf):
             return False
         self.w, self.gradient, self.rounding = w, gradient, rounding
+        self.evaluated = True
         return True
+
+    def _look(self, w: Vector) -> tuple[Vector, float]:
+        self.passes += 1
+        if self.exact:
+            return self.objective.gradient(w)
+        return self.objective.rough_gradient(w), 0.0
 
 
 def _check_worthwhile(at: _Iterate, tolerance: float, max_steps: int) -> None:

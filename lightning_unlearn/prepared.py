@@ -14,6 +14,7 @@ from lightning_unlearn import storage
 from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.curvature.spectrum import Ends
 from lightning_unlearn.empirical import EmpiricalObjective
+from lightning_unlearn.errors import DataError
 from lightning_unlearn.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
@@ -37,6 +38,8 @@ class PreparedHead:
         rows: What reaches the head, of every sample that is still in.
         positions: Where each row's sample stands in the training dataset (n,), int64,
             increasing.
+        block: A row was read together with those whose positions have the same quotient
+            by this.
         start: Weights (p,) at which F over all rows is least; None once a request has
             been done.
         gradient: Of F there, (p,).
@@ -47,24 +50,46 @@ class PreparedHead:
 
     rows: FeatureData
     positions: Tensor
+    block: int
     start: Vector | None = None
     gradient: Vector | None = None
     factor: Factor | None = None
     passes: float = 0.0
 
     def of(self, positions: list[int]) -> FeatureData:
-        """A copy of the rows of some samples, in their order."""
-        places = torch.searchsorted(self.positions, torch.tensor(positions))
-        return self.rows.select(places, self.rows.features.device)
-
-    def after(self, positions: list[int]) -> "PreparedHead":
-        """What may be kept once some samples are forgotten: the rows of the others."""
-        gone = torch.isin(self.positions, torch.tensor(positions))
-        kept = (~gone).nonzero()[:, 0]
-        return PreparedHead(
-            rows=self.rows.select(kept, self.rows.features.device),
-            positions=self.positions[kept],
+        """A copy of the rows of some samples it has, in their order."""
+        return self.rows.select(
+            _places(self.positions, positions), self.rows.features.device
         )
+
+    def touched(self, forgotten: list[int]) -> list[int]:
+        """Samples that were read in one block with forgotten ones, without these."""
+        blocks = {position // self.block for position in forgotten}
+        gone = set(forgotten)
+        return [
+            position
+            for position in self.positions.tolist()
+            if position // self.block in blocks and position not in gone
+        ]
+
+    def after(self, forgotten: list[int], fresh: FeatureData | None) -> "PreparedHead":
+        """The rows of all other samples: what may be kept once some are forgotten.
+
+        Args:
+            forgotten: Positions.
+            fresh: The rows of ``touched(forgotten)``, read again without the forgotten
+                samples; None if there are none.
+        """
+        gone = torch.isin(self.positions, torch.tensor(forgotten, dtype=torch.int64))
+        kept = (~gone).nonzero()[:, 0]
+        rows = self.rows.select(kept, self.rows.features.device)
+        positions = self.positions[kept]
+        if fresh is not None:
+            places = _places(positions, self.touched(forgotten))
+            features, targets = rows.features, rows.targets
+            features[places.to(features.device)] = fresh.features.to(features.device)
+            targets[places.to(targets.device)] = fresh.targets.to(targets.device)
+        return PreparedHead(rows=rows, positions=positions, block=self.block)
 
     def step(
         self,
@@ -87,7 +112,7 @@ class PreparedHead:
             head: The head; only its shape and loss are read.
             w0: The module's own weights (p,).
             forgotten: Positions.
-            rest: ``after(forgotten)``.
+            rest: See `after`: the rows the claim speaks of.
             l2: Coefficient of the regulariser; that of the preparation.
             tolerance: tau.
             max_steps: Newton steps at most.
@@ -110,26 +135,39 @@ class PreparedHead:
                 solver=solver,
                 refactor=cheap_factor(retained),
             )
-        part = ConvexObjective(head, self.of(forgotten), l2)
         start, gradient = self.start.to(w0.device), self.gradient.to(w0.device)
         factor = None
         if self.factor is not None and solver is None:
             factor = Factor(self.factor.lower.to(w0.device))
+        n_forget = len(forgotten)
+        if forgotten:
+            part = ConvexObjective(head, self.of(forgotten), l2)
+            gone = part.rough_gradient(start)
+            gradient = retained_gradient(gradient, self.rows.n, gone, n_forget)
         step = minimise(
             retained,
             start,
             tolerance=tolerance,
             max_steps=max_steps,
             solver=solver,
-            start=retained_gradient(
-                gradient, self.rows.n, part.gradient(start)[0], part.n
-            ),
+            start=gradient,
             factor=factor,
             refactor=cheap_factor(retained),
         )
-        passes = step.solution.matvecs + part.n / retained.n
+        passes = step.solution.matvecs + n_forget / retained.n
         solution = replace(step.solution, x=w0 - step.weights, matvecs=passes)
         return replace(step, solution=solution)
+
+
+def _places(stored: Tensor, positions: list[int]) -> Tensor:
+    """Where some positions stand among those stored; all must be there."""
+    wanted = torch.tensor(positions, dtype=torch.int64)
+    places = torch.searchsorted(stored, wanted).clamp_max(len(stored) - 1)
+    if not torch.equal(stored[places], wanted):
+        raise DataError(
+            "expected samples that were prepared, got some that were not: prepare again"
+        )
+    return places
 
 
 def retained_gradient(
@@ -158,6 +196,7 @@ def prepare_head(
     positions: list[int],
     w0: Vector,
     *,
+    block: int,
     l2: float,
     tolerance: float,
     max_steps: int,
@@ -172,6 +211,7 @@ def prepare_head(
         rows: Of all samples.
         positions: Where they stand in the training dataset, increasing.
         w0: Weights to start from (p,).
+        block: See `PreparedHead`.
         l2: Coefficient of the regulariser, > 0.
         tolerance: Of the solve.
         max_steps: Newton steps at most.
@@ -201,6 +241,7 @@ def prepare_head(
     return PreparedHead(
         rows=rows,
         positions=torch.tensor(positions),
+        block=block,
         start=step.weights,
         gradient=objective.gradient(step.weights)[0],
         factor=factor,
@@ -209,7 +250,7 @@ def prepare_head(
 
 
 def _fits(objective: ConvexObjective) -> bool:
-    needed = 2 * 4 * objective.size**2
+    needed = 4 * 4 * objective.size**2
     room = _SHARE * storage.free_bytes(objective.device)
     return objective.size <= _LARGEST and needed <= room
 
@@ -232,17 +273,20 @@ class PreparedNetwork:
     ends: Ends
     passes: float = 0.0
 
-    def known(self, forgotten: Vector, n_forget: int) -> Known:
+    def known(self, forgotten: Vector | None, n_forget: int) -> Known:
         """What `damped_step` need not compute again.
 
         Args:
-            forgotten: Gradient of F over the forgotten samples (p,).
+            forgotten: Gradient of F over the forgotten samples (p,); None if all that
+                were prepared are retained.
             n_forget: How many they are.
 
         Returns:
             The gradient over the others, and the spectrum.
         """
         n = len(self.positions)
+        if forgotten is None:
+            return Known(gradient=self.gradient, ends=self.ends, passes=0.0)
         passes = n_forget / (n - n_forget)
         whole = self.gradient.to(forgotten.device)
         gradient = retained_gradient(whole, n, forgotten, n_forget)
@@ -252,7 +296,7 @@ class PreparedNetwork:
         """The importance of some samples, in their order."""
         if self.importance is None:
             return None
-        places = torch.searchsorted(self.positions, torch.tensor(positions))
+        places = _places(self.positions, positions)
         return self.importance[places.to(self.importance.device)]
 
 

@@ -81,13 +81,18 @@ def _container_bytes() -> float:
         return float("inf")
 
 
+def part_of(path: Path) -> Path:
+    """The temporary file that `whole` writes."""
+    return path.with_name(f".{path.name}.part")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place if the block succeeds.
 
     It is synced to the disk first; whatever happens, no part of it stays.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = part_of(path)
     try:
         yield temporary
         _sync(temporary)

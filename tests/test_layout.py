@@ -42,10 +42,10 @@ FLOORS = {
 }  # fmt: skip
 STANDARD = {
     "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
-    "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect", "json",
-    "logging",
-    "math", "numbers", "os", "pathlib", "secrets", "sys", "tempfile", "textwrap",
-    "time", "types", "typing", "uuid", "warnings", "weakref",
+    "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect",
+    "itertools", "json", "logging", "math", "numbers", "os", "pathlib", "secrets",
+    "sys", "tempfile", "textwrap", "time", "types", "typing", "uuid", "warnings",
+    "weakref",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import torch
 from lightning_unlearn import prepared
 from lightning_unlearn.certificate.guarantees import NewtonStep
 from lightning_unlearn.convex import ConvexObjective
+from lightning_unlearn.errors import DataError
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
@@ -33,7 +34,7 @@ def prepared_head(w0=None):
     w0 = torch.randn(21, dtype=torch.float64) if w0 is None else w0
     # Positions with gaps: an earlier request has removed some.
     positions = [*range(100), *range(150, 450)]
-    return prepare_head(ConvexHead(6, 3), rows(), positions, w0, **SETTINGS)
+    return prepare_head(ConvexHead(6, 3), rows(), positions, w0, block=8, **SETTINGS)
 
 
 def retained(gone=GONE):
@@ -41,9 +42,15 @@ def retained(gone=GONE):
     return [i for i, position in enumerate(positions) if position not in gone]
 
 
+def fresh(state, gone):
+    """What reading the touched samples again gives: the same rows."""
+    return state.of(state.touched(gone)) if state.touched(gone) else None
+
+
 def step_of(state, w0, gone=GONE, **options):
     head = ConvexHead(6, 3)
-    return state.step(head, w0, gone, rest=state.after(gone), **{**SETTINGS, **options})
+    rest = state.after(gone, fresh(state, gone))
+    return state.step(head, w0, gone, rest=rest, **{**SETTINGS, **options})
 
 
 def test_the_gradient_of_the_rest_is_exact_anywhere():
@@ -98,16 +105,38 @@ def test_a_head_too_large_for_a_factor_is_solved_from_its_optimum(monkeypatch):
 
 
 def test_what_stays_after_a_request_are_the_other_rows():
-    rest = prepared_head().after(GONE)
+    state = prepared_head()
+    rest = state.after(GONE, fresh(state, GONE))
     assert (rest.start, rest.gradient, rest.factor) == (None, None, None)
     assert rest.positions.tolist() == [
         p for p in [*range(100), *range(150, 450)] if p not in GONE
     ]
     assert torch.equal(rest.rows.features, rows().features[retained()])
-    again = rest.after([150])
+    again = rest.after([150], fresh(rest, [150]))
     assert again.rows.n == 400 - 5 - 1
     step = step_of(rest, torch.zeros(21).double(), [150])
     assert step.solution.residual <= 1e-9
+
+
+def test_samples_read_with_forgotten_ones_are_taken_afresh():
+    state = prepared_head()
+    touched = state.touched(GONE)
+    # Blocks of 8: 0 to 7, 16 to 23, 56 to 63, 192 to 199.
+    assert touched == [
+        0, 1, 2, 4, 5, 6, 7, 16, *range(18, 24), *range(56, 60), 62, 63,
+        *range(192, 199),
+    ]  # fmt: skip
+    new = FeatureData(
+        torch.full((len(touched), 6), 7.0), torch.zeros(len(touched)).long()
+    )
+    rest = state.after(GONE, new)
+    replaced = torch.isin(rest.positions, torch.tensor(touched))
+    assert torch.equal((rest.rows.features == 7).all(1), replaced)
+    assert not rest.rows.targets[replaced].any()
+    old = state.rows.features[retained()]
+    assert torch.equal(rest.rows.features[~replaced], old[~replaced])
+    with pytest.raises(DataError, match="samples that were prepared, got some that"):
+        state.of([0, 120])
 
 
 def network():

@@ -135,7 +135,7 @@ class UnlearningCallback(Callback):
             ledger=None if ledger is None else Path(ledger),
             ledger_indices=ledger_indices,
             log_gradient=log_gradient,
-            prepared=None if prepared is None else Path(prepared),
+            prepared=None if prepared is None else Path(prepared).absolute(),
         )
         self.kept: Stored | None = None
         self.record = TrainingRecord()
@@ -146,10 +146,12 @@ class UnlearningCallback(Callback):
         self._steps = -1
         self.requests = 0
 
-    def committed(self, pl_module: LightningModule, loader: DataLoader) -> None:
+    def committed(
+        self, pl_module: LightningModule, loader: DataLoader, kept: Stored | None
+    ) -> None:
         """A request has succeeded: this is our model now, and this its data."""
         self.requests += 1
-        self.adopt(pl_module, loader, self.kept)
+        self.adopt(pl_module, loader, kept)
 
     def adopt(
         self, pl_module: LightningModule, loader: DataLoader, kept: Stored | None
@@ -158,20 +160,6 @@ class UnlearningCallback(Callback):
         self.loader = loader
         self._trained = weakref.ref(pl_module)
         self.kept = kept
-
-    def drop_prepared(self, kept: Stored | None = None) -> None:
-        """Forget what was prepared, but for `kept`, and delete its file."""
-        self.kept = kept
-        file = self.options.prepared
-        if file is None:
-            return
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as problem:
-            rank_zero_warn(
-                f"could not delete {file} ({problem}), which depends on the forgotten "
-                "samples: delete it"
-            )
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a run may change, to be put back by `rewind`."""

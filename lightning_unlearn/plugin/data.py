@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,9 @@ class ExactBatches:
         batch_size: Samples in a batch.
         transfer: Moves a batch to the device and dtype of the passes.
         keep: Whether to keep batches in memory for the next sweep.
+        by_position: Put samples into one batch whose positions have the same quotient
+            by `batch_size`: what a sample is read with then depends on which samples of
+            its block are used, and on no others.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class ExactBatches:
         batch_size: int,
         transfer: Callable[[Any], Any] = lambda batch: batch,
         keep: bool = True,
+        by_position: bool = False,
     ) -> None:
         self.dataset: Any = loader.dataset
         self.indices = indices
@@ -126,6 +131,9 @@ class ExactBatches:
         self._parts = [
             indices[i : i + batch_size] for i in range(0, len(indices), batch_size)
         ]
+        if by_position:
+            blocks = groupby(indices, lambda position: position // batch_size)
+            self._parts = [list(block) for _, block in blocks]
         options = {name: getattr(loader, name) for name in _KEPT}
         self._loader = DataLoader(
             self.dataset,
@@ -135,7 +143,7 @@ class ExactBatches:
         )
         self._picked = None
         if loader.collate_fn is default_collate:
-            self._picked = whole_batches(self.dataset)
+            self._picked = whole_batches(self.dataset, indices[:1] + indices[-2:])
         self._cache: list[tuple[int, Any]] | None = None
 
     @property
@@ -171,26 +179,60 @@ class ExactBatches:
         return len(samples), self.transfer(self._collate(samples))
 
 
-def whole_batches(dataset: Any) -> Callable[[Sequence[int]], list[Tensor]] | None:
+Pick = Callable[[Sequence[int]], list[Tensor]]
+
+
+def whole_batches(dataset: Any, probe: Sequence[int]) -> Pick | None:
     """Picks a batch at once, as `default_collate` would put it together.
 
     For a `TensorDataset`, or Subsets of one; reading it sample by sample takes longer
-    than a gradient of a small network. None for any other dataset.
+    than a gradient of a small network.
+
+    Args:
+        dataset: Any dataset.
+        probe: Positions that are read both ways and compared.
+
+    Returns:
+        Positions -> their batch; None for any other dataset, or one that behaves
+        differently.
     """
-    nest: list[Tensor] = []
-    while type(dataset) is Subset:
-        nest.append(torch.as_tensor(dataset.indices))
-        dataset = dataset.dataset
-    if type(dataset) is not TensorDataset:
+    base, nest = dataset, []
+    while type(base) is Subset:
+        indices = base.indices
+        if isinstance(indices, (Tensor, np.ndarray)):
+            indices = indices.tolist()
+        if "__getitems__" in vars(base) or not _plain(indices):
+            return None
+        nest.append(indices)
+        base = base.dataset
+    if type(base) is not TensorDataset or "__getitems__" in vars(base):
         return None
+    tensors = base.tensors
 
     def pick(part: Sequence[int]) -> list[Tensor]:
-        rows = torch.as_tensor(part)
+        rows = list(part)
         for indices in nest:
-            rows = indices[rows]
-        return [tensor[rows.to(tensor.device)] for tensor in dataset.tensors]
+            rows = [indices[i] for i in rows]
+        chosen = torch.tensor(rows)
+        return [tensor[chosen.to(tensor.device)] for tensor in tensors]
 
-    return pick
+    collated = default_collate([dataset[i] for i in probe])
+    picked = pick(probe)
+    same = isinstance(collated, list) and len(collated) == len(picked)
+    if same and all(
+        isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(collated, picked, strict=True)
+    ):
+        return pick
+    return None
+
+
+def _plain(indices: object) -> bool:
+    if isinstance(indices, range):
+        return True
+    return isinstance(indices, (list, tuple)) and all(
+        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices
+    )
 
 
 def _nbytes(batch: Any) -> int:

@@ -70,6 +70,8 @@ def prepare(
     is set; never in a checkpoint. After a request only the features of the retained
     samples stay, in memory; the file is deleted. Call `prepare` again for the next
     one. It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    The samples are read now: changes made to retained ones afterwards are not in the
+    next request, and are found for plain tensors only (else 32 samples are compared).
 
     Args:
         trainer: With an `UnlearningCallback`.
@@ -112,15 +114,11 @@ def prepare(
 
 def _prepare(request: Request) -> Preparation:
     begin = time.perf_counter()
-    callback = request.callback
-    ready, kept = request.resolve_none()
-    rows = None
-    if kept is not None and isinstance(kept.state, PreparedHead):
-        kept.check_data(ready)
-        if kept.positions == ready.retained:
-            rows = kept.state.rows
-    kept = store.stored(ready, ready.prepare(rows))
-    path = callback.options.prepared
+    callback, path = request.callback, request.callback.options.prepared
+    if path is not None:
+        store.check_target(path)  # before the work, not after it
+    ready, _ = request.resolve_none()
+    kept = store.stored(ready, ready.prepare())
     if path is not None:
         store.write(path, kept)
     callback.adopt(request.module, request.loader, kept)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import checkpoint, data, forget, inventory, store
@@ -70,6 +70,7 @@ class Request:
         self, forgets: Callable[[], list[int]]
     ) -> tuple[Resolved, Stored | None]:
         record, options = self.callback.record, self.callback.options
+        self._check_paths()
         loss, scope, head, module_l2 = self._scope()
         dataset: Any = self.loader.dataset
         _check_same_data(dataset, record)
@@ -97,10 +98,24 @@ class Request:
         )
         return ready, self._usable(ready)
 
+    def _check_paths(self) -> None:
+        """The file of prepared state is deleted: it must be no other one."""
+        own = self.callback.options.prepared
+        others = {
+            "save_to=": self.save_to,
+            "ledger=": self.callback.options.ledger,
+            "ckpt_path=": self.ckpt_path,
+        }
+        for name, path in others.items():
+            if own is not None and path and Path(path).resolve() == own.resolve():
+                raise SetupError(
+                    f"expected a file of its own for prepared=, got {own}, which is "
+                    f"{name} too: it would be deleted after the request"
+                )
+
     def _usable(self, ready: Resolved) -> Stored | None:
         """The prepared state, if there is any and it is of this model."""
-        callback, file = self.callback, self.callback.options.prepared
-        kept = callback.kept
+        kept, file = self.callback.kept, self.callback.options.prepared
         if kept is None and file is not None and file.exists():
             kept = store.read(file)
         if kept is None or kept.fits(ready):
@@ -148,8 +163,7 @@ class Request:
             solution = replace(solution, x=ready.scope.flatten() - released)
         after = self._after(ready, certificate, longer, old)
         kept = None if rest is None else store.stored(ready, rest)
-        self._commit(ready.scope, released, after, certificate, longer)
-        self.callback.drop_prepared(kept)
+        self._commit(ready.scope, released, after, certificate, longer, kept)
         return UnlearningResult(
             certificate=certificate,
             solution=solution,
@@ -203,6 +217,7 @@ class Request:
         after: TrainingRecord,
         certificate: Certificate,
         ledger: ledgers.Ledger,
+        kept: Stored | None,
     ) -> None:
         """Move the weights, the record and the files together, or none of them."""
         record, file = self.callback.record, self.callback.options.ledger
@@ -217,7 +232,7 @@ class Request:
                 )
             if file is not None:
                 ledgers.write(file, ledger)
-            self.callback.committed(self.module, self.loader)
+            self.callback.committed(self.module, self.loader, kept)
         except BaseException:
             # Memory first: putting files back may fail too.
             self.callback.record = record
@@ -229,9 +244,14 @@ class Request:
             if file is not None and lines is not None:
                 ledgers.rewind(file, lines)
             raise
-        self.module.zero_grad(set_to_none=True)
-        self.trainer.optimizers = []  # their moments remember the forgotten samples
-        inventory.forget_scores(self.trainer, self.save_to)
+        try:
+            self.module.zero_grad(set_to_none=True)
+            # Their moments remember the forgotten samples.
+            self.trainer.optimizers = []
+            inventory.forget_scores(self.trainer, self.save_to)
+        finally:
+            if self.callback.options.prepared is not None:
+                store.delete(self.callback.options.prepared)
 
     def _ledger(self) -> ledgers.Ledger:
         """The ledger so far: the checkpoint's, which the file must agree with."""
@@ -283,6 +303,8 @@ class Request:
                 "what was prepared from these samples (features, gradient, curvature): "
                 "it is dropped with this request; other copies of it are as secret as "
                 "the samples",
+                "changes made to retained samples after they were prepared, unless "
+                "they are plain tensors, which are compared",
             )
         if self.callback.options.ledger is None:
             known += (

@@ -80,7 +80,11 @@ class Resolved:
         return isinstance(self.guarantee, StronglyConvex)
 
     def batches(
-        self, loader: DataLoader, indices: list[int], batch_size: int | None = None
+        self,
+        loader: DataLoader,
+        indices: list[int],
+        batch_size: int | None = None,
+        by_position: bool = False,
     ) -> data.ExactBatches:
         """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
         strategy = strategies.adapter(self.trainer)
@@ -88,8 +92,15 @@ class Resolved:
         def transfer(batch: Any) -> Any:
             return _cast(strategy.transfer(batch), self.dtype)
 
-        size = batch_size or self.options.batch_size or loader.batch_size or 128
-        return data.ExactBatches(loader, indices, size, transfer, keep=not self.convex)
+        size = batch_size or self._batch_size(loader)
+        return data.ExactBatches(
+            loader,
+            indices,
+            size,
+            transfer,
+            keep=not self.convex,
+            by_position=by_position,
+        )
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """The step for a retain set: of the request, or a part of it for a forecast."""
@@ -114,12 +125,14 @@ class Resolved:
     ) -> tuple[Step, PreparedHead | None]:
         """The request's step from prepared state, and what of it may be kept after."""
         gone = sorted(set(state.positions.tolist()) - set(self.retained))
-        if isinstance(state, PreparedNetwork):
-            with passes(self.module, self.scope, self.dtype):
+        with passes(self.module, self.scope, self.dtype):
+            if isinstance(state, PreparedNetwork):
                 return self._damped_step(self.retained, (state, gone)), None
-        assert self.head is not None  # it was made from one
+            assert self.head is not None  # it was made from one
+            again = state.touched(gone)
+            fresh = self._rows(self.head, again) if again else None
         assert isinstance(self.guarantee, StronglyConvex)
-        rest = state.after(gone)
+        rest = state.after(gone, fresh)
         step = state.step(
             self.head,
             self.scope.flatten(),
@@ -132,12 +145,8 @@ class Resolved:
         )
         return step, rest
 
-    def prepare(self, rows: FeatureData | None) -> PreparedHead | PreparedNetwork:
-        """What can be computed before a request is known, over all retained samples.
-
-        Args:
-            rows: What reaches the head, if it has been captured already.
-        """
+    def prepare(self) -> PreparedHead | PreparedNetwork:
+        """What can be computed before a request is known, over all retained samples."""
         with passes(self.module, self.scope, self.dtype):
             if not isinstance(self.guarantee, StronglyConvex):
                 self._check_first(self.retained)
@@ -145,13 +154,12 @@ class Resolved:
                     self.sized_objective(self.retained), self.retained
                 )
             assert self.head is not None  # chosen_guarantee checks it
-            if rows is None:
-                rows = self._rows(self.head, self.retained)
             return prepare_head(
                 self.head,
-                rows,
+                self._rows(self.head, self.retained),
                 self.retained,
                 self.scope.flatten(),
+                block=self.block,
                 l2=self.l2,
                 tolerance=self.options.tolerance,
                 max_steps=self.guarantee.max_steps,
@@ -161,8 +169,24 @@ class Resolved:
     def _solver(self) -> Solver | None:
         return None if self.options.solver == "auto" else self.options.solver
 
+    @property
+    def block(self) -> int:
+        """Samples of a batch in which rows are read."""
+        return self._batch_size(self.loader)
+
+    def _batch_size(self, loader: DataLoader) -> int:
+        return self.options.batch_size or loader.batch_size or 128
+
+    def blocks(self, indices: list[int]) -> data.ExactBatches:
+        """Batches in which a sample's row can depend on retained samples only.
+
+        Which samples are read together follows from their positions: a block of the
+        training dataset, less those that are not in `indices`.
+        """
+        return self.batches(self.loader, indices, self.block, by_position=True)
+
     def _rows(self, head: ConvexHead, indices: list[int]) -> FeatureData:
-        batches = self.batches(self.loader, indices)
+        batches = self.blocks(indices)
         checks.check_repeatable(batches)
         return features.capture(self.loss, head, batches)
 
@@ -188,8 +212,10 @@ class Resolved:
         objective, known = self.sized_objective(indices), None
         if prepared is not None:
             state, gone = prepared
-            part = self.objective(self.batches(self.loader, gone))
-            known = state.known(part.value_and_gradient()[1], len(gone))
+            if not isinstance(guarantee, NewtonStep):
+                part = self.objective(self.batches(self.loader, gone))
+                forgotten = part.value_and_gradient()[1] if gone else None
+                known = state.known(forgotten, len(gone))
             importance = state.importance_of(indices)
             if importance is not None:
                 objective.importance = importance.to(objective.device)

@@ -1,17 +1,20 @@
 """Prepared state bound to what it was made from, in memory or in a file."""
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lightning_unlearn import storage
 from lightning_unlearn._records import canonical_digest
 from lightning_unlearn.curvature.spectrum import Ends
-from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.factor import Factor
 from lightning_unlearn.features import FeatureData, check_rows
 from lightning_unlearn.plugin import data
@@ -21,8 +24,7 @@ from lightning_unlearn.prepared import PreparedHead, PreparedNetwork
 from lightning_unlearn.scope import passes, tensors_digest
 
 _FORMAT = "lightning_unlearn prepared state, 1"
-_CHECKED = 64  # samples that are read afresh, besides the forgotten ones
-_FORGOTTEN = 256  # of those at most
+_CHUNK = 4096  # samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +61,24 @@ class Stored:
     def check_data(self, ready: Resolved) -> None:
         """Raise `DataError` if the dataset holds other samples now.
 
-        Some of them are read afresh: those to forget, and some spread over the rest.
+        All are compared if they are plain tensors; else some, and of a head what some
+        blocks of them give.
         """
-        dataset: Any = ready.loader.dataset
-        gone = sorted(set(range(len(dataset))) - set(self.positions))
-        now = data.fingerprint(dataset, self.salt, gone)
-        if now != self.data:
+        if data_digest(ready, self.positions, self.salt) != self.data:
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
                 "now: prepare again, or go without"
             )
-        if not isinstance(self.state, PreparedHead):
+        state = self.state
+        if not isinstance(state, PreparedHead):
             return
         assert ready.head is not None  # it was made from one
-        stride = max(1, len(ready.retained) // _CHECKED)
-        some = sorted({*ready.retained[::stride], *ready.chosen[:_FORGOTTEN]})
+        blocks = sorted({position // state.block for position in self.positions})
+        some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
+        known = [p for p in self.positions if p // state.block in some]
         with passes(ready.module, ready.scope, ready.dtype):
-            batches = ready.batches(ready.loader, some)
-            check_rows(ready.loss, ready.head, batches, self.state.of(some))
+            batches = ready.blocks(known)
+            check_rows(ready.loss, ready.head, batches, state.of(known))
 
 
 def stored(ready: Resolved, state: PreparedHead | PreparedNetwork) -> Stored:
@@ -87,15 +89,30 @@ def stored(ready: Resolved, state: PreparedHead | PreparedNetwork) -> Stored:
             its gradient is theirs.
     """
     salt = secrets.token_hex(16)
-    dataset: Any = ready.loader.dataset
-    fingerprint = data.fingerprint(dataset, salt, ready.removed)
-    if fingerprint is None and isinstance(state, PreparedNetwork):
+    digest = data_digest(ready, state.positions.tolist(), salt)
+    if digest is None and isinstance(state, PreparedNetwork):
         raise ModelError(
             "expected samples that are the same at every read and of tensors, arrays, "
             "images or plain values, got others: what is prepared could not be bound "
             "to them; run requests without prepare"
         )
-    return Stored(state=state, made_from=made_from(ready), salt=salt, data=fingerprint)
+    return Stored(state=state, made_from=made_from(ready), salt=salt, data=digest)
+
+
+def data_digest(ready: Resolved, positions: list[int], salt: str) -> str | None:
+    """Salted digest of some samples: of all if they are plain tensors, else of 32."""
+    dataset: Any = ready.loader.dataset
+    pick = None
+    if ready.loader.collate_fn is default_collate:
+        pick = data.whole_batches(dataset, positions[:1] + positions[-2:])
+    if pick is None:
+        gone = sorted(set(range(len(dataset))) - set(positions))
+        return data.fingerprint(dataset, salt, gone)
+    sha = hashlib.sha256(salt.encode())
+    for start in range(0, len(positions), _CHUNK):
+        part = pick(positions[start : start + _CHUNK])
+        sha.update(tensors_digest((str(i), t) for i, t in enumerate(part)).encode())
+    return sha.hexdigest()
 
 
 def made_from(ready: Resolved) -> str:
@@ -129,6 +146,7 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
             "features": state.rows.features,
             "targets": state.rows.targets,
             "positions": state.positions,
+            "block": torch.tensor(state.block),
             "start": state.start,
             "gradient": state.gradient,
             "factor": None if state.factor is None else state.factor.lower,
@@ -143,6 +161,42 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
+def check_target(path: Path) -> None:
+    """Raise if prepared state cannot be written there, or would replace other things.
+
+    Raises:
+        DataError: If something else stands there.
+        SetupError: If the folder is missing.
+    """
+    if not path.parent.is_dir():
+        raise SetupError(
+            f"expected the folder of prepared={path} to exist, got none at "
+            f"{path.parent}: create it"
+        )
+    if path.exists():
+        read(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file of prepared state, and what a killed write has left of one.
+
+    Anything else that stands there is left alone, with a warning.
+    """
+    try:
+        storage.part_of(path).unlink(missing_ok=True)
+        if path.exists():
+            plain = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if plain["format"] != _FORMAT:
+                raise DataError("it is something else")
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+    except Exception as problem:
+        rank_zero_warn(
+            f"could not delete {path} ({problem!s:.200}), where what was prepared from "
+            "the forgotten samples should be: delete it"
+        )
+
+
 def write(path: Path, kept: Stored) -> None:
     """Write prepared state to a file that only its owner can read.
 
@@ -152,9 +206,9 @@ def write(path: Path, kept: Stored) -> None:
 
     Raises:
         DataError: If something else stands there.
+        SetupError: If the folder is missing.
     """
-    if path.exists():
-        read(path)  # never replace another file
+    check_target(path)
     tensors = {name: t.cpu().contiguous() for name, t in _tensors(kept.state).items()}
     plain = {
         "format": _FORMAT,
@@ -235,6 +289,10 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
             ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
         )
     features, targets = tensors["features"], tensors["targets"]
+    block = tensors["block"]
+    _check("block", block, torch.int64, ())
+    if not int(block) >= 1:
+        raise DataError(f"its block is {int(block)}")
     start, lower = found("start"), found("factor")
     if start is not None:
         _check("start", start, torch.float64, (p,))
@@ -245,6 +303,7 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
     return PreparedHead(
         rows=FeatureData(features, targets),
         positions=positions,
+        block=int(block),
         start=start,
         gradient=gradient,
         factor=None if lower is None else Factor(lower),

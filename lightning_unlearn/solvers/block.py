@@ -43,11 +43,14 @@ class BlockCG:
             A solution for each column. ``matvecs`` are those of the column's share.
 
         Raises:
-            ArgumentError: If B has no column, or more than rows.
+            ArgumentError: If B is no matrix, has no column or more than rows.
         """
-        p, k = B.shape
-        if not 1 <= k <= p:
-            raise ArgumentError(f"expected 1 to {p} right-hand sides, got {k}")
+        if B.dim() != 2 or not 1 <= B.shape[1] <= len(B):
+            raise ArgumentError(
+                f"expected right-hand sides of shape (p, k), 1 <= k <= p, got "
+                f"{tuple(B.shape)}: one a column"
+            )
+        k = B.shape[1]
         X, steps, status = self._iterate(A, B)
         return [
             Solution(

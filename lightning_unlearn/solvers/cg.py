@@ -108,12 +108,13 @@ def solve_preconditioned(
     x, r = torch.zeros_like(b), b.clone()
     target = rtol * float(b.norm())
     products, status = 0, Status.CONVERGED
-    z = inverse(r)
-    p = z.clone()
+    p, Ap, pAp = torch.zeros_like(b), torch.zeros_like(b), 1.0
     while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
         if products == max_steps:
             status = Status.MAX_STEPS
             break
+        z = inverse(r)
+        p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
         Ap = A.matvec(p)
         products += 1
         pAp = float(p @ Ap)
@@ -123,8 +124,6 @@ def solve_preconditioned(
         alpha = float(p @ r) / pAp
         x += alpha * p
         r -= alpha * Ap
-        z = inverse(r)
-        p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
     return Solution(
         x=x,
         residual=residual_norm(A, x, b) if check else float(r.norm()),

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import stat
@@ -18,9 +19,10 @@ from lightning_unlearn import (
     prepare,
 )
 from lightning_unlearn.certificate import Grade
-from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.plugin import store
 from lightning_unlearn.prepared import PreparedHead
+from lightning_unlearn.scope import Scope, passes
 from tests.plugin.nets import (
     MLP,
     HeadNet,
@@ -141,13 +143,12 @@ def test_features_are_read_once():
         return sum(calls)
 
     assert samples_read(lambda: prepare(fit_trainer)) >= 600
-    # Some samples are compared, the rest is in memory.
-    assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 150
-    assert samples_read(lambda: prepare(fit_trainer)) < 150
-    assert callback.kept.state.factor is not None
-    result = fit_trainer.unlearn([9, 10])
-    assert result.solution.method == "Newton by a stored factor"
+    # Three blocks of 64 are compared, and those of the forgotten samples read again.
+    assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 400
+    result = fit_trainer.unlearn([9, 10])  # from the rows that were kept
     assert result.n_retain == 595
+    assert samples_read(lambda: prepare(fit_trainer)) >= 595  # always afresh
+    assert callback.kept.state.factor is not None
 
 
 def test_what_is_of_another_model_is_not_used():
@@ -229,16 +230,136 @@ def test_a_failed_request_leaves_it(monkeypatch):
     assert same(before, weights(net))
 
 
-def test_a_file_that_cannot_be_deleted_is_named(monkeypatch):
+def test_a_file_that_cannot_be_deleted_is_named(monkeypatch, tmp_path):
     _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
     prepare(fit_trainer)
+    path = callback.options.prepared
+    assert path == tmp_path / "secret.pt"  # wherever the process goes later
 
     def refuse(self, missing_ok=False):
         raise PermissionError("no")
 
-    monkeypatch.setattr(type(callback.options.prepared), "unlink", refuse)
-    with pytest.warns(UserWarning, match="could not delete secret.pt.*delete it"):
-        callback.drop_prepared()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "unlink", refuse)
+        with pytest.warns(UserWarning, match="could not delete .*secret.pt.*delete it"):
+            store.delete(path)
+    (tmp_path / ".secret.pt.part").write_text("left by a killed process")
+    store.delete(path)
+    assert not list(tmp_path.glob("*secret*"))
+
+
+def test_a_file_of_something_else_is_not_deleted(tmp_path):
+    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    fit_trainer.unlearn([0])  # from memory from now on
+    (tmp_path / "secret.pt").write_text("somebody else's by now")
+    with pytest.warns(UserWarning, match="could not delete"):
+        fit_trainer.unlearn([1])
+    assert (tmp_path / "secret.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["save_to=", "ledger=", "ckpt_path="])
+def test_the_file_must_be_no_other_one(name):
+    options = {"ledger": "same.file"} if name == "ledger=" else {}
+    _, fit_trainer, _, dataset = fitted(prepared="same.file", **options)
+    request = {} if name == "ledger=" else {name.strip("="): "same.file"}
+    if name == "ckpt_path=":
+        fit_trainer.save_checkpoint("same.file")
+    with pytest.raises(SetupError, match=f"file of its own.*which is {name} too"):
+        fit_trainer.unlearn(FORGET, **request)
+
+
+def test_a_missing_folder_is_said_before_the_work(monkeypatch):
+    _, fit_trainer, callback, _ = fitted(prepared="nowhere/secret.pt")
+    monkeypatch.setattr("lightning_unlearn.plugin.resolved.prepare_head", None)
+    with pytest.raises(SetupError, match="folder of prepared=.*create it"):
+        prepare(fit_trainer)
+    assert callback.kept is None
+
+
+def test_an_interrupt_after_the_commit_leaves_nothing(monkeypatch, tmp_path):
+    net, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(net, "zero_grad", interrupted)
+    with pytest.raises(SystemExit):
+        fit_trainer.unlearn(FORGET)
+    assert callback.record.removed == FORGET  # it was done
+    assert callback.kept.state.factor is None
+    assert not (tmp_path / "secret.pt").exists()
+
+
+def test_prepared_again_after_other_weights_were_loaded():
+    # Rows of samples forgotten since are gone; they may be asked for once more.
+    net, fit_trainer, callback, dataset = fitted()
+    fit_trainer.save_checkpoint("old.ckpt")
+    prepare(fit_trainer)
+    fit_trainer.unlearn([5, 599])
+    with pytest.warns(UserWarning, match="from before 2 samples were unlearned"):
+        result = fit_trainer.unlearn([5, 599], ckpt_path="old.ckpt")
+    assert result.n_retain == 598
+    assert result.certificate.grade is Grade.CERTIFIED
+
+
+def test_a_network_prepared_on_the_rest_needs_no_gradient():
+    net, fit_trainer, callback, dataset = fitted(MLP(), noise_std=0.0)
+    rest = trainer(UnlearningCallback(noise_std=0.0, l2=1e-4))
+    sources = {"model": net, "train_dataloaders": loader(dataset)}
+    prepare(rest, **sources)
+    kept = rest.callbacks[0].kept
+    state = dataclasses.replace(kept.state, positions=torch.arange(3, 600))
+    with passes(net, Scope(net, net.parameters()), torch.float32):
+        assert state.known(None, 0).passes == 0
+    assert torch.equal(state.known(None, 0).gradient, kept.state.gradient)
+
+
+class PerBatch(HeadNet):
+    """Rows depend on the largest value of their batch: so on other samples."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return self.head.loss(self.backbone(x / x.abs().amax()), y).mean()
+
+
+def test_no_retained_row_remembers_a_forgotten_sample():
+    # Their block's largest value: everything else of the block moves with it.
+    data = digits(600)
+    data.tensors[0][300] *= 4
+    net, fit_trainer, callback, dataset = fitted(PerBatch(), data, max_epochs=1)
+    prepare(fit_trainer)
+    with_it = callback.kept.state.rows.features.clone()
+    fit_trainer.unlearn([300])
+    kept = callback.kept.state
+    # What a world that never saw the sample reads: the same blocks without it.
+    positions = [i for i in range(600) if i != 300]
+    blocks = {}
+    for i in positions:
+        blocks.setdefault(i // 64, []).append(i)
+    with torch.no_grad():
+        clean = [
+            net.backbone(X / X.abs().amax())
+            for X in (data.tensors[0][part] for part in blocks.values())
+        ]
+    assert torch.equal(kept.rows.features, torch.cat(clean))
+    assert not torch.equal(with_it[positions], torch.cat(clean))  # it did remember
+
+
+def test_a_change_anywhere_is_found_and_prepared_again():
+    net, fit_trainer, callback, dataset = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    dataset.tensors[0][123] = 0  # neither forgotten nor in a compared block
+    with pytest.raises(DataError, match="the samples that were prepared.*prepare"):
+        fit_trainer.unlearn(FORGET)
+    callback.kept = None  # as in another process
+    with pytest.raises(DataError, match="the samples that were prepared.*prepare"):
+        fit_trainer.unlearn(FORGET)
+    prepare(fit_trainer)
+    clean = net.backbone(torch.zeros(1, 64)).detach()
+    assert torch.allclose(callback.kept.state.rows.features[123], clean[0])
+    fit_trainer.unlearn(FORGET)
 
 
 def test_preflight_uses_it_and_leaves_it():
