@@ -56,8 +56,8 @@ SWEEPS = {
     "samples, convex head of 7,850 weights": [
         ("head", n, 0, n // 60) for n in (7_500, 15_000, 30_000, 60_000)
     ],
-    "weights, MLP on 6,000 samples": [
-        ("mlp", 6_000, h, 100) for h in (12, 128, 700, 2_800)
+    "weights, MLP on 2,000 samples": [
+        ("mlp", 2_000, h, 100) for h in (12, 128, 700, 2_800)
     ],
     "forgotten samples, MLP of 26,506 weights on 30,000": [
         ("mlp", 30_000, 32, k) for k in (1, 100, 1_000, 15_000)
