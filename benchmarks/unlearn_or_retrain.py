@@ -5,9 +5,9 @@
 mlp: 1,000 of 60,000 MNIST images, 26,506 weights, trained for 30 epochs. cnn: 200 of
 10,000 CIFAR-10 images, 23,946 weights, 20 epochs. head: 1,000 samples out of a convex
 head, 7,850 weights on MNIST pixels and 6,500 on 64 features of CIFAR-100, to tolerance
-1e-6. One thread; every round runs every way once, and there are three of them (one for the
-CNN, whose ways take minutes). Every way but the paper's goes
-through ``trainer.unlearn``, from the call to the result, loading and checks included.
+1e-6. One thread; every round runs every way once, and there are three of them (one for
+the CNN, whose ways take minutes). Every way but the paper's goes through
+``trainer.unlearn``, from the call to the result, loading and checks included.
 
 "paper" is the published algorithm (10 runs of 1,000 steps of LiSSA with batches of 10,
 scale 1,000), written here with the operations of the published code, but with our

@@ -131,7 +131,7 @@ def made_from(ready: Resolved) -> str:
                 [name, *p.shape]
                 for name, p in zip(scope.names, scope.parameters, strict=True)
             ],
-            "head": None if head is None else head.loss_name,
+            "head": None if head is None else [head.loss_name, ready.block],
             "weights": weights,
             "l2": ready.l2,
             "dtype": str(ready.dtype),

@@ -172,6 +172,20 @@ def test_what_is_of_another_model_is_not_used():
     assert not os.path.exists("secret.pt")  # it remembers the forgotten samples
 
 
+def test_other_blocks_are_another_preparation():
+    _, fit_trainer, _, dataset = fitted(prepared="secret.pt")
+    fit_trainer.save_checkpoint("trained.ckpt")
+    prepare(fit_trainer)
+    other = trainer(UnlearningCallback(prepared="secret.pt", batch_size=50))
+    with pytest.warns(UserWarning, match=NOT_USED):
+        other.unlearn(
+            FORGET,
+            model=HeadNet(),
+            train_dataloaders=loader(dataset),
+            ckpt_path="trained.ckpt",
+        )
+
+
 def test_a_changed_backbone_is_another_model():
     net, fit_trainer, callback, _ = fitted()
     prepare(fit_trainer)
