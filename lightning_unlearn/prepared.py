@@ -138,7 +138,7 @@ class PreparedHead:
         start, gradient = self.start.to(w0.device), self.gradient.to(w0.device)
         factor = None
         if self.factor is not None and solver is None:
-            factor = Factor(self.factor.lower.to(w0.device))
+            factor = Factor(self.factor.inverse.to(w0.device))
         n_forget = len(forgotten)
         if forgotten:
             part = ConvexObjective(head, self.of(forgotten), l2)

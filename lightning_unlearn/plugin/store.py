@@ -149,7 +149,7 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
             "block": torch.tensor(state.block),
             "start": state.start,
             "gradient": state.gradient,
-            "factor": None if state.factor is None else state.factor.lower,
+            "factor": None if state.factor is None else state.factor.inverse,
         }
     else:
         found = {
@@ -293,11 +293,11 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
     _check("block", block, torch.int64, ())
     if not int(block) >= 1:
         raise DataError(f"its block is {int(block)}")
-    start, lower = found("start"), found("factor")
+    start, inverse = found("start"), found("factor")
     if start is not None:
         _check("start", start, torch.float64, (p,))
-    if lower is not None:
-        _check("factor", lower, torch.float32, (p, p))
+    if inverse is not None:
+        _check("factor", inverse, torch.float32, (p, p))
     if features.dim() != 2 or len(features) != n or len(targets) != n:
         raise DataError(f"it does not have {n} rows of features and targets")
     return PreparedHead(
@@ -306,7 +306,7 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
         block=int(block),
         start=start,
         gradient=gradient,
-        factor=None if lower is None else Factor(lower),
+        factor=None if inverse is None else Factor(inverse),
     )
 
 

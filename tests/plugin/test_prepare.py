@@ -440,7 +440,7 @@ def test_the_file_round_trips(kept):
         state.made_from, state.salt, state.data,
     )  # fmt: skip
     assert again.positions == state.positions
-    assert torch.equal(again.state.factor.lower, state.state.factor.lower)
+    assert torch.equal(again.state.factor.inverse, state.state.factor.inverse)
     assert torch.equal(again.state.rows.features, state.state.rows.features)
     store.write(path, state)  # its own kind may be replaced
     assert [p.name for p in path.parent.iterdir() if "secret" in p.name] == [path.name]
