@@ -5,13 +5,10 @@
 One thread. Each row runs in a process of its own, so that peak memory is its own.
 """
 
-import os
-import platform
 import resource
 import subprocess
 import sys
 import threading
-from datetime import date
 from pathlib import Path
 
 CASES = ["head 10000", "head 60000", "mlp 10000", "mlp 60000"]
@@ -101,25 +98,21 @@ def row(kind, n):
         ).stdout  # fmt: skip
         numbers.append([float(x) for x in out.split()[-2:]])
     (seconds, memory), (taken, grown) = numbers
-    print(
-        f"| {kind} | {n} | {seconds:.2f} | {taken:.2f} | {seconds / taken:.2f} | "
-        f"{memory / 2**20:.0f} | {grown / 2**20:.0f} | {memory / grown:.2f} |",
-        flush=True,
-    )
+    return [
+        kind, n, f"{seconds:.2f}", f"{taken:.2f}", f"{seconds / taken:.2f}",
+        f"{memory / 2**20:.0f}", f"{grown / 2**20:.0f}", f"{memory / grown:.2f}",
+    ]  # fmt: skip
 
 
 def main():
-    import lightning
     import torch
+    from common import publish, table
 
-    print(
-        f"{date.today()}, torch {torch.__version__}, lightning {lightning.__version__},"
-        f" {platform.machine()}, {os.cpu_count()} cores, 1 thread\n"
-    )
-    print("| model | n | seconds, predicted | taken | ratio | MiB, predicted | grown |"
-          " ratio |\n|---|---|---|---|---|---|---|---|", flush=True)  # fmt: skip
-    for case in CASES:
-        row(*case.split())
+    torch.set_num_threads(1)  # as in every row
+    head = ["model", "n", "seconds, predicted", "taken", "ratio", "MiB, predicted",
+            "grown", "ratio"]  # fmt: skip
+    rows = [row(*case.split()) for case in CASES]
+    publish("preflight", "What preflight predicts and what is taken", table(head, rows))
 
 
 if __name__ == "__main__":

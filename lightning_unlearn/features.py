@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ _CHUNK = 4096
 class FeatureData:
     """Captured rows: features (n, d) and targets, as the head received them."""
 
-    features: Tensor
-    targets: Tensor
+    features: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
 
     @property
     def n(self) -> int:

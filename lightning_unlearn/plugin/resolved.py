@@ -108,7 +108,10 @@ class Resolved:
             if not isinstance(self.guarantee, StronglyConvex):
                 return self._damped_step(indices, None)
             assert self.head is not None  # chosen_guarantee checks it
-            rows = self._rows(self.head, indices)
+            # A forecast's part of the data would leave hardly anything in each block.
+            forecast = proxy_samples is not None
+            batches = self.batches(self.loader, indices) if forecast else None
+            rows = self._rows(self.head, batches or self.blocks(indices))
             objective = convex.ConvexObjective(self.head, rows, self.l2)
             return minimise(
                 objective,
@@ -130,7 +133,7 @@ class Resolved:
                 return self._damped_step(self.retained, (state, gone)), None
             assert self.head is not None  # it was made from one
             again = state.touched(gone)
-            fresh = self._rows(self.head, again) if again else None
+            fresh = self._rows(self.head, self.blocks(again)) if again else None
         assert isinstance(self.guarantee, StronglyConvex)
         rest = state.after(gone, fresh)
         step = state.step(
@@ -156,7 +159,7 @@ class Resolved:
             assert self.head is not None  # chosen_guarantee checks it
             return prepare_head(
                 self.head,
-                self._rows(self.head, self.retained),
+                self._rows(self.head, self.blocks(self.retained)),
                 self.retained,
                 self.scope.flatten(),
                 block=self.block,
@@ -185,8 +188,7 @@ class Resolved:
         """
         return self.batches(self.loader, indices, self.block, by_position=True)
 
-    def _rows(self, head: ConvexHead, indices: list[int]) -> FeatureData:
-        batches = self.blocks(indices)
+    def _rows(self, head: ConvexHead, batches: data.ExactBatches) -> FeatureData:
         checks.check_repeatable(batches)
         return features.capture(self.loss, head, batches)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Stored:
         data: Fingerprint of the samples, or None if they have none.
     """
 
-    state: PreparedHead | PreparedNetwork
+    state: PreparedHead | PreparedNetwork = field(repr=False)
     made_from: str
-    salt: str
+    salt: str = field(repr=False)
     data: str | None
 
     @property
