@@ -18,7 +18,7 @@ from preflight import Peak
 from torch import nn
 from torch.utils.data import Subset
 
-REPEATS = 3
+REPEATS = 2
 MIB = 2**20
 
 
