@@ -109,9 +109,9 @@ class Resolved:
                 return self._damped_step(indices, None)
             assert self.head is not None  # chosen_guarantee checks it
             # A forecast's part of the data would leave hardly anything in each block.
-            forecast = proxy_samples is not None
-            batches = self.batches(self.loader, indices) if forecast else None
-            rows = self._rows(self.head, batches or self.blocks(indices))
+            whole = proxy_samples is None
+            batches = self.batches(self.loader, indices, by_position=whole)
+            rows = self._rows(self.head, batches)
             objective = convex.ConvexObjective(self.head, rows, self.l2)
             return minimise(
                 objective,
@@ -186,7 +186,7 @@ class Resolved:
         Which samples are read together follows from their positions: a block of the
         training dataset, less those that are not in `indices`.
         """
-        return self.batches(self.loader, indices, self.block, by_position=True)
+        return self.batches(self.loader, indices, by_position=True)
 
     def _rows(self, head: ConvexHead, batches: data.ExactBatches) -> FeatureData:
         checks.check_repeatable(batches)
