@@ -141,6 +141,10 @@ class Tensors:
     def n(self):
         return len(self.X)
 
+    @property
+    def places(self):
+        return torch.arange(len(self.X))
+
     def __iter__(self):
         for part in self.parts:
             yield len(part), (self.X[part], self.y[part])

@@ -7,6 +7,7 @@ products and no automatic differentiation is involved.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lightning_unlearn import _validate
 from lightning_unlearn.certificate.rounding import gradient_rounding_upper
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import LINKS, Bend, ConvexHead
+from lightning_unlearn.processes import ALONE, Processes
 from lightning_unlearn.scope import Vector
 
 _CHUNK = 4096
@@ -34,9 +36,9 @@ class ConvexObjective:
         head: The head; only its shape and loss are read.
         data: The rows of this process.
         l2: Coefficient of the regulariser, > 0.
+        processes: Those that share the rows.
         n: Rows over all processes; those of this one by default.
-        reduce: Sums a tensor over all processes.
-        largest: Maximum of a tensor over all processes.
+        places: Which of the n rows those of this process are, int64; all by default.
     """
 
     def __init__(
@@ -44,9 +46,9 @@ class ConvexObjective:
         head: ConvexHead,
         data: FeatureData,
         l2: float,
+        processes: Processes = ALONE,
         n: int | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
-        largest: Callable[[Tensor], Tensor] = lambda x: x,
+        places: Tensor | None = None,
     ) -> None:
         _validate.positive(l2=l2)
         self.link = head.link
@@ -56,8 +58,8 @@ class ConvexObjective:
         self.device = head.weight.device
         self.l2 = l2
         self._n = data.n if n is None else n
-        self.reduce = reduce
-        self.largest = largest
+        self.processes = processes
+        self._places = torch.arange(data.n) if places is None else places
         self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
         self._double: list[tuple[Tensor, Tensor]] | None = None
         self._row_norm: float | None = None
@@ -128,8 +130,10 @@ class ConvexObjective:
         """Largest norm of a feature row, the 1 of the bias included."""
         found = self._row_norm
         if found is None:
-            rows = torch.stack([X.norm(dim=1).max() for X, _ in self._chunks()]).max()
-            found = float(self.largest(rows) ** 2 + self.bias) ** 0.5
+            with self._summed(self.processes.world) as (longest,):
+                rows = [_largest(X.norm(dim=1)) for X, _ in self._chunks()]
+                longest[self.processes.rank] = torch.stack(rows).max()
+            found = float(longest.max() ** 2 + self.bias) ** 0.5
         self._row_norm = found
         return found
 
@@ -138,16 +142,17 @@ class ConvexObjective:
 
         It says where to go, never that one has arrived.
         """
-        total, own = torch.zeros_like(w), w.to(self.data.features.dtype)
-        for X, y in zip(
-            self.data.features.split(_CHUNK),
-            self.data.targets.split(_CHUNK),
-            strict=True,
-        ):
-            X = X.to(self.device)
-            D = self.link.residual(self.logits(X, own), y.to(self.device))
-            total += self._pull_back(X, D).double()
-        return self.reduce(total) / self.n + self.l2 * w
+        own = w.to(self.data.features.dtype)
+        with self._summed(self.size) as (total,):
+            for X, y in zip(
+                self.data.features.split(_CHUNK),
+                self.data.targets.split(_CHUNK),
+                strict=True,
+            ):
+                X = X.to(self.device)
+                D = self.link.residual(self.logits(X, own), y.to(self.device))
+                total += self._pull_back(X, D).double()
+        return total / self.n + self.l2 * w
 
     def gradient(self, w: Vector) -> tuple[Vector, float]:
         """The gradient (p,) at w and a bound on its rounding error.
@@ -156,16 +161,17 @@ class ConvexObjective:
             (gradient, bound on |computed - exact gradient|); the bound is infinite
             where exponentials overflow.
         """
-        total = torch.zeros_like(w)
-        sizes = torch.zeros(2, dtype=torch.float64, device=w.device)
-        for X, y in self._chunks():
-            Z = self.logits(X, w)
-            D = self.link.residual(Z, y)
-            total += self._pull_back(X, D)
-            now = torch.stack([D.norm(dim=1).max(), Z.abs().max()])
-            sizes = torch.maximum(sizes, now)
-        gradient = self.reduce(total) / self.n + self.l2 * w
-        residuals, logits = self.largest(sizes).tolist()
+        world, rank = self.processes.world, self.processes.rank
+        with self._summed(self.size, 2 * world) as (total, all_sizes):
+            sizes = all_sizes.view(world, 2)  # of each process; NaN stays NaN
+            for X, y in self._chunks():
+                Z = self.logits(X, w)
+                D = self.link.residual(Z, y)
+                total += self._pull_back(X, D)
+                now = torch.stack([_largest(D.norm(dim=1)), _largest(Z.abs())])
+                sizes[rank] = torch.maximum(sizes[rank], now)
+        gradient = total / self.n + self.l2 * w
+        residuals, logits = sizes.amax(0).tolist()
         lipschitz = self.link.lipschitz(logits + 1e-6, self.K)
         if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
             return gradient, math.inf  # exponentials overflow: nothing is known of it
@@ -184,11 +190,11 @@ class ConvexObjective:
 
     def hvp(self, v: Vector) -> Vector:
         """Hessian at `self.at` times v, both (p,)."""
-        total = torch.zeros_like(v)
         chunks = self.data.features.split(_CHUNK)
-        for X, bend in zip(chunks, self._bend(), strict=True):
-            total += self._curved(X.to(self.device), bend, v)
-        return self.reduce(total) / self.n + self.l2 * v
+        with self._summed(self.size) as (total,):
+            for X, bend in zip(chunks, self._bend(), strict=True):
+                total += self._curved(X.to(self.device), bend, v)
+        return total / self.n + self.l2 * v
 
     def _bend(self) -> Iterator[Bend]:
         """The second derivative of each chunk's rows; kept if that fits."""
@@ -211,9 +217,11 @@ class ConvexObjective:
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector:
         """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
-        rows = torch.randint(self.data.n, (batch_size,), generator=generator)
-        X = self._rows(rows)
-        return self._curved(X, self._bend_of(X), v) / batch_size + self.l2 * v
+        drawn = torch.randint(self.n, (batch_size,), generator=generator)
+        with self._summed(self.size) as (total,):
+            X = self._rows(self._here(drawn)[1])
+            total += self._curved(X, self._bend_of(X), v)
+        return total / batch_size + self.l2 * v
 
     def proxy(
         self, samples: int, generator: torch.Generator
@@ -235,27 +243,46 @@ class ConvexObjective:
         bend = self._bend_of(X)
 
         def products(v: Vector) -> Vector:
-            curved = bend.times(self.logits(X, v.to(X.dtype)))
-            return self._pull_back(X, curved * counts).double() + self.l2 * v
+            with self._summed(self.size) as (total,):
+                curved = bend.times(self.logits(X, v.to(X.dtype)))
+                total += self._pull_back(X, curved * counts).double()
+            return total + self.l2 * v
 
         return products
 
     def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows (m, d) drawn as in `proxy`, and how much each counts (m, 1)."""
+        """Rows drawn as in `proxy`: those of this process, and how much each counts.
+
+        Returns:
+            (m, d) and (m, 1); m adds up to `samples` over all processes.
+        """
         chunks = self.data.features.split(_CHUNK)
-        importance = torch.cat(
-            [
-                bend.trace().double() * (X.double().square().sum(1) + self.bias)
-                for X, bend in zip(chunks, self._bend(), strict=True)
-            ]
-        )
+        with self._summed(self.n) as (importance,):
+            importance[self._places.to(importance.device)] = torch.cat(
+                [
+                    bend.trace().double() * (X.double().square().sum(1) + self.bias)
+                    for X, bend in zip(chunks, self._bend(), strict=True)
+                ]
+            ).to(importance.device)
         # Saturated rows curve nothing: none may have probability exactly zero.
         importance = importance + 1e-6 * importance.mean() + 1e-300
-        q = importance / importance.sum()
-        drawn = torch.multinomial(q.cpu(), samples, True, generator=generator)
-        X = self._rows(drawn)
-        drawn = drawn.to(q.device)
-        return X, (1 / (samples * self.data.n * q[drawn]))[:, None].to(X.dtype)
+        q = (importance / importance.sum()).cpu()
+        drawn = torch.multinomial(q, samples, True, generator=generator)
+        drawn, rows = self._here(drawn)
+        X = self._rows(rows)
+        return X, (1 / (samples * self.n * q[drawn]))[:, None].to(X)
+
+    def _here(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of some of the n rows that this process has, and where it has them."""
+        if self.processes.world == 1:
+            return drawn, drawn
+        here = torch.full((self.n,), -1)
+        here[self._places] = torch.arange(self.data.n)
+        drawn = drawn[here[drawn] >= 0]
+        return drawn, here[drawn]
+
+    def _summed(self, *sizes: int) -> AbstractContextManager[list[Vector]]:
+        return self.processes.summed(*sizes, device=self.device)
 
     def _rows(self, places: Tensor) -> Tensor:
         features = self.data.features
@@ -265,3 +292,8 @@ class ConvexObjective:
         """Summed Hessian of some rows times v, in the dtype of the rows."""
         U = bend.times(self.logits(X, v.to(X.dtype)))
         return self._pull_back(X, U).double()
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest entry; 0 if there is none."""
+    return x.max() if x.numel() else x.new_zeros(())

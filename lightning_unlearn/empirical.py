@@ -1,7 +1,7 @@
 """F of any module, through automatic differentiation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from lightning_unlearn.curvature.products import (
 )
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.objective import Batches, LossFunction
+from lightning_unlearn.processes import ALONE, Processes
 from lightning_unlearn.scope import Scope, Vector
 
 #: Part of an importance-weighted draw that is uniform: no sample may count for much
@@ -47,14 +48,14 @@ class EmpiricalObjective:
         batches: The retained samples.
         l2: Coefficient of (l2/2)|w|^2, >= 0.
         product: How a curvature-vector product of one batch is formed.
-        reduce: Sums a tensor over all processes, in place or not.
+        processes: Those that share the samples.
         kept: Samples whose graphs may be kept in memory.
         chunk: Samples of a random draw that may be in one graph.
 
     Attributes:
-        importance: How much each sample of this process curves F at these weights
-            (n,), up to a factor: found by `value_and_gradient` or given; None if it is
-            not known.
+        importance: How much each of the n samples curves F at these weights (n,), up
+            to a factor: found by `value_and_gradient` or given; None if it is not
+            known.
 
     Raises:
         ArgumentError: If l2 is negative or not finite.
@@ -67,7 +68,7 @@ class EmpiricalObjective:
         batches: Batches,
         l2: float,
         product: Product = double_backward,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        processes: Processes = ALONE,
         kept: int = 0,
         chunk: int = 256,
     ) -> None:
@@ -79,7 +80,7 @@ class EmpiricalObjective:
         self.batches = batches
         self.l2 = l2
         self.product = product
-        self.reduce = reduce
+        self.processes = processes
         self.kept = kept
         self.chunk = chunk
         self.importance: Tensor | None = None
@@ -102,23 +103,27 @@ class EmpiricalObjective:
         Raises:
             ModelError: If a loss is NaN or infinite, or a weight gets no gradient.
         """
-        total = self._zeros(self.size + 1)
-        reached = [False] * len(self.scope.parameters)
-        traces: list[Tensor | None] = []
-        for index, (weight, batch) in enumerate(self.batches):
-            value, grads, trace = self._batch_gradient(index, weight, batch)
-            reached = [r or g is not None for r, g in zip(reached, grads, strict=True)]
-            total[0] += value
-            total[1:] += self._flat(grads)
-            if weight:
-                traces.append(trace)
-        self._check_reached(reached)
-        known = [t for t in traces if t is not None]
-        self.importance = torch.cat(known) if len(known) == len(traces) > 0 else None
-        total = self.reduce(total)
+        n, weights = self.n, len(self.scope.parameters)
+        with self._summed(1, self.size, weights, n + 1) as sums:
+            value, gradient, reached, curved = sums
+            traces: list[Tensor | None] = []
+            for index, (weight, batch) in enumerate(self.batches):
+                loss, grads, trace = self._batch_gradient(index, weight, batch)
+                value += loss
+                gradient += self._flat(grads)
+                reached += torch.tensor([float(g is not None) for g in grads]).to(value)
+                if weight:
+                    traces.append(trace)
+            known = [t for t in traces if t is not None]
+            if len(known) < len(traces):
+                curved[n] = 1  # not known of some
+            elif known:
+                curved[self.batches.places.to(curved.device)] = torch.cat(known)
+        self._check_reached(reached.tolist())
+        self.importance = curved[:n] if float(curved[n]) == 0 else None
         w = self.scope.flatten()
-        value = float(total[0]) / self.n + self.l2 / 2 * float(w @ w)
-        return value, total[1:] / self.n + self.l2 * w
+        penalty = self.l2 / 2 * float(w @ w)
+        return float(value) / n + penalty, gradient / n + self.l2 * w
 
     def _batch_gradient(
         self, index: int, weight: int, batch: Any
@@ -157,17 +162,17 @@ class EmpiricalObjective:
         return double_backward if self.product is gauss_newton else self.product
 
     def _full(self, product: Product, v: Vector) -> Vector:
-        total = self._zeros(self.size)
         tangents = self._tangents(v)
-        for index, (weight, batch) in enumerate(self.batches):
-            graph, last = self._graphs.get((product, index)), False
-            if graph is None:
-                loss = self.batch_loss(batch, index, weight)
-                graph, last = graph_of(product, loss, self.scope), True
-                if product in GRAPHS and self._keeps(weight):
-                    self._graphs[product, index], last = graph, False
-            total += self._flat(graph.product(tangents, last))
-        return self.reduce(total) / self.n + self.l2 * v
+        with self._summed(self.size) as (total,):
+            for index, (weight, batch) in enumerate(self.batches):
+                graph, last = self._graphs.get((product, index)), False
+                if graph is None:
+                    loss = self.batch_loss(batch, index, weight)
+                    graph, last = graph_of(product, loss, self.scope), True
+                    if product in GRAPHS and self._keeps(weight):
+                        self._graphs[product, index], last = graph, False
+                total += self._flat(graph.product(tangents, last))
+        return total / self.n + self.l2 * v
 
     @contextmanager
     def moved_to(self, w: Vector) -> Iterator[None]:
@@ -189,21 +194,26 @@ class EmpiricalObjective:
         self, v: Vector, batch_size: int, generator: torch.Generator
     ) -> Vector:
         """Curvature of the mean loss of one random mini-batch, plus l2, times v."""
-        weight, batch = self.batches.take(self._draw(batch_size, generator))
-        loss = self.batch_loss(batch, 0, weight)
-        parts = self.product(loss, self.scope, self._tangents(v))
-        return self._flat(parts) / weight + self.l2 * v
+        drawn = self.processes.share(self._draw(batch_size, generator))
+        with self._summed(self.size) as (total,):
+            if drawn:
+                weight, batch = self.batches.take(drawn)
+                loss = self.batch_loss(batch, 0, weight)
+                total += self._flat(self.product(loss, self.scope, self._tangents(v)))
+        return total / batch_size + self.l2 * v
 
     def sampled_hessian(
         self, samples: int, generator: torch.Generator
     ) -> Callable[[Vector], Vector]:
         """Products with the Hessian of one random draw, plus l2."""
         form = self._second_derivative
-        builds = [
-            partial(graph_of, form, loss, self.scope)
-            for loss in self._losses(self._draw(samples, generator))
-        ]
-        return self._drawn(builds, samples, 1 / samples)
+        drawn = self.processes.share(self._draw(samples, generator))
+        with self.processes.together():
+            builds = [
+                partial(graph_of, form, loss, self.scope)
+                for _, loss in self._losses(drawn)
+            ]
+            return self._drawn(builds, len(drawn), 1 / samples)
 
     def proxy(
         self, samples: int, generator: torch.Generator
@@ -220,25 +230,24 @@ class EmpiricalObjective:
         curved = self.importance / self.importance.sum().clamp_min(1e-300)
         q = ((1 - _UNIFORM) * curved + _UNIFORM * uniform).cpu()
         drawn = torch.multinomial(q, samples, True, generator=generator)
-        weights = 1 / (samples * q[drawn])
-
-        builds = [
-            partial(GaussNewtonGraph, loss, self.scope, part.to(self.device))
-            for loss, part in zip(
-                self._losses(drawn.tolist()), weights.split(self.chunk), strict=True
-            )
-        ]
-        return self._drawn(builds, samples, 1 / self.n)
+        own = self.processes.share(drawn.tolist())
+        with self.processes.together():
+            builds = [
+                partial(GaussNewtonGraph, loss, self.scope, 1 / (samples * q[part]))
+                for part, loss in self._losses(own)
+            ]
+            return self._drawn(builds, len(own), 1 / self.n)
 
     def _draw(self, samples: int, generator: torch.Generator) -> list[int]:
         return torch.randint(self.n, (samples,), generator=generator).tolist()
 
-    def _losses(self, places: list[int]) -> list[BatchLoss]:
+    def _losses(self, places: list[int]) -> list[tuple[list[int], BatchLoss]]:
         """The loss of a draw, a chunk of it at a time."""
         found = []
         for start in range(0, len(places), self.chunk):
-            weight, batch = self.batches.take(places[start : start + self.chunk])
-            found.append(self.batch_loss(batch, 0, weight))
+            part = places[start : start + self.chunk]
+            weight, batch = self.batches.take(part)
+            found.append((part, self.batch_loss(batch, 0, weight)))
         return found
 
     def _drawn(
@@ -249,10 +258,11 @@ class EmpiricalObjective:
         graphs = [build() for build in builds] if keep else []
 
         def products(v: Vector) -> Vector:
-            total, tangents = self._zeros(self.size), self._tangents(v)
-            for graph in graphs or (build() for build in builds):
-                total += self._flat(graph.product(tangents, last=not keep))
-            return self.reduce(total) * scale + self.l2 * v
+            tangents = self._tangents(v)
+            with self._summed(self.size) as (total,):
+                for graph in graphs or (build() for build in builds):
+                    total += self._flat(graph.product(tangents, last=not keep))
+            return total * scale + self.l2 * v
 
         return products
 
@@ -299,10 +309,10 @@ class EmpiricalObjective:
         ]
         return torch.cat(flat).to(torch.float64)
 
-    def _zeros(self, size: int) -> Vector:
-        return torch.zeros(size, dtype=torch.float64, device=self.device)
+    def _summed(self, *sizes: int) -> AbstractContextManager[list[Vector]]:
+        return self.processes.summed(*sizes, device=self.device)
 
-    def _check_reached(self, reached: list[bool]) -> None:
+    def _check_reached(self, reached: list[float]) -> None:
         missing = [n for n, r in zip(self.scope.names, reached, strict=True) if not r]
         if missing:
             raise ModelError(

@@ -40,7 +40,7 @@ def cheap_factor(
     objective: ConvexObjective,
 ) -> Callable[[], Factor | None] | None:
     """Factors all rows at ``objective.at``, for heads so small that this is fastest."""
-    p, n, K = objective.size, objective.data.n, objective.K
+    p, n, K = objective.size, objective.n, objective.K
     # Products, Cholesky, and what is done entry by entry, which is dearer.
     if n * p**2 + p**3 / 3 + 20 * n * K**2 > _CHEAP:
         return None
@@ -82,14 +82,17 @@ def factorise(
     """
     data, device = objective.data, objective.at.device
     K, D = objective.K, objective.d + objective.bias
-    blocks = torch.zeros(K, D, K, D, device=device)
-    if rows < data.n:
-        X, counts = objective.draw(rows, generator)
-        _add_hessian(blocks, objective, X.float(), counts.float())
-    else:
-        for X in data.features.split(_CHUNK):
-            counts = torch.full((len(X), 1), 1 / data.n, device=device)
-            _add_hessian(blocks, objective, X.to(device, torch.float32), counts)
+    drawn = objective.draw(rows, generator) if rows < objective.n else None
+    size, single = (K * D) ** 2, torch.float32
+    with objective.processes.summed(size, dtype=single, device=device) as (total,):
+        blocks = total.view(K, D, K, D)
+        if drawn is not None:
+            X, counts = drawn
+            _add_hessian(blocks, objective, X.float(), counts.float())
+        else:
+            for X in data.features.split(_CHUNK):
+                counts = torch.full((len(X), 1), 1 / objective.n, device=device)
+                _add_hessian(blocks, objective, X.to(device, single), counts)
     H = _in_order(blocks, objective.bias)
     H.diagonal().add_(objective.l2)
     lower, failed = torch.linalg.cholesky_ex(H)

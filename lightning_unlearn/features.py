@@ -69,13 +69,12 @@ def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureDa
             call = _call(loss, head, batch, index, weight)
             rows = call.features.detach()
             if features is None:
-                shape = batches.n, *rows.shape[1:]
+                shape = len(batches.places), *rows.shape[1:]
                 features = storage.empty(shape, rows.dtype, rows.device)
-            if weight:
-                features[filled : filled + weight] = rows.to(features.device)
-                targets.append(call.targets)
-                filled += weight
-    assert features is not None  # there is a sample: the request was checked
+            features[filled : filled + weight] = rows[:weight].to(features.device)
+            targets.append(call.targets[:weight])
+            filled += weight
+    assert features is not None  # there is a batch: the request was checked
     return FeatureData(features[:filled], torch.cat(targets))
 
 

@@ -26,15 +26,20 @@ class Batches(Protocol):
         """Samples over all processes."""
         ...
 
+    @property
+    def places(self) -> Tensor:
+        """Which of the n samples this process iterates over, in that order, int64."""
+        ...
+
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield (number of samples that count, batch); 0 for a filler batch."""
+        """Yield (number of samples that count, batch); 0 for a filler batch.
+
+        Every process takes the same number of steps.
+        """
         ...
 
     def take(self, places: Sequence[int]) -> tuple[int, Any]:
-        """(number, batch) of the samples at some places, read afresh.
-
-        A place counts the samples of this process in the order of iteration.
-        """
+        """(number, batch) of some of the n samples, read afresh in this process."""
         ...
 
 

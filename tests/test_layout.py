@@ -19,6 +19,7 @@ FLOORS = {
     "verification": (1, set()),
     "scope": (2, {"torch", "jaxtyping"}),
     "empirical": (2, {"torch", "jaxtyping"}),
+    "processes": (2, {"torch"}),
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
     "factor": (2, {"torch", "jaxtyping"}),

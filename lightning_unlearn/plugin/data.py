@@ -100,7 +100,9 @@ class ExactBatches:
     """Chosen samples of a dataset, each once, the same at every iteration.
 
     No sampler, no shuffling, no dropped or padded samples. Batches are kept in
-    memory after the first complete sweep if they are small enough.
+    memory after the first complete sweep if they are small enough. Several processes
+    take turns at the batches one process would have; one with a batch less reads the
+    first once more, as a filler that counts for nothing.
 
     Args:
         loader: The training loader: its dataset, collate function, workers and
@@ -112,6 +114,8 @@ class ExactBatches:
         by_position: Put samples into one batch whose positions have the same quotient
             by `batch_size`: what a sample is read with then depends on which samples of
             its block are used, and on no others.
+        rank: Of this process.
+        world: Processes that share the batches.
     """
 
     def __init__(
@@ -122,18 +126,25 @@ class ExactBatches:
         transfer: Callable[[Any], Any] = lambda batch: batch,
         keep: bool = True,
         by_position: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.dataset: Any = loader.dataset
         self.indices = indices
         self.transfer = transfer
         self._collate = loader.collate_fn
         self._keep = keep
-        self._parts = [
-            indices[i : i + batch_size] for i in range(0, len(indices), batch_size)
-        ]
+        places = range(len(indices))
+        parts = [places[i : i + batch_size] for i in places[::batch_size]]
         if by_position:
-            blocks = groupby(indices, lambda position: position // batch_size)
-            self._parts = [list(block) for _, block in blocks]
+            blocks = groupby(places, lambda place: indices[place] // batch_size)
+            parts = [list(block) for _, block in blocks]
+        own = parts[rank::world]
+        self.places = torch.tensor([p for part in own for p in part], dtype=torch.int64)
+        self._weights = [len(part) for part in own]
+        if len(own) * world < len(parts):
+            own, self._weights = [*own, parts[0]], [*self._weights, 0]
+        self._parts = [[indices[place] for place in part] for part in own]
         options = {name: getattr(loader, name) for name in _KEPT}
         self._loader = DataLoader(
             self.dataset,
@@ -152,7 +163,7 @@ class ExactBatches:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield (number of samples, batch)."""
+        """Yield (number of samples that count, batch)."""
         if self._cache is not None:
             yield from self._cache
             return
@@ -161,8 +172,8 @@ class ExactBatches:
         batches = self._loader
         if self._picked is not None:
             batches = (self._picked(part) for part in self._parts)
-        for part, batch in zip(self._parts, batches, strict=True):
-            item = (len(part), self.transfer(batch))
+        for weight, batch in zip(self._weights, batches, strict=True):
+            item = (weight, self.transfer(batch))
             if kept is not None:
                 size += _nbytes(item[1])
                 kept.append(item)
