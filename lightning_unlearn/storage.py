@@ -1,6 +1,7 @@
 """Where large arrays live, and files that appear whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,16 +91,27 @@ def part_of(path: Path) -> Path:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place if the block succeeds.
 
-    It is synced to the disk first; whatever happens, no part of it stays.
+    It may be made a folder. It is synced to the disk first; whatever happens, no part
+    of it stays.
     """
     temporary = part_of(path)
     try:
         yield temporary
+        for inside in temporary.rglob("*"):
+            _sync(inside)
         _sync(temporary)
         temporary.rename(path)
         _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -44,7 +44,8 @@ FLOORS = {
 STANDARD = {
     "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect",
-    "itertools", "json", "logging", "math", "numbers", "os", "pathlib", "secrets",
+    "itertools", "json", "logging", "math", "numbers", "os", "pathlib", "pickle",
+    "secrets", "shutil",
     "sys", "tempfile", "textwrap", "time", "types", "typing", "uuid", "warnings",
     "weakref",
 }  # fmt: skip

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.call import _call_and_handle_interrupt
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
@@ -27,6 +28,11 @@ class StageFn(LightningEnum):
 
 
 STAGE = StageFn.UNLEARN
+
+
+def is_spawning(trainer: Trainer) -> bool:
+    """Whether a run goes on in new processes that end with it (spawn, fork)."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def run_stage(

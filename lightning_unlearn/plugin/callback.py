@@ -17,8 +17,8 @@ from lightning_unlearn.errors import (
     UnlearningError,
 )
 from lightning_unlearn.newton import project
-from lightning_unlearn.plugin import data
-from lightning_unlearn.plugin._compat import STAGE
+from lightning_unlearn.plugin import data, spawned
+from lightning_unlearn.plugin._compat import STAGE, is_spawning
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
@@ -147,14 +147,20 @@ class UnlearningCallback(Callback):
         self.requests = 0
 
     def committed(
-        self, pl_module: LightningModule, loader: DataLoader, kept: Stored | None
+        self,
+        pl_module: LightningModule,
+        loader: DataLoader | None,
+        kept: Stored | None,
     ) -> None:
         """A request has succeeded: this is our model now, and this its data."""
         self.requests += 1
         self.adopt(pl_module, loader, kept)
 
     def adopt(
-        self, pl_module: LightningModule, loader: DataLoader, kept: Stored | None
+        self,
+        pl_module: LightningModule,
+        loader: DataLoader | None,
+        kept: Stored | None,
     ) -> None:
         """This is our model now, this its data, and this what was prepared of them."""
         self.loader = loader
@@ -193,6 +199,23 @@ class UnlearningCallback(Callback):
             )
         self.record = record
         self._restored = True
+
+    def came_home(
+        self,
+        record: dict[str, Any],
+        pl_module: LightningModule,
+        loader: DataLoader | None,
+    ) -> None:
+        """A request, or a training, has succeeded in processes that are gone now."""
+        self.record = TrainingRecord.from_dict(record)
+        self.committed(pl_module, loader, None)
+
+    def look_home(self, trainer: Trainer) -> None:
+        """Take the record of a training that ran in processes that are gone now."""
+        record = spawned.sent_home(trainer)
+        if record is not None and trainer.lightning_module is not None:
+            self.record = TrainingRecord.from_dict(record)
+            self.adopt(trainer.lightning_module, self.loader, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
@@ -320,6 +343,7 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Bring the record up to date in a checkpoint written during training."""
         if trainer.state.fn != STAGE:
+            self.look_home(trainer)
             note_changed_numbers(pl_module, self.record)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -334,6 +358,8 @@ class UnlearningCallback(Callback):
             self.record.gradient_norm = gradient_norm(
                 trainer, pl_module, self.options, self.loader, self.record.l2
             )
+        if is_spawning(trainer):
+            spawned.send_home(trainer, self.state_dict())
 
     @override
     def on_exception(

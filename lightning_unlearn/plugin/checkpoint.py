@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
+from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.storage import whole
+from lightning_unlearn.plugin import strategies
+from lightning_unlearn.storage import part_of, remove, whole
 
 
 @contextmanager
@@ -43,7 +46,9 @@ def check_target(path: Path) -> None:
         )
 
 
-def write(trainer: Trainer, callback: Callback, path: Path, certificate: str) -> None:
+def write(
+    trainer: Trainer, callback: Callback, path: Path, certificate: Certificate
+) -> None:
     """Write the module and our callback's state, and nothing else training left.
 
     Optimizer moments, schedulers and other callbacks' states were computed on the
@@ -54,18 +59,26 @@ def write(trainer: Trainer, callback: Callback, path: Path, certificate: str) ->
         trainer: Inside the run, with the new weights in its module.
         callback: Ours.
         path: A new file.
-        certificate: JSON text, written beside it.
+        certificate: Written beside it as JSON.
     """
+    strategy = strategies.adapter(trainer)
+    if strategy.processes.rank > 0:
+        strategy.save(partial(_save, trainer, callback, part_of(path)))
+        return
     with whole(path) as temporary, whole(certificate_path(path)) as beside:
-        with (
-            borrowed(trainer, callbacks=[callback], optimizers=[]),
-            borrowed(trainer.strategy, lr_scheduler_configs=[]),
-        ):
-            trainer.save_checkpoint(temporary, weights_only=False)
-        beside.write_text(certificate)
+        strategy.save(partial(_save, trainer, callback, temporary))
+        beside.write_text(certificate.to_json())
+
+
+def _save(trainer: Trainer, callback: Callback, path: Path) -> None:
+    with (
+        borrowed(trainer, callbacks=[callback], optimizers=[]),
+        borrowed(trainer.strategy, lr_scheduler_configs=[]),
+    ):
+        trainer.save_checkpoint(path, weights_only=False)
 
 
 def discard(path: Path) -> None:
     """Remove what `write` wrote, for a request that failed after it."""
-    path.unlink(missing_ok=True)
-    certificate_path(path).unlink(missing_ok=True)
+    remove(path)
+    remove(certificate_path(path))

@@ -20,7 +20,7 @@ from lightning_unlearn.certificate import (
     gaussian_mu,
 )
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
-from lightning_unlearn.plugin import forecast
+from lightning_unlearn.plugin import forecast, strategies
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.mixin import quiet
@@ -144,8 +144,10 @@ def preflight(
         The forecast.
 
     Raises:
+        StrategyError: If the Trainer has several processes.
         UnlearningError: If the request itself would be refused, with its reason.
     """
+    strategies.check_alone(trainer, "preflight")
 
     def stage(run: Run) -> Preflight:
         request = Request(

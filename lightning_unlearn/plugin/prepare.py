@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.plugin import store
+from lightning_unlearn.plugin import store, strategies
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import Run, run_inside
@@ -85,8 +85,10 @@ def prepare(
         What was stored and what it cost, which is logged too.
 
     Raises:
+        StrategyError: If the Trainer has several processes.
         UnlearningError: If a request would be refused, or does not reach its tolerance.
     """
+    strategies.check_alone(trainer, "prepare")
 
     def stage(run: Run) -> Preparation:
         request = Request(

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.newton import Step
 from lightning_unlearn.objective import LossFunction
-from lightning_unlearn.plugin import checkpoint, data, forget, inventory, store
+from lightning_unlearn.plugin import (
+    checkpoint,
+    data,
+    forget,
+    inventory,
+    store,
+    strategies,
+)
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
@@ -32,8 +41,19 @@ from lightning_unlearn.plugin.weight_decay import (
     l2_of,
     stated_l2,
 )
+from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import Surroundings, release
 from lightning_unlearn.scope import Scope, Vector, state_digest
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a request has decided, and not yet done."""
+
+    weights: Vector
+    certificate: Certificate
+    ledger: ledgers.Ledger
+    record: TrainingRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +90,18 @@ class Request:
         self, forgets: Callable[[], list[int]]
     ) -> tuple[Resolved, Stored | None]:
         record, options = self.callback.record, self.callback.options
-        self._check_paths()
-        loss, scope, head, module_l2 = self._scope()
         dataset: Any = self.loader.dataset
-        _check_same_data(dataset, record)
-        chosen = forgets()
-        gone = {*chosen, *record.removed}
-        inventory.check_averages(self.trainer)
-        outside = outside_of(self.module, scope, record)
-        ledger = self._ledger()
-        l2 = self._l2(scope, module_l2)
+        with self.processes.together():  # no process may wait for one that refuses
+            self._check_paths()
+            loss, scope, head, module_l2 = self._scope()
+            _check_same_data(dataset, record)
+            chosen = forgets()
+            gone = {*chosen, *record.removed}
+            inventory.check_averages(self.trainer)
+            outside = outside_of(self.module, scope, record)
+            l2 = self._l2(scope, module_l2)
+            guarantee = chosen_guarantee(options, head, l2)
+        ledger = self.processes.first(self._ledger)
         ready = Resolved(
             trainer=self.trainer,
             module=self.module,
@@ -94,9 +116,38 @@ class Request:
             outside=outside,
             ledger=ledger,
             l2=l2,
-            guarantee=chosen_guarantee(options, head, l2),
+            guarantee=guarantee,
         )
         return ready, self._usable(ready)
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the request."""
+        return strategies.adapter(self.trainer).processes
+
+    def _share_record(self) -> None:
+        """Every process goes by the first one's record: names and keys are random."""
+        processes, record = self.processes, self.callback.record
+        shared = processes.first(record.to_dict)
+        if processes.rank > 0:
+            self.callback.record = TrainingRecord.from_dict(shared)
+
+    def _check_agreement(self, ready: Resolved) -> None:
+        """All processes must compute the same function of the same samples."""
+        if self.processes.world == 1:
+            return
+        with self.processes.together():
+            state = state_digest(self.module.state_dict())
+            sample = data.fingerprint(self.loader.dataset, self.callback.record.salt)
+        self.processes.agree(
+            forget_set=ready.chosen,
+            training_data=(len(self.loader.dataset), sample),  # type: ignore[arg-type]
+            batch_size=self.loader.batch_size,
+            weights=state,
+            public_parts=ready.outside.public_parts,
+            options=repr(self.callback.options),
+            l2=ready.l2,
+        )
 
     def _check_paths(self) -> None:
         """The file of prepared state is deleted: it must be no other one."""
@@ -116,6 +167,13 @@ class Request:
     def _usable(self, ready: Resolved) -> Stored | None:
         """The prepared state, if there is any and it is of this model."""
         kept, file = self.callback.kept, self.callback.options.prepared
+        if self.processes.world > 1:
+            if kept is not None or (file is not None and file.exists()):
+                rank_zero_warn(
+                    "what was prepared is used on one device only: this request goes "
+                    "without it"
+                )
+            return None
         if kept is None and file is not None and file.exists():
             kept = store.read(file)
         if kept is None or kept.fits(ready):
@@ -129,13 +187,32 @@ class Request:
     def run(self) -> UnlearningResult:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
+        self._share_record()
         ready, kept = self.resolve()
+        self._check_agreement(ready)
         with isolate_rng(), quiet(self.module):
             if kept is None:
                 step, rest = ready.step(ready.retained), None
             else:
                 kept.check_data(ready)
                 step, rest = ready.step_from(kept.state)
+        done = self.processes.first(partial(self._release, ready, step))
+        seconds = time.perf_counter() - start
+        solution, certificate = step.solution, done.certificate
+        if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
+            solution = replace(solution, x=ready.scope.flatten() - done.weights)
+        self._commit(ready, done, None if rest is None else store.stored(ready, rest))
+        return UnlearningResult(
+            certificate=certificate,
+            solution=solution,
+            n_forget=len(ready.chosen),
+            n_retain=len(ready.retained),
+            seconds=seconds,
+            checkpoint_path=self.save_to,
+        )
+
+    def _release(self, ready: Resolved, step: Step) -> _Done:
+        """Noise, certificate, ledger entry and record: in one process only."""
         before = state_digest(self.module.state_dict())
         old = inventory.old_checkpoints(
             self.trainer, self.ckpt_path, self.callback.record.saved
@@ -156,22 +233,9 @@ class Request:
                 request_id=uuid.uuid4().hex,
             ),
         )
-        seconds = time.perf_counter() - start
         longer = ready.ledger.append(self._entry(ready, certificate, before))
-        solution = step.solution
-        if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
-            solution = replace(solution, x=ready.scope.flatten() - released)
         after = self._after(ready, certificate, longer, old)
-        kept = None if rest is None else store.stored(ready, rest)
-        self._commit(ready.scope, released, after, certificate, longer, kept)
-        return UnlearningResult(
-            certificate=certificate,
-            solution=solution,
-            n_forget=len(ready.chosen),
-            n_retain=len(ready.retained),
-            seconds=seconds,
-            checkpoint_path=self.save_to,
-        )
+        return _Done(released, certificate, longer, after)
 
     def _after(
         self,
@@ -210,28 +274,22 @@ class Request:
         scope.check_finite()
         return loss, scope, head, module_l2
 
-    def _commit(
-        self,
-        scope: Scope,
-        released: Vector,
-        after: TrainingRecord,
-        certificate: Certificate,
-        ledger: ledgers.Ledger,
-        kept: Stored | None,
-    ) -> None:
+    def _commit(self, ready: Resolved, done: _Done, kept: Stored | None) -> None:
         """Move the weights, the record and the files together, or none of them."""
         record, file = self.callback.record, self.callback.options.ledger
-        lines = None if file is None else ledgers.read(file)
+        scope, mine = ready.scope, self.processes.rank == 0
+        lines = ledgers.read(file) if mine and file is not None else None
         before = [p.detach().clone() for p in scope.parameters]
         try:
-            scope.assign(released)
-            self.callback.record = after
-            if self.save_to is not None:
-                checkpoint.write(
-                    self.trainer, self.callback, self.save_to, certificate.to_json()
-                )
-            if file is not None:
-                ledgers.write(file, ledger)
+            scope.assign(done.weights)
+            self.callback.record = done.record
+            with self.processes.together():
+                if self.save_to is not None:
+                    checkpoint.write(
+                        self.trainer, self.callback, self.save_to, done.certificate
+                    )
+                if mine and file is not None:
+                    ledgers.write(file, done.ledger)
             self.callback.committed(self.module, self.loader, kept)
         except BaseException:
             # Memory first: putting files back may fail too.
@@ -239,7 +297,7 @@ class Request:
             with torch.no_grad():
                 for p, old in zip(scope.parameters, before, strict=True):
                     p.copy_(old)
-            if self.save_to is not None:  # it did not exist before: check_target
+            if mine and self.save_to is not None:  # it did not exist: check_target
                 checkpoint.discard(self.save_to)
             if file is not None and lines is not None:
                 ledgers.rewind(file, lines)
@@ -250,7 +308,7 @@ class Request:
             self.trainer.optimizers = []
             inventory.forget_scores(self.trainer, self.save_to)
         finally:
-            if self.callback.options.prepared is not None:
+            if mine and self.callback.options.prepared is not None:
                 store.delete(self.callback.options.prepared)
 
     def _ledger(self) -> ledgers.Ledger:

@@ -36,6 +36,7 @@ from lightning_unlearn.prepared import (
     prepare_head,
     prepare_network,
 )
+from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, passes
 from lightning_unlearn.solvers import Solver
 
@@ -75,6 +76,11 @@ class Resolved:
         return _DTYPES.get(precision, own)
 
     @property
+    def processes(self) -> Processes:
+        """Those that share the samples."""
+        return strategies.adapter(self.trainer).processes
+
+    @property
     def convex(self) -> bool:
         """Whether the scope is solved as a strongly convex one."""
         return isinstance(self.guarantee, StronglyConvex)
@@ -100,6 +106,8 @@ class Resolved:
             transfer,
             keep=not self.convex,
             by_position=by_position,
+            rank=self.processes.rank,
+            world=self.processes.world,
         )
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
@@ -112,7 +120,14 @@ class Resolved:
             whole = proxy_samples is None
             batches = self.batches(self.loader, indices, by_position=whole)
             rows = self._rows(self.head, batches)
-            objective = convex.ConvexObjective(self.head, rows, self.l2)
+            objective = convex.ConvexObjective(
+                self.head,
+                rows,
+                self.l2,
+                processes=self.processes,
+                n=batches.n,
+                places=batches.places,
+            )
             return minimise(
                 objective,
                 self.scope.flatten(),
@@ -189,20 +204,23 @@ class Resolved:
         return self.batches(self.loader, indices, by_position=True)
 
     def _rows(self, head: ConvexHead, batches: data.ExactBatches) -> FeatureData:
-        checks.check_repeatable(batches)
-        return features.capture(self.loss, head, batches)
+        with self.processes.together():
+            checks.check_repeatable(batches)
+            return features.capture(self.loss, head, batches)
 
     def _check_first(self, indices: list[int]) -> tuple[str, ...]:
         """Check what a pass means on some samples; the kinks they meet."""
-        batches = self.batches(self.loader, indices)
-        checks.check_repeatable(batches)
-        objective = self.objective(batches)
-        checks.check_loss(objective)
-        first = checks.first_batch_loss(objective)
-        if self.options.curvature == "central_difference":
-            checks.check_smooth(first)
-        checks.check_symmetric(first, self.scope, self.options.curvature)
-        return checks.kinks(first)
+        with self.processes.together():
+            batches = self.batches(self.loader, indices)
+            checks.check_repeatable(batches)
+            objective = self.objective(batches)
+            checks.check_loss(objective)
+            first = checks.first_batch_loss(objective)
+            if self.options.curvature == "central_difference":
+                checks.check_smooth(first)
+            checks.check_symmetric(first, self.scope, self.options.curvature)
+            kinks = checks.kinks(first)
+        return tuple(sorted({k for met in self.processes.gather(kinks) for k in met}))
 
     def _damped_step(
         self, indices: list[int], prepared: tuple[PreparedNetwork, list[int]] | None
@@ -238,14 +256,26 @@ class Resolved:
         """F over some batches, through automatic differentiation."""
         product = PRODUCTS[self.options.curvature]
         return EmpiricalObjective(
-            self.loss, self.scope, batches, self.l2, product, kept=kept, chunk=chunk
+            self.loss,
+            self.scope,
+            batches,
+            self.l2,
+            product,
+            processes=self.processes,
+            kept=kept,
+            chunk=chunk,
         )
 
     def sizes(self, indices: list[int]) -> memory.Sizes:
-        """Batches and kept graphs that fit in memory; inside `scope.passes` only."""
-        probe = self.objective(self.batches(self.loader, indices))
+        """Batches and kept graphs that fit in memory; inside `scope.passes` only.
+
+        The same in every process: batches are dealt out.
+        """
         options = self.options
-        return memory.sizes(probe, options.batch_size, options.graph_memory)
+        with self.processes.together():
+            probe = self.objective(self.batches(self.loader, indices))
+            found = memory.sizes(probe, options.batch_size, options.graph_memory)
+        return min(self.processes.gather(found), key=lambda fit: fit.batch_size)
 
     def sized_objective(self, indices: list[int]) -> EmpiricalObjective:
         """F over chosen samples, in batches that fit in memory."""

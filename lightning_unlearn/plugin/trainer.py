@@ -15,7 +15,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.plugin import _compat, checkpoint, data, strategies
+from lightning_unlearn.plugin import (
+    _compat,
+    checkpoint,
+    data,
+    inventory,
+    spawned,
+    strategies,
+)
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.request import Request
@@ -62,20 +69,9 @@ def unlearn(
     if target is not None:
         checkpoint.check_target(target)
 
-    def stage(run: Run) -> UnlearningResult:
-        return Request(
-            trainer=run.trainer,
-            module=run.model,
-            callback=run.callback,
-            forget=forget,
-            loader=run.loader,
-            save_to=target,
-            ckpt_path=run.ckpt_path,
-        ).run()
-
     return run_inside(
         trainer,
-        stage,
+        _Unlearn(forget, target),
         model=model,
         train_dataloaders=train_dataloaders,
         datamodule=datamodule,
@@ -93,6 +89,58 @@ class Run:
     callback: UnlearningCallback
     loader: DataLoader
     ckpt_path: str | None
+
+
+# Objects, so that they reach a spawned process; no dataclasses, which Lightning would
+# take apart on the way.
+class _Unlearn:
+    """The stage of `unlearn`."""
+
+    def __init__(self, forget: Forget, save_to: Path | None) -> None:
+        self.forget, self.save_to = forget, save_to
+
+    def __call__(self, run: Run) -> UnlearningResult:
+        return Request(
+            trainer=run.trainer,
+            module=run.model,
+            callback=run.callback,
+            forget=self.forget,
+            loader=run.loader,
+            save_to=self.save_to,
+            ckpt_path=run.ckpt_path,
+        ).run()
+
+
+class _Inside:
+    """A stage of ours in each process of the run."""
+
+    def __init__(
+        self,
+        stage: Callable[[Run], Any],
+        trainer: pl.Trainer,
+        model: LightningModule,
+        callback: UnlearningCallback,
+        loader: DataLoader | None,
+        ckpt_path: str | None,
+    ) -> None:
+        self.stage, self.trainer, self.model = stage, trainer, model
+        self.callback, self.loader, self.ckpt_path = callback, loader, ckpt_path
+
+    def __call__(self) -> Any:
+        if not _compat.is_spawning(self.trainer):
+            return self.work()
+        return spawned.pack(self.work, self.model, self.callback.state_dict)
+
+    def work(self) -> Any:
+        """Find the data and run the stage."""
+        loader = self.loader
+        if loader is None:
+            source = getattr(self.trainer, "datamodule", None) or self.model
+            loader = source.train_dataloader()
+        loader = data.training_loader(loader)
+        return self.stage(
+            Run(self.trainer, self.model, self.callback, loader, self.ckpt_path)
+        )
 
 
 def run_inside(
@@ -125,8 +173,7 @@ def run_inside(
         SetupError: If the callback, the model or the data is missing.
     """
     callback = _callback(trainer, model)
-    connected = trainer.lightning_module
-    model = model or connected
+    model = model or trainer.lightning_module
     if not isinstance(model, LightningModule):
         raise SetupError(
             "expected a model: pass model=, or call trainer.fit first, got "
@@ -138,6 +185,7 @@ def run_inside(
         )
     _check_checkpoint(ckpt_path)
     strategies.adapter(trainer)  # refuse before any process is launched
+    callback.look_home(trainer)
     given = train_dataloaders
     if given is None and datamodule is None:
         given = trainer.train_dataloader or callback.loader
@@ -151,26 +199,27 @@ def run_inside(
             "pass ckpt_path="
         )
 
-    def inside() -> Any:
-        loader = given
-        if loader is None:
-            loader = (getattr(trainer, "datamodule", None) or model).train_dataloader()
-        path = None if ckpt_path is None else str(ckpt_path)
-        return stage(Run(trainer, model, callback, data.training_loader(loader), path))
-
+    path = None if ckpt_path is None else str(ckpt_path)
+    inside = _Inside(stage, trainer, model, callback, given, path)
     with (
-        _unchanged(model, callback, ckpt_path is not None, changes_nothing),
+        _unchanged(model, callback, path is not None, changes_nothing),
         isolate_rng() if changes_nothing else nullcontext(),
     ):
-        return _compat.run_stage(
+        result = _compat.run_stage(
             trainer,
             model,
             inside,
             datamodule=datamodule,
-            ckpt_path=None if ckpt_path is None else str(ckpt_path),
+            ckpt_path=path,
             weights_only=weights_only,
             keep=not changes_nothing,
         )
+        if _compat.is_spawning(trainer):
+            result, weights, record = spawned.unpack(result)
+            model.load_state_dict(weights)
+            callback.came_home(record, model, given)
+            inventory.forget_scores(trainer, result.checkpoint_path)
+        return result
 
 
 @contextmanager

@@ -1,16 +1,146 @@
-"""Train on two processes, unlearn on one."""
+"""Real processes: the same request on one and on two, and what happens if one dies."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from lightning_unlearn import UnlearningCallback
-from lightning_unlearn.certificate import Grade
-from tests.plugin.nets import HeadNet, digits, loader, trainer
+from lightning_unlearn import ledger as ledgers
+from lightning_unlearn.certificate import Certificate, Grade
+from lightning_unlearn.scope import state_digest
+from tests.plugin.job import model
+from tests.plugin.nets import UnlearningCallback, digits, loader, trainer
 
 ROOT = Path(__file__).parent.parent.parent
+N = 397  # divisible neither by two processes nor by a batch of 64
+BARE = {"noise_std": 0.0, "tolerance": 1e-9, "max_norm": 20.0}
+TWO = {"devices": 2}
+
+
+def start(folder, **job):
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps({"n": N, "forget": [3, 100], **job}))
+    return subprocess.run(
+        [sys.executable, "-m", "tests.plugin.job", str(folder)],
+        cwd=ROOT, timeout=240, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def done(folder, **job):
+    """What each process told, once all have ended well."""
+    ended = start(folder, **job)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("?.json"))]
+
+
+def saved(folder):
+    return torch.load(folder / "clean.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Checkpoints of both models, trained on one device."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("head", "mlp"):
+        own = trainer(UnlearningCallback(max_norm=20.0), max_epochs=3)
+        own.fit(model(name), loader(digits(N)))
+        own.save_checkpoint(folder / f"{name}.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
+@pytest.mark.parametrize("name", ["head", "mlp"])
+def test_two_processes_end_where_one_does(name, strategy, trained, tmp_path):
+    start_from = {"model": name, "ckpt_path": str(trained / f"{name}.ckpt")}
+    options = {"callback": BARE, **start_from}
+    done(tmp_path / "one", trainer=TWO | {"devices": 1}, **options)
+    told = done(tmp_path / "two", trainer=TWO | {"strategy": strategy}, **options)
+    assert len(told) == (2 if strategy == "ddp" else 1)
+    assert {t["world"] for t in told} == {2}
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+    before = torch.load(start_from["ckpt_path"], weights_only=True)["state_dict"]
+    moved = 0.0
+    for key, value in one["state_dict"].items():
+        torch.testing.assert_close(value, two["state_dict"][key], rtol=1e-5, atol=1e-5)
+        moved = max(moved, float((value - before[key]).abs().max()))
+    assert moved > 1e-3  # the request does something
+    entries = ledgers.read(tmp_path / "two" / "ledger.jsonl").entries
+    assert [(e.n_forget, e.n_retain) for e in entries] == [(2, N - 2)]
+    assert len({t["certificate"] for t in told}) == 1
+    assert len({t["state"] for t in told}) == 1
+    assert told[0]["state"] == state_digest(two["state_dict"])
+    assert told[0]["record"]["removed"] == [3, 100]
+    assert all(t["record"] == told[0]["record"] for t in told)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_certified_in_two_processes_with_one_noise(strategy, trained, tmp_path):
+    told = done(
+        tmp_path / "two", model="head", ckpt_path=str(trained / "head.ckpt"),
+        trainer=TWO | {"strategy": strategy},
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    certificate.verify()
+    assert certificate.grade is Grade.CERTIFIED
+    assert certificate.noise_std > 0
+    assert len({t["state"] for t in told}) == 1  # the same noise in every process
+    state = saved(tmp_path / "two")["state_dict"]
+    assert state_digest(state) == certificate.weights_digest
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_fit_then_unlearn_then_fit_in_two_processes(strategy, tmp_path):
+    told = done(
+        tmp_path / "two", model="head", fit=True, again={"devices": 1},
+        trainer=TWO | {"strategy": strategy, "max_epochs": 2},
+    ) if strategy == "ddp_spawn" else done(
+        tmp_path / "two", model="head", fit=True,
+        trainer=TWO | {"strategy": strategy, "max_epochs": 2},
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert certificate.grade is Grade.CERTIFIED
+    assert not [w for w in certificate.warnings if "no record" in w]
+    assert told[0]["record"]["n_train"] == N
+    assert told[0].get("after", True)
+
+
+@pytest.mark.parametrize("name", ["suicide", "poisoned"])
+def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_path):
+    before = (trained / "mlp.ckpt").read_bytes()
+    ended = start(
+        tmp_path / "two", model=name, ckpt_path=str(trained / "mlp.ckpt"),
+        callback=BARE, trainer=TWO | {"strategy": "ddp"},
+    )  # fmt: skip
+    assert ended.returncode != 0
+    if name == "poisoned":
+        assert ended.stderr.count("ModelError: expected a finite loss") == 2
+    left = {path.name for path in (tmp_path / "two").iterdir()}
+    assert left == {"job.json"}  # no checkpoint, no part of one, no ledger
+    assert (trained / "mlp.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_processes_that_disagree_are_refused(strategy, trained, tmp_path):
+    ended = start(
+        tmp_path / "two", model="mlp", ckpt_path=str(trained / "mlp.ckpt"),
+        callback=BARE, trainer=TWO | {"strategy": "ddp"}, disagree=True,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "expected the same forget set in every process" in ended.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"job.json"}
+
+
+def test_a_refusal_in_spawned_processes_keeps_its_name(trained, tmp_path):
+    ended = start(
+        tmp_path / "two", model="mlp", ckpt_path=str(trained / "mlp.ckpt"),
+        callback=BARE, trainer=TWO | {"strategy": "ddp_spawn"}, forget=[N + 1],
+    )  # fmt: skip
+    assert ended.returncode != 0
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("lightning_unlearn.errors.ForgetSetError: expected")
 
 
 def test_a_ddp_training_is_unlearned_on_one_device(tmp_path):
@@ -25,13 +155,13 @@ def test_a_ddp_training_is_unlearned_on_one_device(tmp_path):
     assert record["projections"] > 0
     head = [v for k, v in state["state_dict"].items() if k.startswith("head")]
     assert sum(float(v.square().sum()) for v in head) ** 0.5 <= 2.0
-    net = HeadNet()
     certificate = (
         trainer(UnlearningCallback())
         .unlearn(
-            [1, 2], model=net, train_dataloaders=loader(digits(600)), ckpt_path=path
+            [1, 2], model=model("head"), train_dataloaders=loader(digits(600)),
+            ckpt_path=path,
         )
         .certificate
-    )
+    )  # fmt: skip
     assert certificate.grade is Grade.CERTIFIED
     assert certificate.n_retain == 598

@@ -2,11 +2,13 @@
 
 import copy
 import signal
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -18,6 +20,8 @@ from lightning_unlearn import (
     StronglyConvex,
     UnlearnableMixin,
     UnlearningCallback,
+    preflight,
+    prepare,
 )
 from lightning_unlearn.certificate import Grade
 from lightning_unlearn.errors import (
@@ -31,6 +35,7 @@ from lightning_unlearn.errors import (
     StrategyError,
     UnlearningError,
 )
+from lightning_unlearn.plugin import strategies
 from tests.plugin.nets import (
     MLP,
     HeadNet,
@@ -527,13 +532,30 @@ def test_central_differences_on_a_kinked_network():
     )
 
 
+class DeepSpeedStrategy(DDPStrategy):
+    """Named as Lightning's own, which needs a package to be made."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        (FSDPStrategy(), "FSDP1 has no second derivatives: use ModelParallel"),
+        (DeepSpeedStrategy(), "partitions have no second derivatives: use ddp"),
+        (SimpleNamespace(), "got SimpleNamespace; use ddp or ModelParallelStrategy"),
+    ],
+)
+def test_strategies_without_second_derivatives_are_named(strategy, why):
+    with pytest.raises(StrategyError, match=why):
+        strategies.adapter(SimpleNamespace(strategy=strategy))
+
+
+@pytest.mark.parametrize("look", [preflight, prepare])
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_strategies_other_than_one_device_are_named(strategy):
-    two = trainer(UnlearningCallback(noise_std=0.0), strategy=strategy, devices=2)
-    with pytest.raises(
-        StrategyError, match="expected a strategy for one device, got DDP"
-    ):
-        two.unlearn([1], model=MLP(), train_dataloaders=loader(digits(60)))
+def test_looking_ahead_is_for_one_device(look, strategy):
+    two = trainer(UnlearningCallback(), strategy=strategy, devices=2)
+    rest = ([1],) if look is preflight else ()
+    with pytest.raises(StrategyError, match=f"one device for {look.__name__}, got DDP"):
+        look(two, *rest, model=MLP(), train_dataloaders=loader(digits(60)))
 
 
 def test_a_failed_request_does_not_leave_the_checkpoint_loaded(tmp_path):
