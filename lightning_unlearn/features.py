@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_unlearn import storage
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
@@ -131,11 +132,23 @@ def _fixed_weights(head: ConvexHead) -> Iterator[None]:
 
 
 def _check_head(head: ConvexHead) -> None:
-    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks)
-    if type(head) is not ConvexHead or any(hooks):
+    kind = type(head)
+    if kind.__bases__ == (FSDPModule, ConvexHead) and kind.loss is ConvexHead.loss:
+        kind = ConvexHead  # as fully_shard makes it
+    hooks = [
+        hook
+        for found in (
+            head._forward_hooks,
+            head._forward_pre_hooks,
+            head._backward_hooks,
+        )
+        for hook in found.values()
+        if not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp")
+    ]
+    if kind is not ConvexHead or hooks:
         raise GuaranteeError(
             f"expected a plain ConvexHead, got {type(head).__name__} with "
-            f"{sum(map(len, hooks))} hooks: a subclass, parametrization or hook can "
+            f"{len(hooks)} hooks: a subclass, parametrization or hook can "
             "change its loss; remove it"
         )
 

@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.errors import ModelError
 
 Vector = Float[Tensor, " p"]
+_HASHED = 1 << 24  # bytes copied at once
 
 
 class Scope:
@@ -53,14 +55,21 @@ class Scope:
 
     def flatten(self) -> Vector:
         """A float64 copy of the weights, shape (p,), on the CPU or their device."""
-        flat = [p.detach().reshape(-1).to(torch.float64) for p in self.parameters]
+        flat = [
+            whole(p.detach()).reshape(-1).to(torch.float64) for p in self.parameters
+        ]
         return torch.cat(flat)
 
     @torch.no_grad()
     def assign(self, vector: Vector) -> None:
         """Write a flat vector of shape (p,) into the weights, cast to their dtype."""
         for p, part in zip(self.parameters, self.cast(vector), strict=True):
-            p.copy_(part)
+            p.copy_(sharded_as(p, part))
+
+    def again(self) -> "Scope":
+        """The same weights as the module holds them now (gathered, or sharded)."""
+        now = dict(self.module.named_parameters())
+        return Scope(self.module, [now[name] for name in self.names])
 
     def split(self, vector: Vector) -> list[Tensor]:
         """Views of a flat vector (p,) in the shapes of the weights."""
@@ -77,7 +86,7 @@ class Scope:
     def check_finite(self) -> None:
         """Raise `ModelError` if a weight in scope is NaN or infinite."""
         for name, p in zip(self.names, self.parameters, strict=True):
-            bad = int((~torch.isfinite(p.detach())).sum())
+            bad = int((~torch.isfinite(whole(p.detach()))).sum())
             if bad:
                 raise ModelError(
                     f"expected finite weights, got {bad} NaN or infinite values in "
@@ -92,13 +101,29 @@ class Scope:
         return state_digest({k: moved.get(id(v), v) for k, v in state.items()})
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in one piece; one that is sharded is gathered from all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """This process's part of a whole tensor, sharded as another one is, if it is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    mesh = like.device_mesh
+    everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim)
+    return everywhere.redistribute(placements=like.placements)
+
+
 def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of tensors, in order."""
     sha = hashlib.sha256()
     for name, tensor in named:
-        data = tensor.detach().cpu().contiguous()
+        data = whole(tensor.detach()).cpu().contiguous()
         sha.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
-        sha.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in data.reshape(-1).view(torch.uint8).split(_HASHED):
+            # A copy: FSDP could not free what numpy has seen.
+            sha.update(part.clone().numpy().data)
     return sha.hexdigest()
 
 
@@ -137,8 +162,7 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
         for device in {t.device.type for t in tensors} | {"cpu"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

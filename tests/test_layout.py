@@ -42,11 +42,11 @@ FLOORS = {
     "__init__": (5, set()),
 }  # fmt: skip
 STANDARD = {
-    "abc", "argparse", "ast", "collections", "contextlib", "copy", "csv", "dataclasses",
-    "datetime", "enum", "functools", "hashlib", "hmac", "importlib", "inspect",
-    "itertools", "json", "logging", "math", "numbers", "os", "pathlib", "pickle",
-    "secrets", "shutil",
-    "sys", "tempfile", "textwrap", "time", "types", "typing", "uuid", "warnings",
+    "abc", "argparse", "ast", "atexit", "collections", "contextlib", "copy", "csv",
+    "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
+    "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
+    "pickle", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
+    "typing", "uuid", "warnings",
     "weakref",
 }  # fmt: skip
 

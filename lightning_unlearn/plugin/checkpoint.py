@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
 
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import SetupError
@@ -62,17 +63,20 @@ def write(
         certificate: Written beside it as JSON.
     """
     strategy = strategies.adapter(trainer)
+    save = partial(_save, trainer, callback, strategy.fresh_optimizers())
     if strategy.processes.rank > 0:
-        strategy.save(partial(_save, trainer, callback, part_of(path)))
+        strategy.save(partial(save, part_of(path)))
         return
     with whole(path) as temporary, whole(certificate_path(path)) as beside:
-        strategy.save(partial(_save, trainer, callback, temporary))
+        strategy.save(partial(save, temporary))
         beside.write_text(certificate.to_json())
 
 
-def _save(trainer: Trainer, callback: Callback, path: Path) -> None:
+def _save(
+    trainer: Trainer, callback: Callback, optimizers: list[Optimizer], path: Path
+) -> None:
     with (
-        borrowed(trainer, callbacks=[callback], optimizers=[]),
+        borrowed(trainer, callbacks=[callback], optimizers=optimizers),
         borrowed(trainer.strategy, lr_scheduler_configs=[]),
     ):
         trainer.save_checkpoint(path, weights_only=False)

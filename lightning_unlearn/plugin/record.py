@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -205,20 +204,21 @@ def _content_digest(value: object) -> str:
     return sha.hexdigest()
 
 
-# Parameters that some callback of this process saw in scope of a training run: they
-# cannot be public, even if a later run freezes them.
-_trained: dict[int, "weakref.ref[nn.Parameter]"] = {}
+# On parameters that some callback of this process saw in scope of a training run: they
+# cannot be public, even if a later run freezes them. An attribute: torch refuses to
+# move FSDP's parameters to a device while somebody holds a weak reference.
+_MARK = "trained_on_private_data"
 
 
 def mark_trained(parameters: Iterable[nn.Parameter]) -> None:
     """Remember that these parameters were trained on private data."""
-    _trained.update({id(p): weakref.ref(p) for p in parameters})
+    for p in parameters:
+        setattr(p, _MARK, True)
 
 
 def was_trained(parameter: nn.Parameter) -> bool:
     """Whether a callback of this process saw this parameter trained."""
-    reference = _trained.get(id(parameter))
-    return reference is not None and reference() is parameter
+    return getattr(parameter, _MARK, False)
 
 
 @dataclass(frozen=True)

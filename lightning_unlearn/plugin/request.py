@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
@@ -26,6 +26,7 @@ from lightning_unlearn.plugin import (
     data,
     forget,
     inventory,
+    statements,
     store,
     strategies,
 )
@@ -188,22 +189,23 @@ class Request:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
         self._share_record()
-        ready, kept = self.resolve()
-        self._check_agreement(ready)
-        with isolate_rng(), quiet(self.module):
-            if kept is None:
-                step, rest = ready.step(ready.retained), None
-            else:
-                kept.check_data(ready)
-                step, rest = ready.step_from(kept.state)
-        done = self.processes.first(partial(self._release, ready, step))
+        with strategies.adapter(self.trainer).whole(self.module):
+            ready, kept = self.resolve()
+            self._check_agreement(ready)
+            with isolate_rng(), quiet(self.module):
+                if kept is None:
+                    step, rest = ready.step(ready.retained), None
+                else:
+                    kept.check_data(ready)
+                    step, rest = ready.step_from(kept.state)
+            done = self.processes.first(partial(self._release, ready, step))
+            solution = step.solution
+            if done.certificate.noise_std > 0:  # or it would give away the step
+                solution = replace(solution, x=ready.scope.flatten() - done.weights)
         seconds = time.perf_counter() - start
-        solution, certificate = step.solution, done.certificate
-        if certificate.noise_std > 0:  # w0 - x would be the weights without the noise
-            solution = replace(solution, x=ready.scope.flatten() - done.weights)
         self._commit(ready, done, None if rest is None else store.stored(ready, rest))
         return UnlearningResult(
-            certificate=certificate,
+            certificate=done.certificate,
             solution=solution,
             n_forget=len(ready.chosen),
             n_retain=len(ready.retained),
@@ -227,8 +229,10 @@ class Request:
                 earlier_mus=ready.ledger.mus,
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
-                not_covered=self._not_covered(old),
-                warnings=self._warnings(ready.l2, before),
+                not_covered=statements.not_covered(self.trainer, self.callback, old),
+                warnings=statements.warnings(
+                    self.callback.record, self.loader, ready.l2, before
+                ),
                 digest=ready.scope.state_digest,
                 request_id=uuid.uuid4().hex,
             ),
@@ -277,7 +281,7 @@ class Request:
     def _commit(self, ready: Resolved, done: _Done, kept: Stored | None) -> None:
         """Move the weights, the record and the files together, or none of them."""
         record, file = self.callback.record, self.callback.options.ledger
-        scope, mine = ready.scope, self.processes.rank == 0
+        scope, mine = ready.scope.again(), self.processes.rank == 0
         lines = ledgers.read(file) if mine and file is not None else None
         before = [p.detach().clone() for p in scope.parameters]
         try:
@@ -350,57 +354,6 @@ class Request:
             mu=certificate.release_mus[-1] if certificate.release_mus else None,
             releases=certificate.releases,
         )
-
-    def _not_covered(self, old: list[str]) -> tuple[str, ...]:
-        known = tuple(f"the older checkpoint {path}: delete it" for path in old)
-        states = inventory.kept_states(self.trainer)
-        known += tuple(f"the state kept by {name}" for name in states)
-        file = self.callback.options.prepared
-        if self.callback.kept is not None or (file is not None and file.exists()):
-            known += (
-                "what was prepared from these samples (features, gradient, curvature): "
-                "it is dropped with this request; other copies of it are as secret as "
-                "the samples",
-                "changes made to retained samples after they were prepared, unless "
-                "they are plain tensors, which are compared",
-            )
-        if self.callback.options.ledger is None:
-            known += (
-                "releases made from other copies of this model: without ledger= this "
-                "checkpoint does not know of them",
-            )
-        return known
-
-    def _warnings(self, l2: float, now: str) -> tuple[str, ...]:
-        record, found = self.callback.record, []
-        if record.fingerprint is None and record.n_train is not None:
-            found.append(
-                "the training samples have no fingerprint (random, or of types that "
-                "cannot be hashed): that the indices mean the same samples as in "
-                "training is not checked"
-            )
-        if record.n_train is None:
-            found.append(
-                "no record of a training run: is this the trained model? Pass "
-                "ckpt_path= if it was trained in another process"
-            )
-        elif record.l2 is not None and l2 != record.l2:
-            found.append(
-                f"the objective has l2 = {l2:g}, the model was trained with "
-                f"{record.l2:g}: the request moves it to another optimum"
-            )
-        if record.weights_digest not in (None, now):
-            found.append(
-                "the weights are not those the last training or request ended with: if "
-                "they are older, what was removed since is back in them until this "
-                "request"
-            )
-        if isinstance(self.loader.sampler, WeightedRandomSampler):
-            found.append(
-                "the training loader draws samples with weights; the objective, and "
-                "the retrained model it is compared with, count every sample once"
-            )
-        return tuple(found)
 
     def _l2(self, scope: Scope, module_l2: float | None) -> float:
         options, record = self.callback.options, self.callback.record

@@ -292,33 +292,34 @@ def gradient_norm(
     l2: float | None,
 ) -> float:
     """|grad F| of a module over its whole training data; it changes nothing."""
-    loss, in_scope, own_l2 = hooks(module)
-    stated = stated_l2(options.l2, own_l2)
-    everything = Resolved(
-        trainer=trainer,
-        module=module,
-        options=options,
-        loader=loader,
-        loss=loss,
-        scope=Scope(module, in_scope),
-        head=None,
-        chosen=[],
-        removed=[],
-        retained=list(range(len(loader.dataset))),  # type: ignore[arg-type]
-        outside=Outside((), ()),
-        ledger=ledgers.Ledger(),
-        l2=(l2 if stated is None else stated) or 0.0,
-        guarantee=None,
-    )
-    with (
-        isolate_rng(),
-        quiet(module),
-        passes(module, everything.scope, everything.dtype),
-    ):
-        objective = everything.objective(
-            everything.batches(loader, everything.retained)
+    with strategies.adapter(trainer).whole(module):
+        loss, in_scope, own_l2 = hooks(module)
+        stated = stated_l2(options.l2, own_l2)
+        everything = Resolved(
+            trainer=trainer,
+            module=module,
+            options=options,
+            loader=loader,
+            loss=loss,
+            scope=Scope(module, in_scope),
+            head=None,
+            chosen=[],
+            removed=[],
+            retained=list(range(len(loader.dataset))),  # type: ignore[arg-type]
+            outside=Outside((), ()),
+            ledger=ledgers.Ledger(),
+            l2=(l2 if stated is None else stated) or 0.0,
+            guarantee=None,
         )
-        return float(objective.value_and_gradient()[1].norm())
+        with (
+            isolate_rng(),
+            quiet(module),
+            passes(module, everything.scope, everything.dtype),
+        ):
+            objective = everything.objective(
+                everything.batches(loader, everything.retained)
+            )
+            return float(objective.value_and_gradient()[1].norm())
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

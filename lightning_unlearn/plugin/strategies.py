@@ -1,5 +1,7 @@
 """What the Trainer's strategy means for a request: one small class a kind."""
 
+import atexit
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,9 +9,18 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.plugin.record import mark_trained, was_trained
 from lightning_unlearn.processes import Processes
 
 _XLA = "nothing here was tried on XLA: use a CPU or CUDA device"
@@ -43,6 +54,8 @@ class Replicated:
         device, world = self.trainer.strategy.root_device, self.trainer.world_size
         if world == 1 or not dist.is_initialized():
             return Processes(device=device)
+        atexit.unregister(_leave)
+        atexit.register(_leave)
         return Processes(
             rank=self.trainer.global_rank,
             world=world,
@@ -64,6 +77,10 @@ class Replicated:
             with self._no_barrier():
                 write()
 
+    def fresh_optimizers(self) -> list[Optimizer]:
+        """What a checkpoint must hold in place of the trained optimizers' states."""
+        return []
+
     @contextmanager
     def _no_barrier(self) -> Iterator[None]:
         """A failed write must be told to the others, who must not wait for it."""
@@ -73,6 +90,100 @@ class Replicated:
             yield
         finally:
             del strategy.barrier
+
+
+class Resident(Replicated):
+    """FSDP2: shards of the model in every process, gathered for the request.
+
+    While they are gathered the parameters are plain tensors, and second derivatives
+    exist (https://github.com/pytorch/pytorch/pull/172770).
+    """
+
+    @contextmanager
+    def whole(self, module: LightningModule) -> Iterator[None]:
+        """A block in which the module's parameters are whole plain tensors.
+
+        Raises:
+            StrategyError: If they are not those that are trained.
+        """
+        mesh: Any = self.trainer.strategy.device_mesh  # type: ignore[attr-defined]
+        if mesh["tensor_parallel"].size() > 1:
+            raise StrategyError(
+                "expected tensor_parallel_size=1, got "
+                f"{mesh['tensor_parallel'].size()}: layers that are split have no "
+                "second derivatives here; use data_parallel_size for all processes"
+            )
+        before = dict(module.named_parameters())
+        sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        try:
+            for part in sharded:
+                part.set_reshard_after_forward(False, recurse=False)
+                part.set_reshard_after_backward(False, recurse=False)
+                part.set_requires_gradient_sync(False, recurse=False)
+                part.unshard()
+            _check_gathered(module, before)
+            with _without_sharding_hooks(module):
+                yield
+        finally:
+            for part in sharded:
+                part.reshard()
+                part.set_reshard_after_forward(True, recurse=False)
+                part.set_reshard_after_backward(True, recurse=False)
+                part.set_requires_gradient_sync(True, recurse=False)
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint, every process its part."""
+        with self._no_barrier():
+            write()
+
+    def fresh_optimizers(self) -> list[Optimizer]:
+        """New ones: a sharded checkpoint without optimizers cannot be resumed from."""
+        # torch makes the states of an optimizer only where no gradient lies around.
+        self.trainer.lightning_module.zero_grad(set_to_none=True)
+        self.trainer.strategy.setup_optimizers(self.trainer)
+        return self.trainer.optimizers
+
+
+def _check_gathered(module: LightningModule, before: dict[str, Parameter]) -> None:
+    for name, p in module.named_parameters():
+        if isinstance(p, DTensor):
+            raise StrategyError(
+                f"expected parameters that fully_shard gathers, got {name}, which "
+                "stays sharded: apply fully_shard to the module that holds it, and no "
+                "tensor parallelism"
+            )
+        if p.dtype != before[name].dtype:
+            raise StrategyError(
+                f"expected FSDP2 to compute with the weights as they are, got {name} "
+                f"in {p.dtype} in place of {before[name].dtype}: unlearn without a "
+                "MixedPrecisionPolicy(param_dtype=...) in configure_model"
+            )
+        if was_trained(before[name]):
+            mark_trained([p])
+
+
+@contextmanager
+def _without_sharding_hooks(module: LightningModule) -> Iterator[None]:
+    """``state_dict()`` would shard the parameters again."""
+    found = {m: m._state_dict_pre_hooks for m in module.modules()}
+    for m, hooks in found.items():
+        own = {
+            key: hook
+            for key, hook in hooks.items()
+            if not hook.__module__.startswith("torch.distributed")
+        }
+        m._state_dict_pre_hooks = OrderedDict(own)
+    try:
+        yield
+    finally:
+        for m, hooks in found.items():
+            m._state_dict_pre_hooks = hooks
+
+
+def _leave() -> None:
+    """Lightning leaves NCCL's group only; gloo may abort the process at its end."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _gather(value: Any) -> list[Any]:
@@ -92,10 +203,12 @@ def adapter(trainer: Trainer) -> Replicated:
     refused = next((name for name in names if name in _INSTEAD), None)
     if refused is None and isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         return Replicated(trainer)
+    if isinstance(strategy, ModelParallelStrategy):
+        return Resident(trainer)
     why = _INSTEAD.get(refused or "", "use ddp or ModelParallelStrategy")
     raise StrategyError(
-        "expected a strategy that keeps whole weights at hand (one device, ddp, "
-        f"ddp_spawn, ddp_fork, ddp_notebook), got {type(strategy).__name__}; {why}, or "
+        "expected a strategy that can hold whole weights (one device, ddp, ddp_spawn, "
+        f"ddp_fork, ddp_notebook, FSDP2), got {type(strategy).__name__}; {why}, or "
         "save a checkpoint and run the request with "
         "Trainer(devices=1, callbacks=[UnlearningCallback(...)]) and ckpt_path="
     )

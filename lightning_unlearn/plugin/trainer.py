@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
@@ -27,6 +28,7 @@ from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.result import UnlearningResult
+from lightning_unlearn.scope import sharded_as
 
 
 def unlearn(
@@ -238,8 +240,17 @@ def _unchanged(
         if not (done or committed):
             callback.rewind(snapshot)
             if weights is not None:
-                with torch.no_grad():
-                    model.load_state_dict(weights)
+                _put_back(model, weights)
+
+
+@torch.no_grad()
+def _put_back(model: LightningModule, weights: dict[str, Any]) -> None:
+    """Load a ``state_dict`` from before the run, which may have sharded the model."""
+    now = model.state_dict(keep_vars=True)
+    for name, before in weights.items():
+        if isinstance(before, torch.Tensor) and not isinstance(before, DTensor):
+            weights[name] = sharded_as(now[name], before)
+    model.load_state_dict(weights)
 
 
 def _check_checkpoint(ckpt_path: str | Path | None) -> None:

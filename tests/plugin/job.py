@@ -11,15 +11,40 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils.data import Subset
 
 from lightning_unlearn.scope import state_digest
 from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, loader, trainer
 
 
-def model(name):
+class ShardedMLP(MLP):
+    """FSDP2: the first layer on its own, the rest with the whole."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        if not isinstance(self.net, FSDPModule):
+            fully_shard(self.net[0], mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+
+class ShardedHead(HeadNet):
+    """FSDP2: frozen backbone and head."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        if not isinstance(self.head, FSDPModule):
+            fully_shard(self.backbone, mesh=mesh)
+            fully_shard(self.head, mesh=mesh)
+
+
+def model(name, sharded=False):
     torch.manual_seed(0)
-    return HeadNet(lr=0.1) if name == "head" else MLP(nn.Tanh, hidden=12)
+    if name == "head":
+        return (ShardedHead if sharded else HeadNet)(lr=0.1)
+    return (ShardedMLP if sharded else MLP)(nn.Tanh, hidden=12)
 
 
 class Suicide(MLP):
@@ -42,15 +67,26 @@ class Poisoned(MLP):
         return loss * float("nan") if bad else loss
 
 
+def make_trainer(callback, strategy="auto", **options):
+    if strategy.startswith("fsdp2"):
+        strategy = ModelParallelStrategy(
+            data_parallel_size=options["devices"], tensor_parallel_size=1,
+            save_distributed_checkpoint=strategy == "fsdp2",
+        )  # fmt: skip
+    return trainer(callback, strategy=strategy, **options)
+
+
 def main(folder):
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(1)
     callback = UnlearningCallback(
         ledger=folder / "ledger.jsonl", **job.get("callback", {})
     )
-    own = trainer(callback, **job["trainer"])
+    options = job["trainer"]
+    sharded = str(options.get("strategy")).startswith("fsdp2")
+    own = make_trainer(callback, **options)
     net = {"suicide": Suicide, "poisoned": Poisoned}.get(job["model"])
-    net = model(job["model"]) if net is None else net(nn.Tanh, hidden=12)
+    net = model(job["model"], sharded) if net is None else net(nn.Tanh, hidden=12)
     data = loader(digits(job["n"]))
     if job.get("fit"):
         own.fit(net, data)
@@ -69,11 +105,11 @@ def main(folder):
         "world": own.world_size,
         "finite": bool(torch.isfinite(result.solution.x).all()),
     }
-    if job.get("again"):
-        again = trainer(callback, max_epochs=1, **job["again"])
-        again.fit(net, loader(torch.utils.data.Subset(
-            digits(job["n"]), callback.retained_indices)))  # fmt: skip
-        told["after"] = callback.record.certificate is not None
+    if "again" in job:
+        again = make_trainer(callback, **job["again"])
+        rest = Subset(digits(job["n"]), callback.retained_indices)
+        again.fit(net, loader(rest), ckpt_path=saved if job.get("resume") else None)
+        told["after"] = again.global_step
     (folder / f"{own.global_rank}.json").write_text(json.dumps(told))
 
 

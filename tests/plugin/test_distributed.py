@@ -51,14 +51,14 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork", "fsdp2-file"])
 @pytest.mark.parametrize("name", ["head", "mlp"])
 def test_two_processes_end_where_one_does(name, strategy, trained, tmp_path):
     start_from = {"model": name, "ckpt_path": str(trained / f"{name}.ckpt")}
     options = {"callback": BARE, **start_from}
     done(tmp_path / "one", trainer=TWO | {"devices": 1}, **options)
     told = done(tmp_path / "two", trainer=TWO | {"strategy": strategy}, **options)
-    assert len(told) == (2 if strategy == "ddp" else 1)
+    assert len(told) == (2 if strategy in ("ddp", "fsdp2-file") else 1)
     assert {t["world"] for t in told} == {2}
     one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
     before = torch.load(start_from["ckpt_path"], weights_only=True)["state_dict"]
@@ -76,7 +76,7 @@ def test_two_processes_end_where_one_does(name, strategy, trained, tmp_path):
     assert all(t["record"] == told[0]["record"] for t in told)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2-file"])
 def test_certified_in_two_processes_with_one_noise(strategy, trained, tmp_path):
     told = done(
         tmp_path / "two", model="head", ckpt_path=str(trained / "head.ckpt"),
@@ -91,20 +91,26 @@ def test_certified_in_two_processes_with_one_noise(strategy, trained, tmp_path):
     assert state_digest(state) == certificate.weights_digest
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_fit_then_unlearn_then_fit_in_two_processes(strategy, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "again"),
+    [
+        ("ddp", {"devices": 2, "strategy": "ddp"}),
+        ("ddp_spawn", {"devices": 1}),
+        ("fsdp2", {"devices": 2, "strategy": "fsdp2"}),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_fit_then_unlearn_then_fit_in_two_processes(strategy, again, resume, tmp_path):
     told = done(
-        tmp_path / "two", model="head", fit=True, again={"devices": 1},
-        trainer=TWO | {"strategy": strategy, "max_epochs": 2},
-    ) if strategy == "ddp_spawn" else done(
-        tmp_path / "two", model="head", fit=True,
-        trainer=TWO | {"strategy": strategy, "max_epochs": 2},
+        tmp_path / "two", model="head", fit=True, again=again | {"max_epochs": 3},
+        resume=resume, trainer=TWO | {"strategy": strategy, "max_epochs": 2},
     )  # fmt: skip
     certificate = Certificate.from_json(told[0]["certificate"])
     assert certificate.grade is Grade.CERTIFIED
     assert not [w for w in certificate.warnings if "no record" in w]
     assert told[0]["record"]["n_train"] == N
-    assert told[0].get("after", True)
+    assert told[0]["record"]["removed"] == [3, 100]
+    assert told[0]["after"] > 0
 
 
 @pytest.mark.parametrize("name", ["suicide", "poisoned"])
@@ -122,8 +128,7 @@ def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_pa
     assert (trained / "mlp.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_processes_that_disagree_are_refused(strategy, trained, tmp_path):
+def test_processes_that_disagree_are_refused(trained, tmp_path):
     ended = start(
         tmp_path / "two", model="mlp", ckpt_path=str(trained / "mlp.ckpt"),
         callback=BARE, trainer=TWO | {"strategy": "ddp"}, disagree=True,

@@ -1,0 +1,80 @@
+"""What a certificate says besides the step: the run it came from, and its limits."""
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from lightning_unlearn.plugin import inventory
+from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.record import TrainingRecord
+
+
+def not_covered(
+    trainer: Trainer, callback: UnlearningCallback, old: list[str]
+) -> tuple[str, ...]:
+    """What this request's guarantee does not reach, besides the standing list.
+
+    Args:
+        trainer: Of the request.
+        callback: Ours.
+        old: Known checkpoints from before it.
+    """
+    known = tuple(f"the older checkpoint {path}: delete it" for path in old)
+    states = inventory.kept_states(trainer)
+    known += tuple(f"the state kept by {name}" for name in states)
+    file = callback.options.prepared
+    if callback.kept is not None or (file is not None and file.exists()):
+        known += (
+            "what was prepared from these samples (features, gradient, curvature): "
+            "it is dropped with this request; other copies of it are as secret as "
+            "the samples",
+            "changes made to retained samples after they were prepared, unless "
+            "they are plain tensors, which are compared",
+        )
+    if callback.options.ledger is None:
+        known += (
+            "releases made from other copies of this model: without ledger= this "
+            "checkpoint does not know of them",
+        )
+    return known
+
+
+def warnings(
+    record: TrainingRecord, loader: DataLoader, l2: float, now: str
+) -> tuple[str, ...]:
+    """What the reader of the certificate must know of the training.
+
+    Args:
+        record: Of the training.
+        loader: The training loader.
+        l2: Of the objective.
+        now: Digest of the weights the request begins with.
+    """
+    found = []
+    if record.fingerprint is None and record.n_train is not None:
+        found.append(
+            "the training samples have no fingerprint (random, or of types that "
+            "cannot be hashed): that the indices mean the same samples as in "
+            "training is not checked"
+        )
+    if record.n_train is None:
+        found.append(
+            "no record of a training run: is this the trained model? Pass "
+            "ckpt_path= if it was trained in another process"
+        )
+    elif record.l2 is not None and l2 != record.l2:
+        found.append(
+            f"the objective has l2 = {l2:g}, the model was trained with "
+            f"{record.l2:g}: the request moves it to another optimum"
+        )
+    if record.weights_digest not in (None, now):
+        found.append(
+            "the weights are not those the last training or request ended with: if "
+            "they are older, what was removed since is back in them until this "
+            "request"
+        )
+    if isinstance(loader.sampler, WeightedRandomSampler):
+        found.append(
+            "the training loader draws samples with weights; the objective, and "
+            "the retrained model it is compared with, count every sample once"
+        )
+    return tuple(found)
