@@ -56,6 +56,10 @@ def sizes(
         room = _GRAPH_BYTES.get(device.type, _GRAPH_BYTES_ELSEWHERE)
         fits = min(room, max(budget, room // 8)) // max(each, 1)
         batch_size = min(max(fits, _SMALLEST), _LARGEST, objective.n)
+        # As many batches as can be dealt out evenly, of one size.
+        world = objective.processes.world
+        rounds = -(-objective.n // (batch_size * world))
+        batch_size = -(-objective.n // (rounds * world))
     one = fixed + each * batch_size
     batches = min(budget // max(one, 1), -(-objective.n // batch_size)) if keeps else 0
     return Sizes(batch_size, int(batches) * batch_size, one * max(1, int(batches)))

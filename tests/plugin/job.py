@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,7 +17,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import Subset
 
-from lightning_unlearn.scope import state_digest
+from lightning_unlearn.plugin import strategies
+from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.request import Request
+from lightning_unlearn.plugin.trainer import run_inside
+from lightning_unlearn.scope import passes, state_digest
 from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, loader, trainer
 
 
@@ -76,6 +81,27 @@ def make_trainer(callback, strategy="auto", **options):
     return trainer(callback, strategy=strategy, **options)
 
 
+class Vectors:
+    """A stage that takes the gradient and one product, and decides nothing."""
+
+    def __init__(self, forget):
+        self.forget = forget
+
+    def __call__(self, run):
+        request = Request(
+            trainer=run.trainer, module=run.model, callback=run.callback,
+            forget=self.forget, loader=run.loader, save_to=None, ckpt_path=None,
+        )  # fmt: skip
+        with strategies.adapter(run.trainer).whole(run.model), quiet(run.model):
+            ready, _ = request.resolve()
+            with passes(ready.module, ready.scope, ready.dtype):
+                objective = ready.sized_objective(ready.retained)
+                value, gradient = objective.value_and_gradient()
+                v = torch.sin(torch.arange(objective.size).double())
+                found = [[value], gradient.tolist(), objective.hvp(v).tolist()]
+        return SimpleNamespace(checkpoint_path=None, found=found)
+
+
 def main(folder):
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(1)
@@ -93,6 +119,13 @@ def main(folder):
     forget = job["forget"]
     if job.get("disagree"):
         forget = [int(os.environ.get("LOCAL_RANK", 0))]
+    if job.get("vectors"):
+        result = run_inside(
+            own, Vectors(forget), model=net, train_dataloaders=data, datamodule=None,
+            ckpt_path=job["ckpt_path"], weights_only=None,
+        )  # fmt: skip
+        (folder / f"{own.global_rank}.json").write_text(json.dumps(result.found))
+        return
     saved = folder / "clean.ckpt"
     result = own.unlearn(
         forget, model=net, train_dataloaders=data, save_to=saved,

@@ -51,6 +51,22 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2"])
+def test_gradient_and_product_of_two_processes_are_those_of_one(
+    strategy, trained, tmp_path
+):
+    options = {
+        "model": "mlp", "ckpt_path": str(trained / "mlp.ckpt"), "callback": BARE,
+        "vectors": True,
+    }  # fmt: skip
+    (one,) = done(tmp_path / "one", trainer={"devices": 1}, **options)
+    found = done(tmp_path / "two", trainer=TWO | {"strategy": strategy}, **options)
+    for told in found:
+        for alone, shared in zip(one, told, strict=True):
+            alone, shared = torch.tensor(alone), torch.tensor(shared)
+            assert float((alone - shared).norm() / alone.norm()) < 1e-6
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork", "fsdp2-file"])
 @pytest.mark.parametrize("name", ["head", "mlp"])
 def test_two_processes_end_where_one_does(name, strategy, trained, tmp_path):
