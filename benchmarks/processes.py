@@ -23,6 +23,7 @@ import lightning_unlearn as lu
 from lightning_unlearn.plugin.trainer import Trainer
 
 ROUNDS = 3
+FORGET = list(range(0, 60_000, 60))
 
 
 class Wide(MLP):
@@ -58,7 +59,7 @@ def work(folder, name, devices):
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         result = own.unlearn(
-            list(range(0, 60_000, 60)), model=CASES[name](), ckpt_path=folder / "c.ckpt",
+            FORGET, model=CASES[name](), ckpt_path=folder / "c.ckpt",
             train_dataloaders=DataLoader(data(name), 128, shuffle=True),
         )  # fmt: skip
         seconds.append(result.seconds)
@@ -100,7 +101,7 @@ def main(cases):
                 spread(found[2]),
                 spread(ratios),
                 f"{apart:.0e}",
-            ]  # fmt: skip
+            ]
         )
         panels[f"{name}, {size:,} weights"] = {
             "one process": found[1], "two processes": found[2],
