@@ -2,13 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss
+from lightning_unlearn.curvature.graphs import Parts
+from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss, difference
 from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.objective import Batches
+from lightning_unlearn.objective import Batches, LossFunction
 from lightning_unlearn.scope import Scope
 
 _READ = 32  # samples read for a check
@@ -72,12 +74,92 @@ def check_smooth(loss: BatchLoss) -> None:
         )
 
 
-def check_symmetric(
+def custom_functions(loss: BatchLoss) -> tuple[str, ...]:
+    """Names of autograd functions written in Python that a loss goes through."""
+    found, seen, waiting = set(), set(), [loss().grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction):
+            found.add(type(node).__name__.removesuffix("Backward"))
+        waiting += [parent for parent, _ in node.next_functions]
+    return tuple(sorted(found))
+
+
+class _Probe:
+    """Products of one batch with random directions, for checks."""
+
+    def __init__(self, loss: BatchLoss, scope: Scope, curvature: str) -> None:
+        self.loss, self.scope, self.curvature = loss, scope, curvature
+        self.custom = custom_functions(loss)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def draw(self) -> Tensor:
+        """A random direction (p,)."""
+        size = self.scope.size
+        u = torch.randn(size, generator=self._generator, dtype=torch.float64)
+        return u.to(self.scope.parameters[0])
+
+    def reached(self) -> Tensor:
+        """1 for the weights that receive a gradient, 0 for the others, (p,)."""
+        weights = self.scope.parameters
+        grads = torch.autograd.grad(self.loss(), weights, allow_unused=True)
+        ones = [
+            torch.full_like(p, g is not None)
+            for p, g in zip(weights, grads, strict=True)
+        ]
+        return torch.cat([one.reshape(-1) for one in ones])
+
+    def apply(self, v: Tensor) -> Tensor:
+        """The product, (p,) float64."""
+        try:
+            parts = PRODUCTS[self.curvature](self.loss, self.scope, self.scope.split(v))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as problem:
+            raise ModelError(
+                f"expected products by curvature={self.curvature!r}, got "
+                f"{type(problem).__name__}: {problem!s:.300}; {self.advice}"
+            ) from problem
+        return self._flat(parts)
+
+    def difference(self, v: Tensor, shorter: float) -> Tensor:
+        """The same by differences of gradients, (p,) float64."""
+        return self._flat(
+            difference(self.loss, self.scope, self.scope.split(v), shorter)
+        )
+
+    def _flat(self, parts: Parts) -> Tensor:
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if part is None else part).reshape(-1)
+                for p, part in zip(self.scope.parameters, parts, strict=True)
+            ]
+        ).double()
+
+    @property
+    def advice(self) -> str:
+        """What to do about second derivatives that are not there, or wrong."""
+        named = "an operation of the model (parametrizations.weight_norm is known)"
+        if self.custom:
+            named = f"the autograd function {', '.join(self.custom)}, most likely"
+        return (
+            f"{named}, has no right second derivative this way: replace it, or use "
+            "curvature='hessian' (or 'central_difference' for a smooth network)"
+        )
+
+
+def check_product(
     loss: BatchLoss, scope: Scope, curvature: str, rtol: float = 1e-3
 ) -> None:
-    """Raise `ModelError` unless u'Hv = v'Hu for random u, v on one batch.
+    """Raise `ModelError` if products of one batch are not those of a Hessian.
 
-    Catches double backwards that are silently wrong, such as that of
+    They must exist, be symmetric (u'Hv = v'Hu for random u, v), and for a Hessian
+    agree with differences of gradients: as far as these agree among themselves for a
+    smooth network, roughly for one with kinks that has autograd functions of its own.
+    It catches double backwards that are silently wrong, such as that of
     `torch.nn.utils.parametrizations.weight_norm` (22% off, docs/theory.md 9).
 
     Args:
@@ -87,34 +169,42 @@ def check_symmetric(
         rtol: Tolerated asymmetry, as a part of the larger of |u'Hv|, |v'Hu| and of
             |u||Hv|/sqrt(p), their size when they cancel.
     """
-    product = PRODUCTS[curvature]
-    generator = torch.Generator().manual_seed(0)
-
-    def draw() -> Tensor:
-        u = torch.randn(scope.size, generator=generator, dtype=torch.float64)
-        return u.to(scope.parameters[0])
-
-    def apply(v: Tensor) -> Tensor:
-        parts = product(loss, scope, scope.split(v))
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if part is None else part).reshape(-1)
-                for p, part in zip(scope.parameters, parts, strict=True)
-            ]
-        ).double()
-
+    probe = _Probe(loss, scope, curvature)
+    if "CheckpointFunction" in probe.custom:
+        raise ModelError(
+            "expected activation checkpointing with use_reentrant=False, got the "
+            "reentrant kind, which has no second derivatives: pass use_reentrant=False"
+        )
     for _ in range(3):
-        u, v = draw(), draw()
-        Hu, Hv = apply(u), apply(v)
+        u, v = probe.draw(), probe.draw()
+        Hu, Hv = probe.apply(u), probe.apply(v)
         a, b = float(u.double() @ Hv), float(v.double() @ Hu)
         size = float(u.norm() * Hv.norm()) / scope.size**0.5
         if not abs(a - b) <= rtol * max(abs(a), abs(b), size):
             raise ModelError(
                 f"expected a symmetric Hessian, got u'Hv = {a:.6g} and v'Hu = {b:.6g}"
-                ": an operation of the model has a wrong second derivative "
-                "(parametrizations.weight_norm has); replace it or remove the "
-                "parametrization"
+                f": {probe.advice}"
             )
+    if curvature in ("hessian", "hessian_forward"):
+        _check_against_differences(probe)
+
+
+def _check_against_differences(probe: _Probe) -> None:
+    kinked = bool(kinks(probe.loss))
+    if kinked and not probe.custom:
+        return  # differences are wrong at kinks, products are not
+    v = probe.draw() * probe.reached()  # the others are named by the first pass
+    Hv, long, short = probe.apply(v), probe.difference(v, 1.0), probe.difference(v, 2.0)
+    size = max(float(short.norm()), float(Hv.norm()))
+    allowed = 0.5 * size
+    if not kinked:
+        allowed = 0.01 * size + 4 * float((long - short).norm())
+    apart = float((Hv - short).norm())
+    if not apart <= allowed:
+        raise ModelError(
+            f"expected the second derivative of the loss, got one that is {apart:.3g} "
+            f"from differences of gradients of size {size:.3g}: {probe.advice}"
+        )
 
 
 def _first(batches: Batches) -> range:
@@ -128,17 +218,36 @@ def check_repeatable(batches: Batches) -> None:
         _, batch = batches.take(_first(batches))
         return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
 
-    first, second = read(), read()
+    if not _identical(read(), read()):
+        raise DataError(
+            "expected the same samples at every read of the training data, got "
+            "different tensors the second time: turn random augmentation off for "
+            "the unlearning request (pass train_dataloaders= with a plain one)"
+        )
+
+
+def check_in_place(loss: LossFunction, batches: Batches) -> None:
+    """Raise `ModelError` if the loss changes the batch it is given."""
+    _, batch = batches.take(_first(batches))
+    leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+    before = [x.clone() for x in leaves]
+    loss(batch, 0)
+    if not _identical(before, leaves):
+        raise ModelError(
+            "expected a loss that leaves its batch as it is, got one that changes it "
+            "in place: the next pass would see other data; write x = x - mean, not "
+            "x -= mean"
+        )
+
+
+def _identical(first: list[Tensor], second: list[Tensor]) -> bool:
     for one, two in zip(first, second, strict=True):
         same = one.shape == two.shape and torch.isclose(
             one, two, rtol=0, atol=0, equal_nan=True
         )
         if not bool(torch.as_tensor(same).all()):
-            raise DataError(
-                "expected the same samples at every read of the training data, got "
-                "different tensors the second time: turn random augmentation off for "
-                "the unlearning request (pass train_dataloaders= with a plain one)"
-            )
+            return False
+    return True
 
 
 def check_loss(objective: EmpiricalObjective) -> None:

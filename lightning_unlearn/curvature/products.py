@@ -88,12 +88,19 @@ def central_difference(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) ->
     step size (docs/theory.md section 3). `curvature.checks.check_smooth` guards it.
     Same arguments and result as `double_backward`.
     """
+    return difference(loss, scope, tangents)
+
+
+def difference(
+    loss: BatchLoss, scope: Scope, tangents: list[Tensor], shorter: float = 1.0
+) -> Parts:
+    """`central_difference` with a step that is `shorter` times as short."""
     dtype = tangents[0].dtype
     norm = float(sum(t.square().sum() for t in tangents)) ** 0.5
     if norm == 0:
         return [None] * len(scope.parameters)
     scale = max(1.0, float(sum(p.detach().square().sum() for p in scope.parameters)))
-    h = torch.finfo(dtype).eps ** (1 / 3) * scale**0.5 / norm
+    h = torch.finfo(dtype).eps ** (1 / 3) * scale**0.5 / norm / shorter
     originals = [p.detach().clone() for p in scope.parameters]
     ends = []
     try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.call import _call_and_handle_interrupt
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -101,10 +102,15 @@ def _in_process(
     if "weights_only" in inspect.signature(Trainer._run).parameters:  # from 2.6.0
         kwargs["weights_only"] = weights_only
     trainer._run_stage = stage  # type: ignore[method-assign]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    # It asks for a loop in `setup`, and a request has none.
+    others = [c for c in callbacks if not isinstance(c, BatchSizeFinder)]
+    trainer.callbacks = others  # type: ignore[attr-defined]
     try:
         with _callbacks_restored(trainer):
             return trainer._run(model, **kwargs)
     finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
         del trainer._run_stage
 
 

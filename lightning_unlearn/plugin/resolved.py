@@ -206,6 +206,7 @@ class Resolved:
     def _rows(self, head: ConvexHead, batches: data.ExactBatches) -> FeatureData:
         with self.processes.together():
             checks.check_repeatable(batches)
+            checks.check_in_place(self.loss, batches)
             return features.capture(self.loss, head, batches)
 
     def _check_first(self, indices: list[int]) -> tuple[str, ...]:
@@ -213,12 +214,13 @@ class Resolved:
         with self.processes.together():
             batches = self.batches(self.loader, indices)
             checks.check_repeatable(batches)
+            checks.check_in_place(self.loss, batches)
             objective = self.objective(batches)
             checks.check_loss(objective)
             first = checks.first_batch_loss(objective)
             if self.options.curvature == "central_difference":
                 checks.check_smooth(first)
-            checks.check_symmetric(first, self.scope, self.options.curvature)
+            checks.check_product(first, self.scope, self.options.curvature)
             kinks = checks.kinks(first)
         return tuple(sorted({k for met in self.processes.gather(kinks) for k in met}))
 

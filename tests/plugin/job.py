@@ -22,6 +22,7 @@ from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import run_inside
 from lightning_unlearn.scope import passes, state_digest
+from tests.plugin.language import GPT, LoRA, text
 from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, loader, trainer
 
 
@@ -47,6 +48,8 @@ class ShardedHead(HeadNet):
 
 def model(name, sharded=False):
     torch.manual_seed(0)
+    if name in LANGUAGE:
+        return LANGUAGE[name]()
     if name == "head":
         return (ShardedHead if sharded else HeadNet)(lr=0.1)
     return (ShardedMLP if sharded else MLP)(nn.Tanh, hidden=12)
@@ -70,6 +73,13 @@ class Poisoned(MLP):
         self.calls = getattr(self, "calls", 0) + 1
         bad = self.calls > 10 and os.environ.get("LOCAL_RANK") == "1"
         return loss * float("nan") if bad else loss
+
+
+LANGUAGE = {"gpt": GPT, "lora": LoRA}
+
+
+def dataset(name, n):
+    return text(n) if name in LANGUAGE else digits(n)
 
 
 def make_trainer(callback, strategy="auto", **options):
@@ -113,7 +123,7 @@ def main(folder):
     own = make_trainer(callback, **options)
     net = {"suicide": Suicide, "poisoned": Poisoned}.get(job["model"])
     net = model(job["model"], sharded) if net is None else net(nn.Tanh, hidden=12)
-    data = loader(digits(job["n"]))
+    data = loader(dataset(job["model"], job["n"]))
     if job.get("fit"):
         own.fit(net, data)
     forget = job["forget"]

@@ -12,6 +12,7 @@ from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate, Grade
 from lightning_unlearn.scope import state_digest
 from tests.plugin.job import model
+from tests.plugin.language import text
 from tests.plugin.nets import UnlearningCallback, digits, loader, trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,6 +153,29 @@ def test_processes_that_disagree_are_refused(trained, tmp_path):
     assert ended.returncode != 0
     assert "expected the same forget set in every process" in ended.stderr
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"job.json"}
+
+
+@pytest.mark.parametrize("name", ["gpt", "lora"])
+def test_a_language_model_under_ddp(name, tmp_path):
+    n, damping = 61, 4.0
+    own = trainer(UnlearningCallback(), max_epochs=3)
+    own.fit(model(name), loader(text(n), 16))
+    own.save_checkpoint(tmp_path / "run.ckpt")
+    options = {
+        "model": name, "n": n, "forget": [0, 17],
+        "ckpt_path": str(tmp_path / "run.ckpt"),
+        "callback": {"noise_std": 0.0, "damping": damping, "batch_size": 8},
+    }  # fmt: skip
+    done(tmp_path / "one", trainer={"devices": 1}, **options)
+    told = done(tmp_path / "two", trainer=TWO | {"strategy": "ddp"}, **options)
+    assert len({t["state"] for t in told}) == 1
+    before = torch.load(options["ckpt_path"], weights_only=True)["state_dict"]
+    one, two = (saved(tmp_path / f)["state_dict"] for f in ("one", "two"))
+    moved = {k for k, v in one.items() if not torch.equal(v, before[k])}
+    expected = {k for k in one if "up" in k or "down" in k} if name == "lora" else one
+    assert moved == set(expected)
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-5, atol=1e-5)
 
 
 def test_a_refusal_in_spawned_processes_keeps_its_name(trained, tmp_path):
