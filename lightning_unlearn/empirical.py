@@ -37,8 +37,8 @@ _UNIFORM = 0.1
 class EmpiricalObjective:
     """F for any module: the loss of each batch through automatic differentiation.
 
-    Per-batch results are computed in the dtype of the weights and summed in
-    float64. Graphs of the gradient are kept for some samples, so that a product of
+    Per-batch results are computed in the dtype of the weights and summed in that of
+    the vectors. Graphs of the gradient are kept for some samples, so that a product of
     theirs is one backward pass; they belong to the weights they were built at, which
     only `moved_to` may change.
 
@@ -51,6 +51,8 @@ class EmpiricalObjective:
         processes: Those that share the samples.
         kept: Samples whose graphs may be kept in memory.
         chunk: Samples of a random draw that may be in one graph.
+        lean: Memory is short: vectors are of the dtype of the weights in place of
+            float64, and there is no proxy, whose solves take more of them.
 
     Attributes:
         importance: How much each of the n samples curves F at these weights (n,), up
@@ -71,6 +73,7 @@ class EmpiricalObjective:
         processes: Processes = ALONE,
         kept: int = 0,
         chunk: int = 256,
+        lean: bool = False,
     ) -> None:
         _validate.non_negative(l2=l2)
         _validate.count(minimum=0, kept=kept)
@@ -83,6 +86,7 @@ class EmpiricalObjective:
         self.processes = processes
         self.kept = kept
         self.chunk = chunk
+        self.lean = lean
         self.importance: Tensor | None = None
         self._graphs: dict[tuple[Product, int], Graph] = {}
         self._room = kept
@@ -97,33 +101,50 @@ class EmpiricalObjective:
         """Number of samples over all processes."""
         return self.batches.n
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors."""
+        return self.scope.parameters[0].dtype if self.lean else torch.float64
+
+    def weights(self) -> Vector:
+        """A copy of the weights (p,)."""
+        return self.scope.flatten(self.dtype)
+
     def value_and_gradient(self) -> tuple[float, Vector]:
-        """F and its gradient (p,) in float64, in one pass.
+        """F and its gradient (p,) in one pass.
 
         Raises:
             ModelError: If a loss is NaN or infinite, or a weight gets no gradient.
         """
         n, weights = self.n, len(self.scope.parameters)
-        with self._summed(1, self.size, weights, n + 1) as sums:
+        room = 1 if self.lean else n + 1
+        with self._summed(1, self.size, weights, room) as sums:
             value, gradient, reached, curved = sums
             traces: list[Tensor | None] = []
             for index, (weight, batch) in enumerate(self.batches):
                 loss, grads, trace = self._batch_gradient(index, weight, batch)
                 value += loss
-                gradient += self._flat(grads)
+                self._add(gradient, grads)
                 reached += torch.tensor([float(g is not None) for g in grads]).to(value)
-                if weight:
+                del grads
+                if weight and not self.lean:
                     traces.append(trace)
             known = [t for t in traces if t is not None]
-            if len(known) < len(traces):
-                curved[n] = 1  # not known of some
+            if len(known) < len(traces) or self.lean:
+                curved[-1] = 1  # not known of some
             elif known:
                 curved[self.batches.places.to(curved.device)] = torch.cat(known)
         self._check_reached(reached.tolist())
-        self.importance = curved[:n] if float(curved[n]) == 0 else None
-        w = self.scope.flatten()
-        penalty = self.l2 / 2 * float(w @ w)
-        return float(value) / n + penalty, gradient / n + self.l2 * w
+        self.importance = curved[:n] if float(curved[-1]) == 0 else None
+        gradient.div_(n)
+        penalty = 0.0
+        for part, p in zip(
+            self.scope.split(gradient), self.scope.parameters, strict=True
+        ):
+            part.add_(p.detach(), alpha=self.l2)
+            norm = torch.linalg.vector_norm(p.detach(), dtype=torch.float64)
+            penalty += self.l2 / 2 * float(norm) ** 2
+        return float(value) / n + penalty, gradient
 
     def _batch_gradient(
         self, index: int, weight: int, batch: Any
@@ -150,11 +171,11 @@ class EmpiricalObjective:
         return self.scope.parameters[0].device
 
     def hvp(self, v: Vector) -> Vector:
-        """Curvature of F times v, both (p,) float64, in one pass."""
+        """Curvature of F times v, both (p,), in one pass."""
         return self._full(self.product, v)
 
     def hessian(self, v: Vector) -> Vector:
-        """Hessian of F times v, both (p,) float64, in one pass."""
+        """Hessian of F times v, both (p,), in one pass."""
         return self._full(self._second_derivative, v)
 
     @property
@@ -165,14 +186,15 @@ class EmpiricalObjective:
         tangents = self._tangents(v)
         with self._summed(self.size) as (total,):
             for index, (weight, batch) in enumerate(self.batches):
-                graph, last = self._graphs.get((product, index)), False
+                graph = self._graphs.get((product, index))
                 if graph is None:
                     loss = self.batch_loss(batch, index, weight)
-                    graph, last = graph_of(product, loss, self.scope), True
-                    if product in GRAPHS and self._keeps(weight):
-                        self._graphs[product, index], last = graph, False
-                total += self._flat(graph.product(tangents, last))
-        return total / self.n + self.l2 * v
+                    keep = product in GRAPHS and self._keeps(weight)
+                    graph = graph_of(product, loss, self.scope, keep)
+                    if keep:
+                        self._graphs[product, index] = graph
+                self._add(total, graph.product(tangents))
+        return total.div_(self.n).add_(v, alpha=self.l2)
 
     @contextmanager
     def moved_to(self, w: Vector) -> Iterator[None]:
@@ -199,8 +221,8 @@ class EmpiricalObjective:
             if drawn:
                 weight, batch = self.batches.take(drawn)
                 loss = self.batch_loss(batch, 0, weight)
-                total += self._flat(self.product(loss, self.scope, self._tangents(v)))
-        return total / batch_size + self.l2 * v
+                self._add(total, self.product(loss, self.scope, self._tangents(v)))
+        return total.div_(batch_size).add_(v, alpha=self.l2)
 
     def sampled_hessian(
         self, samples: int, generator: torch.Generator
@@ -208,9 +230,10 @@ class EmpiricalObjective:
         """Products with the Hessian of one random draw, plus l2."""
         form = self._second_derivative
         drawn = self.processes.share(self._draw(samples, generator))
+        keep = len(drawn) <= self.kept
         with self.processes.together():
             builds = [
-                partial(graph_of, form, loss, self.scope)
+                partial(graph_of, form, loss, self.scope, keep)
                 for _, loss in self._losses(drawn)
             ]
             return self._drawn(builds, len(drawn), 1 / samples)
@@ -255,14 +278,15 @@ class EmpiricalObjective:
     ) -> Callable[[Vector], Vector]:
         """Products of a fixed draw; its graphs are kept if as many samples may be."""
         keep = samples <= self.kept
-        graphs = [build() for build in builds] if keep else []
+        if keep:
+            builds = [partial(_same, build()) for build in builds]
 
         def products(v: Vector) -> Vector:
             tangents = self._tangents(v)
             with self._summed(self.size) as (total,):
-                for graph in graphs or (build() for build in builds):
-                    total += self._flat(graph.product(tangents, last=not keep))
-            return total * scale + self.l2 * v
+                for build in builds:  # one at a time: no graph has a name here
+                    self._add(total, build().product(tangents, last=not keep))
+            return total.mul_(scale).add_(v, alpha=self.l2)
 
         return products
 
@@ -302,15 +326,13 @@ class EmpiricalObjective:
         like = self.scope.parameters[0]
         return self.scope.split(v.to(like.device, like.dtype))
 
-    def _flat(self, parts: Parts) -> Vector:
-        flat = [
-            (torch.zeros_like(p) if g is None else g.detach()).reshape(-1)
-            for p, g in zip(self.scope.parameters, parts, strict=True)
-        ]
-        return torch.cat(flat).to(torch.float64)
+    def _add(self, total: Vector, parts: Parts) -> None:
+        for place, part in zip(self.scope.split(total), parts, strict=True):
+            if part is not None:
+                place.add_(part.detach())
 
     def _summed(self, *sizes: int) -> AbstractContextManager[list[Vector]]:
-        return self.processes.summed(*sizes, device=self.device)
+        return self.processes.summed(*sizes, dtype=self.dtype, device=self.device)
 
     def _check_reached(self, reached: list[float]) -> None:
         missing = [n for n, r in zip(self.scope.names, reached, strict=True) if not r]
@@ -321,3 +343,7 @@ class EmpiricalObjective:
                 "unlearning_parameters(), and use activation checkpointing with "
                 "use_reentrant=False (the reentrant kind is silently wrong)"
             )
+
+
+def _same(graph: Graph) -> Graph:
+    return graph

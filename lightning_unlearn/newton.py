@@ -5,6 +5,7 @@ convex scope, `release` adds the noise; a reviewer of the guarantee reads these 
 files and ``certificate/``, and nothing else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lightning_unlearn.certificate.claims import Bound
@@ -18,7 +19,17 @@ from lightning_unlearn.curvature.spectrum import (
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Vector
-from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Status
+from lightning_unlearn.solvers import (
+    CG,
+    Damped,
+    FlexibleCG,
+    NystromCG,
+    Solution,
+    Solver,
+    Status,
+)
+from lightning_unlearn.solvers.cg import solve_lean
+from lightning_unlearn.storage import set_aside
 
 _RAISES = 20
 _RTOL = 1e-2
@@ -62,12 +73,12 @@ class Known:
 
 def look(objective: Objective, spectrum: bool) -> Known:
     """The gradient of F, and with `spectrum` what Lanczos finds on a part of it."""
+    ends, passes = None, 1.0
+    if spectrum:  # before there is a gradient to hold
+        ends = spectrum_ends(objective, _spectrum_samples(objective.n))
+        passes += ends.products * ends.samples / objective.n
     _, gradient = objective.value_and_gradient()
-    if not spectrum:
-        return Known(gradient=gradient, ends=None, passes=1.0)
-    ends = spectrum_ends(objective, _spectrum_samples(objective.n))
-    spent = ends.products * ends.samples / objective.n
-    return Known(gradient=gradient, ends=ends, passes=1.0 + spent)
+    return Known(gradient=gradient, ends=ends, passes=passes)
 
 
 def _spectrum_samples(n: int) -> int:
@@ -77,7 +88,6 @@ def _spectrum_samples(n: int) -> int:
 
 def damped_step(
     objective: Objective,
-    w0: Vector,
     *,
     damping: float | None,
     solver: Solver | None,
@@ -93,8 +103,7 @@ def damped_step(
     non-expansive towards every point of the ball, so no bound gets worse.
 
     Args:
-        objective: F at w0.
-        w0: Original weights (p,), float64.
+        objective: F at the original weights w0.
         damping: lambda, or None to take it from the spectrum.
         solver: For the linear system; None takes `FlexibleCG`, as tight as the
             guarantee asks.
@@ -111,18 +120,22 @@ def damped_step(
         SolverError: If the solve did not end as converged.
         GuaranteeError: If the guarantee needs what is not there.
     """
-    _check_guarantee(guarantee, w0, damping, max_norm, kinks)
+    _check_guarantee(guarantee, objective, damping, max_norm, kinks)
     if known is None or isinstance(guarantee, NewtonStep):
         known = look(objective, spectrum=damping is None)
-    gradient = known.gradient
-    chosen = solver or _default(gradient, guarantee)
-    solution, reported = _solve(objective, known, damping, chosen)
+    norm, ends, passes = float(known.gradient.norm()), known.ends, known.passes
+    chosen = solver or _default(norm, guarantee)
+    solve = _way_to_solve(objective, known.gradient, chosen)
+    del known  # where memory is short, the gradient lies on the disk now
+    solution, reported = _solve(solve, norm, damping, ends, passes)
     if isinstance(guarantee, NewtonStep):
-        _check_constants(objective, guarantee, w0, solution)
-    w = w0 - solution.x
-    if max_norm is not None:
-        w = project(w, max_norm)
-    relative = solution.residual / max(float(gradient.norm()), 1e-300)
+        _check_constants(objective, guarantee, solution)
+    w = objective.weights().sub_(solution.x)
+    inside = w if max_norm is None else project(w, max_norm)
+    if inside is not w:
+        solution = replace(solution, x=objective.weights().sub_(inside))
+        w = inside
+    relative = solution.residual / max(norm, 1e-300)
     found = (
         []
         if relative <= 0.1
@@ -134,7 +147,7 @@ def damped_step(
     return _claim(
         Step(
             weights=w,
-            solution=replace(solution, x=w0 - w),
+            solution=solution,
             bound=Bound.NO_BOUND,
             constants=(*reported, _measured_residual(solution, relative)),
             reference="",
@@ -146,11 +159,11 @@ def damped_step(
     )
 
 
-def _default(gradient: Vector, guarantee: NormBall | NewtonStep | None) -> Solver:
+def _default(norm: float, guarantee: NormBall | NewtonStep | None) -> Solver:
     """A residual of a hundredth moves |grad F| as far as one step can."""
     rtol = _RTOL
     if isinstance(guarantee, NewtonStep):
-        rtol = min(rtol, 0.5 * guarantee.residual / max(float(gradient.norm()), 1e-300))
+        rtol = min(rtol, 0.5 * guarantee.residual / max(norm, 1e-300))
     return FlexibleCG(rtol=max(rtol, 1e-14))
 
 
@@ -174,7 +187,7 @@ def project(w: Vector, max_norm: float) -> Vector:
 
 def _check_guarantee(
     guarantee: NormBall | NewtonStep | None,
-    w0: Vector,
+    objective: Objective,
     damping: float | None,
     max_norm: float | None,
     kinks: tuple[str, ...],
@@ -201,7 +214,12 @@ def _check_guarantee(
             "damping taken from the data would make the noise depend on it; 0.0 is "
             "best where lambda_min > 0"
         )
-    norm = float(w0.norm())
+    if objective.lean:
+        raise GuaranteeError(
+            "expected vectors in float64 for guarantee=NewtonStep, got low_memory: its "
+            "residual is part of the claim; set low_memory=False"
+        )
+    norm = float(objective.weights().norm())
     if not norm <= max_norm * (1 + 1e-6):
         raise GuaranteeError(
             f"expected weights in the ball of max_norm={max_norm}, got norm {norm:.4g}:"
@@ -210,7 +228,7 @@ def _check_guarantee(
 
 
 def _check_constants(
-    objective: Objective, guarantee: NewtonStep, w0: Vector, solution: Solution
+    objective: Objective, guarantee: NewtonStep, solution: Solution
 ) -> None:
     """Refuse constants the data refutes: every estimate here errs the other way."""
     if not solution.residual <= guarantee.residual:
@@ -225,7 +243,7 @@ def _check_constants(
             f"Lanczos found {lowest:.4g} on all retained samples, which is not below "
             "the true one: the assumption is refuted; lower it"
         )
-    sampled = hessian_change(objective, w0, solution.x)
+    sampled = hessian_change(objective, objective.weights(), solution.x)
     if sampled > guarantee.hessian_lipschitz:
         raise GuaranteeError(
             f"expected hessian_lipschitz={guarantee.hessian_lipschitz} to bound the "
@@ -291,15 +309,34 @@ def _kinked(kinks: tuple[str, ...]) -> list[str]:
     ]
 
 
+def _way_to_solve(
+    objective: Objective, gradient: Vector, solver: Solver
+) -> Callable[[float], Solution]:
+    """Damping -> the solution of (H + damping I) x = g."""
+    if not objective.lean:
+        return lambda damping: solver.solve(Damped(objective, damping), gradient)
+    if not isinstance(solver, (CG, FlexibleCG, NystromCG)):
+        raise SolverError(
+            "expected conjugate gradients where memory is short, got "
+            f"{type(solver).__name__}: leave solver='auto', or set low_memory=False"
+        )
+    again, rtol, most = set_aside(gradient), solver.rtol, solver.max_steps
+    return lambda damping: solve_lean(Damped(objective, damping), again, rtol, most)
+
+
 def _solve(
-    objective: Objective, known: Known, damping: float | None, solver: Solver
+    solve: Callable[[float], Solution],
+    norm: float,
+    damping: float | None,
+    ends: Ends | None,
+    spent: float,
 ) -> tuple[Solution, list[Constant]]:
     reported: list[Constant] = []
-    gradient, auto = known.gradient, damping is None
+    auto = damping is None
     reason, floor = "given by the user", 0.0
     if damping is None:
-        assert known.ends is not None  # `look` was asked for them
-        lowest, highest, products, samples = known.ends
+        assert ends is not None  # `look` was asked for them
+        lowest, highest, products, samples = ends
         damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
         reason = (
             f"twice the negative part of lambda_min = {lowest:.3g}, estimated by "
@@ -314,12 +351,11 @@ def _solve(
                 "value lies above the true one",
             )
         )
-    solution = solver.solve(Damped(objective, damping), gradient)
-    raises, spent = 0, known.passes
+    solution, raises = solve(damping), 0
     while auto and solution.status is Status.INDEFINITE and raises < _RAISES:
         damping, raises = max(2 * damping, floor), raises + 1
         spent += solution.matvecs
-        solution = solver.solve(Damped(objective, damping), gradient)
+        solution = solve(damping)
     solution = replace(solution, matvecs=solution.matvecs + spent)
     if raises:
         reason += f"; doubled {raises} times on negative curvature"
@@ -327,7 +363,7 @@ def _solve(
         raise SolverError(
             f"expected (H + damping I) x = g to be solved with damping={damping:.6g}, "
             f"got residual {solution.residual:.3g} for |g| = "
-            f"{float(gradient.norm()):.3g}: the solver {solution.status.value}"
+            f"{norm:.3g}: the solver {solution.status.value}"
         )
     reported.append(
         Constant(name="damping", value=damping, origin=Origin.ENFORCED, reason=reason)

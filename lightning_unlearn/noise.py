@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_unlearn import _validate
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 _DRAWS = 4
 
 
@@ -41,12 +41,28 @@ def gaussian_noise(
     """
     _validate.count(size=size)
     _validate.non_negative(std=std)
-    noise = torch.empty(size, dtype=torch.float64)
-    for start in range(0, size, _CHUNK):
-        stop = min(start + _CHUNK, size)
-        draws = _standard_normal(_DRAWS * (stop - start), generator)
-        noise[start:stop] = draws.view(_DRAWS, -1).sum(0)
-    return noise * (std / math.sqrt(_DRAWS))
+    return add_noise(torch.zeros(size, dtype=torch.float64), std, generator)
+
+
+def add_noise(
+    vector: Float[Tensor, " p"], std: float, generator: torch.Generator | None = None
+) -> Float[Tensor, " p"]:
+    """Add `gaussian_noise` to a vector in place, a part at a time.
+
+    Args:
+        vector: On any device; sums are made in float64 and cast to its dtype once.
+        std: As for `gaussian_noise`.
+        generator: As for `gaussian_noise`.
+
+    Returns:
+        The vector.
+    """
+    _validate.non_negative(std=std)
+    for part in vector.split(_CHUNK):
+        draws = _standard_normal(_DRAWS * len(part), generator).view(_DRAWS, -1)
+        noise = draws.sum(0) * (std / math.sqrt(_DRAWS))
+        part.copy_(part.to("cpu", torch.float64) + noise)
+    return vector
 
 
 def _standard_normal(count: int, generator: torch.Generator | None) -> Tensor:

@@ -45,9 +45,15 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What newton.py and the solvers may ask of F at the module's weights."""
+    """What newton.py and the solvers may ask of F at the module's weights.
+
+    Attributes:
+        l2: Coefficient of the regulariser.
+        lean: Whether memory is short: few vectors, in the dtype of the weights.
+    """
 
     l2: float
+    lean: bool
 
     @property
     def size(self) -> int:
@@ -59,8 +65,17 @@ class Objective(Protocol):
         """Number of samples."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its vectors."""
+        ...
+
+    def weights(self) -> Vector:
+        """A copy of the weights F is taken at (p,), in `dtype`."""
+        ...
+
     def value_and_gradient(self) -> tuple[float, Vector]:
-        """F and its gradient (p,), in float64, in one pass."""
+        """F and its gradient (p,), in `dtype`, in one pass."""
         ...
 
     @property
@@ -69,7 +84,7 @@ class Objective(Protocol):
         ...
 
     def hvp(self, v: Vector) -> Vector:
-        """Curvature of F (Hessian or Gauss-Newton) times v, (p,) float64, one pass."""
+        """Curvature of F (Hessian or Gauss-Newton) times v, both (p,), one pass."""
         ...
 
     def sampled_hvp(

@@ -14,7 +14,7 @@ from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
 from lightning_unlearn.certificate.record import Certificate, PublicPart
 from lightning_unlearn.errors import BudgetError, GuaranteeError
 from lightning_unlearn.newton import Step, project
-from lightning_unlearn.noise import gaussian_noise
+from lightning_unlearn.noise import add_noise
 from lightning_unlearn.scope import Vector
 
 NO_SENSITIVITY = (
@@ -186,10 +186,9 @@ def _add_noise(step: Step, noise_std: float, terms: Terms) -> Vector:
     generator = None
     if terms.noise_seed is not None:
         generator = torch.Generator().manual_seed(terms.noise_seed)
-    released = step.weights.clone()
+    released = step.weights
     if noise_std > 0:
-        noise = gaussian_noise(len(released), noise_std, generator)
-        released += noise.to(released.device)
+        released = add_noise(released.clone(), noise_std, generator)
     if terms.max_norm is not None and step.bound is not Bound.STRONGLY_CONVEX:
         released = project(released, terms.max_norm)  # post-processing: free
     return released

@@ -53,12 +53,13 @@ class Scope:
         self.sizes = [p.numel() for p in self.parameters]
         self.size = sum(self.sizes)
 
-    def flatten(self) -> Vector:
-        """A float64 copy of the weights, shape (p,), on the CPU or their device."""
-        flat = [
-            whole(p.detach()).reshape(-1).to(torch.float64) for p in self.parameters
-        ]
-        return torch.cat(flat)
+    def flatten(self, dtype: torch.dtype = torch.float64) -> Vector:
+        """A copy of the weights, shape (p,), on their device."""
+        device = self.parameters[0].device
+        flat = torch.empty(self.size, dtype=dtype, device=device)
+        for p, part in zip(self.parameters, self.split(flat), strict=True):
+            part.copy_(whole(p.detach()))
+        return flat
 
     @torch.no_grad()
     def assign(self, vector: Vector) -> None:

@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +58,46 @@ def _mapped(count: int, dtype: torch.dtype, needed: int) -> Tensor:
     finally:
         os.close(handle)
         os.unlink(name)
+
+
+def set_aside(vector: Tensor) -> Callable[[], Tensor]:
+    """Put a vector where it takes no memory of its device until it is wanted again.
+
+    That of a CPU is written to a temporary file that has no name.
+
+    Args:
+        vector: float32 or float64, (p,).
+
+    Returns:
+        Reads it back.
+
+    Raises:
+        DataError: If the disk is full.
+    """
+    device, dtype, size = vector.device, vector.dtype, len(vector)
+    if device.type != "cpu":
+        kept = vector.cpu()
+        return lambda: kept.to(device)
+    file = tempfile.TemporaryFile(prefix="lightning_unlearn")  # noqa: SIM115
+    try:
+        file.write(vector.numpy().data)
+        file.flush()
+    except OSError as problem:
+        file.close()
+        raise DataError(
+            f"expected {vector.nbytes / 2**30:.3g} GiB of room in "
+            f"{tempfile.gettempdir()}, got none ({problem}): free some, point TMPDIR "
+            "at a larger disk, or set low_memory=False"
+        ) from None
+
+    def again() -> Tensor:
+        file.seek(0)
+        read = torch.empty(size, dtype=dtype)
+        file.readinto(read.numpy().data.cast("B"))
+        return read
+
+    weakref.finalize(again, file.close)
+    return again
 
 
 def free_bytes(device: torch.device) -> int:

@@ -153,10 +153,9 @@ def network():
 
 def test_a_prepared_network_takes_the_same_step():
     state, rest, known, _ = network()
-    w0 = rest.scope.flatten()
     settings = {"damping": None, "solver": CG(1e-10), "max_norm": None}
-    fast = damped_step(rest, w0, guarantee=None, known=known, **settings)
-    cold = damped_step(rest, w0, guarantee=None, **settings)
+    fast = damped_step(rest, guarantee=None, known=known, **settings)
+    cold = damped_step(rest, guarantee=None, **settings)
     torch.testing.assert_close(
         known.gradient, rest.value_and_gradient()[1], rtol=1e-12, atol=1e-14
     )
@@ -168,8 +167,8 @@ def test_a_prepared_network_takes_the_same_step():
     assert damping[0] == pytest.approx(damping[1], rel=0.5)
     assert cold.solution.matvecs - fast.solution.matvecs > 30  # Lanczos, a gradient
     fixed = {**settings, "damping": 1.0}
-    fast = damped_step(rest, w0, guarantee=None, known=known, **fixed)
-    cold = damped_step(rest, w0, guarantee=None, **fixed)
+    fast = damped_step(rest, guarantee=None, known=known, **fixed)
+    cold = damped_step(rest, guarantee=None, **fixed)
     torch.testing.assert_close(fast.weights, cold.weights, rtol=1e-9, atol=1e-12)
 
 
@@ -190,7 +189,7 @@ def test_a_newton_step_takes_the_gradient_afresh():
     )
     steps = [
         damped_step(
-            rest, rest.scope.flatten(), damping=20.0, solver=CG(1e-9),
+            rest, damping=20.0, solver=CG(1e-9),
             guarantee=guarantee, max_norm=50.0, known=k,
         )
         for k in (false, None)

@@ -95,9 +95,8 @@ def test_a_network_is_the_same_on_several(world, curvature, kept):
 def test_a_step_is_the_same_on_several(solver):
     def work(processes):
         F = network(processes, n=130, l2=0.1)
-        w0 = F.scope.flatten()
         return damped_step(
-            F, w0, damping=None if solver is None else 1.0, solver=solver,
+            F, damping=None if solver is None else 1.0, solver=solver,
             guarantee=None, max_norm=None,
         ).weights  # fmt: skip
 

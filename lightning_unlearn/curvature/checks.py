@@ -1,5 +1,7 @@
 """Checks that a model's passes mean what the theory assumes, once per request."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
@@ -7,7 +9,13 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.curvature.graphs import Parts
-from lightning_unlearn.curvature.products import PRODUCTS, BatchLoss, difference
+from lightning_unlearn.curvature.products import (
+    PRODUCTS,
+    BatchLoss,
+    central_difference,
+    shifted,
+    step_of,
+)
 from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.objective import Batches, LossFunction
@@ -31,6 +39,9 @@ _KINKED = {
     *("sqrt", "heaviside", "norm", "vector_norm", "gt", "lt", "ge", "le"),
     *("__gt__", "__lt__", "__ge__", "__le__", "__abs__", "sgn", "trunc", "frac"),
 }
+
+
+_Several = Sequence[Tensor | None]
 
 
 class _Names(TorchFunctionMode):
@@ -96,26 +107,17 @@ class _Probe:
         self.custom = custom_functions(loss)
         self._generator = torch.Generator().manual_seed(0)
 
-    def draw(self) -> Tensor:
-        """A random direction (p,)."""
-        size = self.scope.size
-        u = torch.randn(size, generator=self._generator, dtype=torch.float64)
-        return u.to(self.scope.parameters[0])
-
-    def reached(self) -> Tensor:
-        """1 for the weights that receive a gradient, 0 for the others, (p,)."""
-        weights = self.scope.parameters
-        grads = torch.autograd.grad(self.loss(), weights, allow_unused=True)
-        ones = [
-            torch.full_like(p, g is not None)
-            for p, g in zip(weights, grads, strict=True)
+    def draw(self) -> list[Tensor]:
+        """A random direction in the shapes of the weights."""
+        return [
+            torch.randn(p.shape, generator=self._generator).to(p)
+            for p in self.scope.parameters
         ]
-        return torch.cat([one.reshape(-1) for one in ones])
 
-    def apply(self, v: Tensor) -> Tensor:
-        """The product, (p,) float64."""
+    def apply(self, v: list[Tensor]) -> Parts:
+        """The product, in the shapes of the weights."""
         try:
-            parts = PRODUCTS[self.curvature](self.loss, self.scope, self.scope.split(v))
+            return PRODUCTS[self.curvature](self.loss, self.scope, v)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as problem:
@@ -123,21 +125,29 @@ class _Probe:
                 f"expected products by curvature={self.curvature!r}, got "
                 f"{type(problem).__name__}: {problem!s:.300}; {self.advice}"
             ) from problem
-        return self._flat(parts)
 
-    def difference(self, v: Tensor, shorter: float) -> Tensor:
-        """The same by differences of gradients, (p,) float64."""
-        return self._flat(
-            difference(self.loss, self.scope, self.scope.split(v), shorter)
-        )
+    def change(self, v: list[Tensor], u: Parts, shorter: int) -> float:
+        """U'Hv by differences of gradients; unlike a product it holds one at a time."""
+        h, ends = step_of(self.scope, v) / shorter, []
+        for step in (h, -h):
+            with shifted(self.scope, v, step):
+                ends.append(_dot(u, self._gradient()))
+        return (ends[0] - ends[1]) / (2 * h)
 
-    def _flat(self, parts: Parts) -> Tensor:
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if part is None else part).reshape(-1)
-                for p, part in zip(self.scope.parameters, parts, strict=True)
-            ]
-        ).double()
+    def apart(self, v: list[Tensor], Hv: Parts) -> tuple[float, float]:
+        """|Hv - differences of gradients|, and the larger norm of the two."""
+        found = central_difference(self.loss, self.scope, v)
+        gap = _dot(Hv, Hv) - 2 * _dot(Hv, found) + _dot(found, found)
+        return max(gap, 0.0) ** 0.5, max(_dot(Hv, Hv), _dot(found, found)) ** 0.5
+
+    def reached(self, v: list[Tensor]) -> list[Tensor]:
+        """v, but zero for weights that receive no gradient."""
+        grads = self._gradient()
+        return [t * float(g is not None) for t, g in zip(v, grads, strict=True)]
+
+    def _gradient(self) -> Parts:
+        weights = self.scope.parameters
+        return list(torch.autograd.grad(self.loss(), weights, allow_unused=True))
 
     @property
     def advice(self) -> str:
@@ -177,9 +187,11 @@ def check_product(
         )
     for _ in range(3):
         u, v = probe.draw(), probe.draw()
-        Hu, Hv = probe.apply(u), probe.apply(v)
-        a, b = float(u.double() @ Hv), float(v.double() @ Hu)
-        size = float(u.norm() * Hv.norm()) / scope.size**0.5
+        Hv = probe.apply(v)
+        a, size = _dot(u, Hv), (_dot(u, u) * _dot(Hv, Hv) / scope.size) ** 0.5
+        del Hv  # one product at a time
+        b = _dot(v, probe.apply(u))
+        del u, v
         if not abs(a - b) <= rtol * max(abs(a), abs(b), size):
             raise ModelError(
                 f"expected a symmetric Hessian, got u'Hv = {a:.6g} and v'Hu = {b:.6g}"
@@ -193,18 +205,31 @@ def _check_against_differences(probe: _Probe) -> None:
     kinked = bool(kinks(probe.loss))
     if kinked and not probe.custom:
         return  # differences are wrong at kinks, products are not
-    v = probe.draw() * probe.reached()  # the others are named by the first pass
-    Hv, long, short = probe.apply(v), probe.difference(v, 1.0), probe.difference(v, 2.0)
-    size = max(float(short.norm()), float(Hv.norm()))
-    allowed = 0.5 * size
-    if not kinked:
-        allowed = 0.01 * size + 4 * float((long - short).norm())
-    apart = float((Hv - short).norm())
+    v = probe.reached(probe.draw())  # the others are named by the first pass
+    Hv = probe.apply(v)
+    if kinked:
+        apart, size = probe.apart(v, Hv)
+        allowed = 0.5 * size
+    else:
+        # Along itself a product is |Hv|^2: nothing cancels.
+        own = _dot(Hv, Hv)
+        long, short = (probe.change(v, Hv, shorter) for shorter in (1, 2))
+        apart, size = abs(own - short), max(abs(short), own)
+        allowed = 0.01 * size + 4 * abs(long - short)
     if not apart <= allowed:
         raise ModelError(
-            f"expected the second derivative of the loss, got one that is {apart:.3g} "
-            f"from differences of gradients of size {size:.3g}: {probe.advice}"
+            "expected the second derivative of the loss, got one that is "
+            f"{apart / size:.0%} from differences of gradients: {probe.advice}"
         )
+
+
+def _dot(a: _Several, b: _Several) -> float:
+    """A'b in float64."""
+    return sum(
+        float((x * y).sum(dtype=torch.float64))
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
+    )
 
 
 def _first(batches: Batches) -> range:

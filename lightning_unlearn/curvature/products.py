@@ -1,6 +1,7 @@
 """Curvature-vector products of one batch: one function, one way to form them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,19 @@ def double_backward(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) -> Pa
     Returns:
         Hv in the shapes of the weights, None where it is zero by structure.
     """
-    return HessianGraph(loss, scope).product(tangents, last=True)
+    grads = torch.autograd.grad(
+        loss(), scope.parameters, create_graph=True, allow_unused=True
+    )
+    slopes = [
+        (g * t).sum()
+        for g, t in zip(grads, tangents, strict=True)
+        if g is not None and g.requires_grad
+    ]
+    del grads  # only their graph is needed: one vector less while the rest is made
+    if not slopes:  # the loss is linear in the weights
+        return [None] * len(tangents)
+    slope = torch.stack(slopes).sum()
+    return list(torch.autograd.grad(slope, scope.parameters, allow_unused=True))
 
 
 def gauss_newton(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) -> Parts:
@@ -88,37 +101,41 @@ def central_difference(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) ->
     step size (docs/theory.md section 3). `curvature.checks.check_smooth` guards it.
     Same arguments and result as `double_backward`.
     """
-    return difference(loss, scope, tangents)
-
-
-def difference(
-    loss: BatchLoss, scope: Scope, tangents: list[Tensor], shorter: float = 1.0
-) -> Parts:
-    """`central_difference` with a step that is `shorter` times as short."""
-    dtype = tangents[0].dtype
-    norm = float(sum(t.square().sum() for t in tangents)) ** 0.5
-    if norm == 0:
+    h = step_of(scope, tangents)
+    if h == 0:
         return [None] * len(scope.parameters)
-    scale = max(1.0, float(sum(p.detach().square().sum() for p in scope.parameters)))
-    h = torch.finfo(dtype).eps ** (1 / 3) * scale**0.5 / norm / shorter
-    originals = [p.detach().clone() for p in scope.parameters]
     ends = []
-    try:
-        for step in (h, -h):
-            with torch.no_grad():
-                for p, o, t in zip(scope.parameters, originals, tangents, strict=True):
-                    p.copy_(o + step * t)
+    for step in (h, -h):
+        with shifted(scope, tangents, step):
             ends.append(
                 torch.autograd.grad(loss(), scope.parameters, allow_unused=True)
             )
-    finally:
-        with torch.no_grad():
-            for p, o in zip(scope.parameters, originals, strict=True):
-                p.copy_(o)
     return [
         None if a is None or b is None else (a - b) / (2 * h)
         for a, b in zip(*ends, strict=True)
     ]
+
+
+def step_of(scope: Scope, tangents: list[Tensor]) -> float:
+    """How far to go along v for differences: a cube root of the precision of |w|."""
+    norm = float(sum(t.square().sum() for t in tangents)) ** 0.5
+    if norm == 0:
+        return 0.0
+    scale = max(1.0, float(sum(p.detach().square().sum() for p in scope.parameters)))
+    return torch.finfo(tangents[0].dtype).eps ** (1 / 3) * scale**0.5 / norm
+
+
+@contextmanager
+def shifted(scope: Scope, tangents: list[Tensor], step: float) -> Iterator[None]:
+    """A block at w + step v; the weights are put back exactly, whatever happens."""
+    originals = [p.data for p in scope.parameters]
+    try:
+        for p, o, t in zip(scope.parameters, originals, tangents, strict=True):
+            p.data = torch.add(o, t, alpha=step)
+        yield
+    finally:
+        for p, o in zip(scope.parameters, originals, strict=True):
+            p.data = o
 
 
 PRODUCTS: dict[str, Product] = {
@@ -129,15 +146,15 @@ PRODUCTS: dict[str, Product] = {
 }
 
 
-def graph_of(product: Product, loss: BatchLoss, scope: Scope) -> Graph:
-    """The graph of a product, or what forms the product anew each time."""
-    if product in GRAPHS:
+def graph_of(product: Product, loss: BatchLoss, scope: Scope, keep: bool) -> Graph:
+    """The graph of a product if it is to be kept, or what forms the product anew."""
+    if keep and product in GRAPHS:
         return GRAPHS[product](loss, scope)
     return _Formed(product, loss, scope)
 
 
 class _Formed:
-    """A product that has no graph to keep."""
+    """A product whose graph is not kept, or that has none."""
 
     def __init__(self, form: Product, loss: BatchLoss, scope: Scope) -> None:
         self.form, self.loss, self.scope = form, loss, scope

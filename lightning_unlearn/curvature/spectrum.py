@@ -36,11 +36,12 @@ def lanczos_ends(
     start: Vector,
     steps: int = LANCZOS_STEPS,
     until_settled: bool = False,
+    keep_basis: bool = True,
 ) -> Ends:
     """Smallest and largest Ritz value after some Lanczos steps.
 
-    Full reorthogonalisation, so a Ritz value never leaves the true spectrum: the
-    smallest lies at or ABOVE lambda_min, the wrong side for a guarantee.
+    A Ritz value never leaves the true spectrum: the smallest lies at or ABOVE
+    lambda_min, the wrong side for a guarantee.
 
     Args:
         matvec: v -> Av for a symmetric A, on (p,) float64 vectors.
@@ -48,6 +49,10 @@ def lanczos_ends(
         steps: Products to spend; fewer are used when the space is exhausted.
         until_settled: Stop as soon as the smallest Ritz value is negative and has moved
             by less than 5% in four steps.
+        keep_basis: Orthogonalise against all earlier directions, which takes `steps`
+            vectors. Without, three are enough (`start` is overwritten); values found
+            once are then found again, and the ends leave the spectrum by rounding at
+            most (Paige 1980).
 
     Returns:
         The Ritz values.
@@ -57,31 +62,43 @@ def lanczos_ends(
     """
     _validate.count(steps=steps)
     steps = min(steps, start.numel())
-    Q = torch.empty(steps, start.numel(), dtype=start.dtype, device=start.device)
-    Q[0] = start / start.norm()
+    rows = steps if keep_basis else 0
+    Q = torch.empty(rows, start.numel(), dtype=start.dtype, device=start.device)
+    norm = float(start.norm())
+    q = torch.div(start, norm, out=Q[0]) if keep_basis else start.div_(norm)
+    before = None
+    del start
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     lowest: list[float] = []
     for k in range(steps):
-        w = matvec(Q[k])
+        w = matvec(q)
         if not bool(torch.isfinite(w).all()):
             raise SolverError(
                 "expected finite curvature products, got NaN or infinity in Lanczos: "
                 "check the model for overflow"
             )
-        diagonal.append(float(w @ Q[k]))
+        diagonal.append(float(w @ q))
         if until_settled:
             lowest.append(float(_ritz(diagonal, off_diagonal)[0]))
             if _settled(lowest):
                 break
-        for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
-            w = w - Q[: k + 1].T @ (Q[: k + 1] @ w)
+        if keep_basis:
+            for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
+                w = w - Q[: k + 1].T @ (Q[: k + 1] @ w)
+        else:
+            w.sub_(q, alpha=diagonal[-1])
+            if before is not None:
+                w.sub_(before, alpha=norm)
         norm = float(w.norm())
         small = 1e-12 * max(1.0, max(abs(d) for d in diagonal))
         if k + 1 == steps or not norm > small:
             break
         off_diagonal.append(norm)
-        Q[k + 1] = w / norm
+        if keep_basis:
+            q = torch.div(w, norm, out=Q[k + 1])
+        else:
+            before, q = q, w.div_(norm)
     ritz = _ritz(diagonal, off_diagonal)
     return Ends(float(ritz[0]), float(ritz[-1]), len(diagonal))
 
@@ -121,11 +138,18 @@ def spectrum_ends(objective: Objective, samples: int | None = None) -> Ends:
     if samples is not None and samples < objective.n:
         used = samples
         matvec = objective.sampled_hessian(samples, generator())
-    start = torch.randn(objective.size, generator=generator(), dtype=torch.float64)
     ends = lanczos_ends(
-        matvec, start.to(objective.device), until_settled=used < objective.n
+        matvec,
+        _start(objective, generator()),  # nobody else holds it
+        until_settled=used < objective.n,
+        keep_basis=not objective.lean,
     )
     return ends._replace(samples=used)
+
+
+def _start(objective: Objective, generator: torch.Generator) -> Vector:
+    random = torch.randn(objective.size, generator=generator, dtype=torch.float64)
+    return random.to(objective.device, objective.dtype)
 
 
 def hessian_change(objective: Objective, w0: Vector, x: Vector) -> float:

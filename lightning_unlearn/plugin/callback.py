@@ -68,6 +68,10 @@ class UnlearningCallback(Callback):
         graph_memory: Bytes for graphs of the gradient that are kept between curvature
             products of an ordinary network; "auto" takes a quarter of what is free, 0
             builds them anew for every product, at twice the time.
+        low_memory: Solve an ordinary network with few vectors in the dtype of its
+            weights: at most six times their memory beyond that of training without an
+            optimizer, and about twice the passes. "auto" does so where the usual way
+            would take more than half of what is free. Never for `NewtonStep`.
         ledger: File of the deletion ledger (JSON lines); it is kept in the checkpoint
             too. Must be the ledger of this model.
         ledger_indices: Write the forgotten positions into the ledger, not only their
@@ -109,6 +113,7 @@ class UnlearningCallback(Callback):
         solve_precision: Precision = "auto",
         batch_size: int | None = None,
         graph_memory: int | Literal["auto"] = "auto",
+        low_memory: bool | Literal["auto"] = "auto",
         ledger: str | Path | None = None,
         ledger_indices: bool = False,
         log_gradient: bool = False,
@@ -131,6 +136,7 @@ class UnlearningCallback(Callback):
             solve_precision=solve_precision,
             batch_size=batch_size,
             graph_memory=graph_memory,
+            low_memory=low_memory,
             noise_seed=noise_seed,
             ledger=None if ledger is None else Path(ledger),
             ledger_indices=ledger_indices,

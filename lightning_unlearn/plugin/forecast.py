@@ -204,13 +204,14 @@ def memory_bytes(ready: Resolved) -> int:
     with passes(ready.module, scope, ready.dtype):
         if ready.head is not None and ready.convex:
             data, graph = _captured_bytes(ready, ready.head)
+            copies = sum(p.nbytes for p in ready.module.parameters())
+            vectors = 2 * copies + 10 * 8 * scope.size
         else:
-            graph = ready.sizes(ready.retained).graph_bytes
+            fit = ready.sizes(ready.retained)
+            graph, vectors = fit.graph_bytes, fit.vector_bytes
             weight, batch = ready.batches(ready.loader, ready.retained).take(range(1))
             data = min(_tensor_bytes(batch) / weight * n, CACHE_BYTES)
-    state = sum(p.nbytes for p in ready.module.parameters()) * 2
-    vectors = 10 * 8 * scope.size
-    return int(data + graph + state + vectors)
+    return int(data + graph + vectors)
 
 
 def _captured_bytes(ready: Resolved, head: ConvexHead) -> tuple[float, float]:

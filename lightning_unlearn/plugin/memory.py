@@ -1,16 +1,20 @@
 """How many samples fit in one graph, and how many graphs fit in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from lightning_unlearn.curvature.graphs import HessianGraph, saved_bytes
 from lightning_unlearn.curvature.products import GRAPHS
+from lightning_unlearn.curvature.spectrum import LANCZOS_STEPS
 from lightning_unlearn.empirical import EmpiricalObjective
 from lightning_unlearn.storage import free_bytes
 
 _PROBE = (8, 16)
 _SHARE = 0.25  # of the free memory, for all kept graphs
+_SHARE_OF_VECTORS = 0.5  # of it, for the vectors of the usual way
+_VECTORS = LANCZOS_STEPS + 14  # float64: Lanczos' basis, two nested solves, the rest
+_LEAN_VECTORS = 5  # a copy of the weights, the gradient, x, r and p; A p in the graph
 _SMALLEST, _LARGEST = 32, 4096  # samples in a batch of the passes
 # One graph at most: beyond these a larger batch is no faster, only larger.
 _GRAPH_BYTES = {"cpu": 16 << 20}  # fits a cache: 1.3 times faster than 64 MiB
@@ -25,17 +29,29 @@ class Sizes:
         batch_size: Samples in a batch.
         kept: Samples whose graphs are kept between curvature products.
         graph_bytes: Predicted bytes of the kept graphs, or of one if none are kept.
+        vector_bytes: Of the weights' copy and of the solver's vectors.
+        lean: Whether these are few, in the dtype of the weights.
     """
 
     batch_size: int
     kept: int
     graph_bytes: int
+    vector_bytes: int
+    lean: bool
+
+
+def agreed(found: list[Sizes]) -> Sizes:
+    """What all processes can do: batches are dealt out, vectors are summed."""
+    smallest = min(found, key=lambda fit: fit.batch_size)
+    lean = next((fit for fit in found if fit.lean), smallest)
+    return replace(lean, batch_size=smallest.batch_size)
 
 
 def sizes(
     objective: EmpiricalObjective,
     batch_size: int | None,
     budget: int | Literal["auto"],
+    lean: bool | Literal["auto"],
 ) -> Sizes:
     """Choose the sizes from two small graphs and the free memory.
 
@@ -43,13 +59,18 @@ def sizes(
         objective: F; only a few samples of it are read.
         batch_size: The user's choice, or None to choose.
         budget: Bytes for kept graphs, or "auto" for a quarter of the free memory.
+        lean: Whether to save memory, or "auto" if it is short.
 
     Returns:
         The sizes. They change no result but its rounding.
     """
-    keeps = objective.product in GRAPHS
-    fixed, each = _graph_bytes(objective, keeps)
     device = objective.device
+    copies = objective.size * objective.scope.parameters[0].element_size()
+    usual, few = copies + 8 * _VECTORS * objective.size, _LEAN_VECTORS * copies
+    if lean == "auto":
+        lean = usual > _SHARE_OF_VECTORS * free_bytes(device)
+    keeps = objective.product in GRAPHS and not lean
+    fixed, each = _graph_bytes(objective, keeps)
     if budget == "auto":
         budget = int(_SHARE * free_bytes(device))
     if batch_size is None:
@@ -62,7 +83,14 @@ def sizes(
         batch_size = -(-objective.n // (rounds * world))
     one = fixed + each * batch_size
     batches = min(budget // max(one, 1), -(-objective.n // batch_size)) if keeps else 0
-    return Sizes(batch_size, int(batches) * batch_size, one * max(1, int(batches)))
+    kept = int(batches)
+    return Sizes(
+        batch_size=batch_size,
+        kept=kept * batch_size,
+        graph_bytes=one * max(1, kept),
+        vector_bytes=few if lean else usual,
+        lean=lean,
+    )
 
 
 def _graph_bytes(objective: EmpiricalObjective, twice: bool) -> tuple[int, int]:

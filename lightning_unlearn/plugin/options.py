@@ -39,6 +39,7 @@ class Options:
     solve_precision: Precision
     batch_size: int | None
     graph_memory: int | Literal["auto"]
+    low_memory: bool | Literal["auto"]
     noise_seed: int | None
     ledger: Path | None
     ledger_indices: bool
@@ -65,6 +66,7 @@ class Options:
         if self.noise_seed is not None:
             _validate.count(minimum=0, noise_seed=self.noise_seed)
         _validate.one_of(PRODUCTS, curvature=self.curvature)
+        _validate.one_of((True, False, "auto"), low_memory=self.low_memory)
         _validate.one_of(
             ("auto", "float32", "float64"), solve_precision=self.solve_precision
         )

@@ -192,6 +192,7 @@ class Request:
         with strategies.adapter(self.trainer).whole(self.module):
             ready, kept = self.resolve()
             self._check_agreement(ready)
+            self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
                 if kept is None:
                     step, rest = ready.step(ready.retained), None
@@ -201,7 +202,8 @@ class Request:
             done = self.processes.first(partial(self._release, ready, step))
             solution = step.solution
             if done.certificate.noise_std > 0:  # or it would give away the step
-                solution = replace(solution, x=ready.scope.flatten() - done.weights)
+                here = ready.scope.flatten(done.weights.dtype)
+                solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         self._commit(ready, done, None if rest is None else store.stored(ready, rest))
         return UnlearningResult(

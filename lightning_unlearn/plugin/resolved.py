@@ -169,7 +169,7 @@ class Resolved:
             if not isinstance(self.guarantee, StronglyConvex):
                 self._check_first(self.retained)
                 return prepare_network(
-                    self.sized_objective(self.retained), self.retained
+                    self.sized_objective(self.retained, roomy=True), self.retained
                 )
             assert self.head is not None  # chosen_guarantee checks it
             return prepare_head(
@@ -231,7 +231,8 @@ class Resolved:
         options, guarantee = self.options, self.guarantee
         assert not isinstance(guarantee, StronglyConvex)
         kinks = self._check_first(indices)
-        objective, known = self.sized_objective(indices), None
+        roomy = prepared is not None  # its vectors are there already, in float64
+        objective, known = self.sized_objective(indices, roomy), None
         if prepared is not None:
             state, gone = prepared
             if not isinstance(guarantee, NewtonStep):
@@ -243,7 +244,6 @@ class Resolved:
                 objective.importance = importance.to(objective.device)
         return damped_step(
             objective,
-            self.scope.flatten(),
             damping=None if options.damping == "auto" else options.damping,
             solver=self._solver,
             guarantee=guarantee,
@@ -253,7 +253,11 @@ class Resolved:
         )
 
     def objective(
-        self, batches: data.ExactBatches, kept: int = 0, chunk: int = 256
+        self,
+        batches: data.ExactBatches,
+        kept: int = 0,
+        chunk: int = 256,
+        lean: bool = False,
     ) -> EmpiricalObjective:
         """F over some batches, through automatic differentiation."""
         product = PRODUCTS[self.options.curvature]
@@ -266,9 +270,10 @@ class Resolved:
             processes=self.processes,
             kept=kept,
             chunk=chunk,
+            lean=lean,
         )
 
-    def sizes(self, indices: list[int]) -> memory.Sizes:
+    def sizes(self, indices: list[int], roomy: bool = False) -> memory.Sizes:
         """Batches and kept graphs that fit in memory; inside `scope.passes` only.
 
         The same in every process: batches are dealt out.
@@ -276,14 +281,24 @@ class Resolved:
         options = self.options
         with self.processes.together():
             probe = self.objective(self.batches(self.loader, indices))
-            found = memory.sizes(probe, options.batch_size, options.graph_memory)
-        return min(self.processes.gather(found), key=lambda fit: fit.batch_size)
+            lean = options.low_memory
+            if roomy or (lean == "auto" and isinstance(self.guarantee, NewtonStep)):
+                lean = False
+            found = memory.sizes(probe, options.batch_size, options.graph_memory, lean)
+        return memory.agreed(self.processes.gather(found))
 
-    def sized_objective(self, indices: list[int]) -> EmpiricalObjective:
-        """F over chosen samples, in batches that fit in memory."""
-        fit = self.sizes(indices)
+    def sized_objective(
+        self, indices: list[int], roomy: bool = False
+    ) -> EmpiricalObjective:
+        """F over chosen samples, in batches that fit in memory.
+
+        Args:
+            indices: Positions of the samples.
+            roomy: Take the vectors in float64 whatever the memory.
+        """
+        fit = self.sizes(indices, roomy)
         batches = self.batches(self.loader, indices, fit.batch_size)
-        return self.objective(batches, fit.kept, chunk=fit.batch_size)
+        return self.objective(batches, fit.kept, chunk=fit.batch_size, lean=fit.lean)
 
 
 def gradient_norm(

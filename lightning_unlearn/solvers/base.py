@@ -125,7 +125,7 @@ class Damped:
 
     def matvec(self, v: Vector) -> Vector:
         """(H + damping I) v."""
-        return self.objective.hvp(v) + self.damping * v
+        return torch.add(self.objective.hvp(v), v, alpha=self.damping)
 
     def sampled_matvec(
         self, v: Vector, batch_size: int, generator: torch.Generator

@@ -53,10 +53,17 @@ class Iterate(NamedTuple):
 
 
 def iterate(
-    matvec: Callable[[Vector], Vector], b: Vector, rtol: float, max_steps: int
+    matvec: Callable[[Vector], Vector],
+    b: Vector,
+    rtol: float,
+    max_steps: int,
+    consume: bool = False,
 ) -> Iterate:
-    """Conjugate gradients from x = 0, by products alone."""
-    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    """Conjugate gradients from x = 0, by products alone.
+
+    With `consume` the right-hand side is used up, to save a vector.
+    """
+    x, r, p = torch.zeros_like(b), b if consume else b.clone(), b.clone()
     rr = float(r @ r)
     target = (rtol**2) * rr
     steps, products, status = 0, 0, Status.CONVERGED
@@ -71,10 +78,11 @@ def iterate(
             status = Status.INDEFINITE
             break
         alpha = rr / pAp
-        x += alpha * p
-        r -= alpha * Ap
+        x.add_(p, alpha=alpha)  # in place: these vectors are what memory goes to
+        r.sub_(Ap, alpha=alpha)
+        del Ap
         rr, rr_old = float(r @ r), rr
-        p = r + (rr / rr_old) * p
+        p.mul_(rr / rr_old).add_(r)
         steps += 1
     return Iterate(x, status, steps, products)
 
@@ -131,4 +139,29 @@ def solve_preconditioned(
         steps=products,
         matvecs=spent + products + check,
         method=method,
+    )
+
+
+def solve_lean(
+    A: Operator, b: Callable[[], Vector], rtol: float, max_steps: int
+) -> Solution:
+    """`CG` with the fewest vectors: the right-hand side is fetched when it is needed.
+
+    Args:
+        A: The operator.
+        b: Gives the right-hand side (p,), a new one each time.
+        rtol: Stop when the residual is at most rtol |b|.
+        max_steps: Products to spend at most.
+
+    Returns:
+        The solution, its residual recomputed by one more product.
+    """
+    x, status, steps, products = iterate(A.matvec, b(), rtol, max_steps, consume=True)
+    return Solution(
+        x=x,
+        residual=residual_norm(A, x, b()),
+        status=status,
+        steps=steps,
+        matvecs=float(products + 1),
+        method="conjugate gradients with few vectors",
     )

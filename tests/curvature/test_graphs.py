@@ -195,11 +195,11 @@ def test_saved_bytes_counts_what_a_graph_keeps():
 
 def test_sizes_keep_to_the_budget():
     _, objective = keeping()
-    none = sizes(objective, None, 0)
+    none = sizes(objective, None, 0, False)
     assert (none.kept, none.batch_size) == (0, 37)
-    assert sizes(objective, None, 10**9).kept == 37
-    chosen = sizes(objective, 5, 10**9)
+    assert sizes(objective, None, 10**9, False).kept == 37
+    chosen = sizes(objective, 5, 10**9, False)
     assert (chosen.batch_size, chosen.kept) == (5, 40)
     one = chosen.graph_bytes // 8
-    assert sizes(objective, 5, 3 * one + 1).kept == 15
+    assert sizes(objective, 5, 3 * one + 1, False).kept == 15
     assert free_bytes(torch.device("cpu")) > 0

@@ -291,7 +291,9 @@ def test_an_interrupt_after_the_commit_leaves_nothing(monkeypatch, tmp_path):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(net, "zero_grad", interrupted)
+    monkeypatch.setattr(
+        "lightning_unlearn.plugin.request.inventory.forget_scores", interrupted
+    )
     with pytest.raises(SystemExit):
         fit_trainer.unlearn(FORGET)
     assert callback.record.removed == FORGET  # it was done
