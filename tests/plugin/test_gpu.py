@@ -1,0 +1,73 @@
+"""On a CUDA device: the same step as on a CPU, and the memory it takes there."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_unlearn import CG, UnlearningCallback
+from lightning_unlearn.certificate import Grade
+from tests.plugin.memory_job import Deep
+from tests.plugin.nets import MLP, HeadNet, digits, loader, trainer, weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def moved(accelerator, net, **options):
+    """The weights after a request on a device, from the same start."""
+    torch.manual_seed(0)
+    made = net()
+    callback = UnlearningCallback(noise_std=0.0, **options)
+    own = trainer(callback, accelerator=accelerator, devices=1)
+    result = own.unlearn(range(7), model=made, train_dataloaders=loader(digits(200)))
+    return {k: v.cpu() for k, v in weights(made).items()}, result
+
+
+@pytest.mark.parametrize("low_memory", [True, False])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_a_network_takes_the_step_of_the_cpu(activation, low_memory):
+    options = {"damping": 5.0, "solver": CG(1e-6), "low_memory": low_memory, "l2": 1e-4}
+    here, _ = moved("cpu", lambda: MLP(activation), **options)
+    there, _ = moved("cuda", lambda: MLP(activation), **options)
+    for name, value in here.items():
+        torch.testing.assert_close(value, there[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_head_is_certified_and_ends_where_it_does_on_the_cpu():
+    options = {"tolerance": 1e-9, "l2": 1e-3}
+    here, _ = moved("cpu", HeadNet, **options)
+    there, _ = moved("cuda", HeadNet, **options)
+    for name, value in here.items():
+        torch.testing.assert_close(value, there[name], rtol=1e-4, atol=1e-5)
+    own = trainer(UnlearningCallback(), accelerator="cuda", devices=1)
+    own.fit(HeadNet(), loader(digits(200)))
+    assert own.unlearn([1]).certificate.grade is Grade.CERTIFIED
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
+def test_precisions(precision):
+    own = trainer(
+        UnlearningCallback(), accelerator="cuda", devices=1, precision=precision
+    )
+    own.fit(HeadNet(), loader(digits(200)))
+    assert own.unlearn([1]).certificate.grade is Grade.CERTIFIED
+
+
+def test_a_request_adds_six_vectors_to_the_memory_of_training():
+    net, data = Deep(1000, 10), digits(96)
+    p = sum(q.numel() for q in net.parameters())
+    net.cuda()
+    X, y = (t[:32].cuda() for t in data.tensors)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        nn.functional.cross_entropy(net(X), y).backward()
+    training = torch.cuda.max_memory_allocated()
+    callback = UnlearningCallback(low_memory=True, batch_size=32, max_norm=1e3)
+    torch.cuda.reset_peak_memory_stats()
+    trainer(callback, accelerator="cuda", devices=1).unlearn(
+        [1, 2, 3], model=net, train_dataloaders=loader(data, 32)
+    )
+    extra = torch.cuda.max_memory_allocated() - training
+    assert extra / 4 / p <= 6
