@@ -17,7 +17,7 @@ from lightning_unlearn.curvature.products import (
     step_of,
 )
 from lightning_unlearn.empirical import EmpiricalObjective
-from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.objective import Batches, LossFunction
 from lightning_unlearn.scope import Scope
 
@@ -118,7 +118,7 @@ class _Probe:
         """The product, in the shapes of the weights."""
         try:
             return PRODUCTS[self.curvature](self.loss, self.scope, v)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, UnlearningError):
             raise
         except RuntimeError as problem:
             raise ModelError(

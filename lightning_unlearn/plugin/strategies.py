@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.record import mark_trained, was_trained
 from lightning_unlearn.processes import Processes
+from lightning_unlearn.storage import free_bytes
 
 _XLA = "nothing here was tried on XLA: use a CPU or CUDA device"
 # Class names: importing the classes would import what they need.
@@ -114,6 +115,7 @@ class Resident(Replicated):
                 "second derivatives here; use data_parallel_size for all processes"
             )
         before = dict(module.named_parameters())
+        _check_room(before, self.processes)
         sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
         try:
             for part in sharded:
@@ -142,6 +144,18 @@ class Resident(Replicated):
         self.trainer.lightning_module.zero_grad(set_to_none=True)
         self.trainer.strategy.setup_optimizers(self.trainer)
         return self.trainer.optimizers
+
+
+def _check_room(parameters: dict[str, Parameter], processes: Processes) -> None:
+    """Two copies at least: gathered, and what passes change."""
+    needed = 2 * sum(p.numel() * p.element_size() for p in parameters.values())
+    free = min(processes.gather(free_bytes(processes.device)))
+    if needed > free:
+        raise StrategyError(
+            f"expected {needed / 2**30:.3g} GiB of free memory on every device for "
+            f"whole weights, got {free / 2**30:.3g}: FSDP2 has no second derivatives "
+            "on shards; use devices with more memory, or a smaller model"
+        )
 
 
 def _check_gathered(module: LightningModule, before: dict[str, Parameter]) -> None:

@@ -60,7 +60,7 @@ class Suicide(MLP):
 
     def training_step(self, batch, batch_idx):
         self.calls = getattr(self, "calls", 0) + 1
-        if self.calls > 10 and os.environ.get("LOCAL_RANK") == "1":
+        if self.calls > 150 and os.environ.get("LOCAL_RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().training_step(batch, batch_idx)
 
@@ -71,7 +71,7 @@ class Poisoned(MLP):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.calls = getattr(self, "calls", 0) + 1
-        bad = self.calls > 10 and os.environ.get("LOCAL_RANK") == "1"
+        bad = self.calls > 150 and os.environ.get("LOCAL_RANK") == "1"
         return loss * float("nan") if bad else loss
 
 

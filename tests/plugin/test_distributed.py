@@ -52,33 +52,54 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(trained, tmp_path_factory):
+    """name -> the folder of its request on one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in ("head", "mlp"):
+        done(
+            folder / name, trainer={"devices": 1}, callback=BARE, model=name,
+            ckpt_path=str(trained / f"{name}.ckpt"),
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(trained, tmp_path_factory):
+    """Gradient and product of one process."""
+    (found,) = done(
+        tmp_path_factory.mktemp("vectors") / "one", trainer={"devices": 1},
+        callback=BARE, model="mlp", ckpt_path=str(trained / "mlp.ckpt"), vectors=True,
+    )  # fmt: skip
+    return found
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2"])
 def test_gradient_and_product_of_two_processes_are_those_of_one(
-    strategy, trained, tmp_path
+    strategy, vectors, trained, tmp_path
 ):
-    options = {
-        "model": "mlp", "ckpt_path": str(trained / "mlp.ckpt"), "callback": BARE,
-        "vectors": True,
-    }  # fmt: skip
-    (one,) = done(tmp_path / "one", trainer={"devices": 1}, **options)
-    found = done(tmp_path / "two", trainer=TWO | {"strategy": strategy}, **options)
+    found = done(
+        tmp_path / "two", model="mlp", ckpt_path=str(trained / "mlp.ckpt"),
+        callback=BARE, vectors=True, trainer=TWO | {"strategy": strategy},
+    )  # fmt: skip
     for told in found:
-        for alone, shared in zip(one, told, strict=True):
-            alone, shared = torch.tensor(alone), torch.tensor(shared)
-            assert float((alone - shared).norm() / alone.norm()) < 1e-6
+        for one, two in zip(vectors, told, strict=True):
+            one, two = torch.tensor(one), torch.tensor(two)
+            assert float((one - two).norm() / one.norm()) < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork", "fsdp2-file"])
 @pytest.mark.parametrize("name", ["head", "mlp"])
-def test_two_processes_end_where_one_does(name, strategy, trained, tmp_path):
-    start_from = {"model": name, "ckpt_path": str(trained / f"{name}.ckpt")}
-    options = {"callback": BARE, **start_from}
-    done(tmp_path / "one", trainer=TWO | {"devices": 1}, **options)
-    told = done(tmp_path / "two", trainer=TWO | {"strategy": strategy}, **options)
+def test_two_processes_end_where_one_does(name, strategy, alone, trained, tmp_path):
+    ckpt = trained / f"{name}.ckpt"
+    told = done(
+        tmp_path / "two", model=name, ckpt_path=str(ckpt), callback=BARE,
+        trainer=TWO | {"strategy": strategy},
+    )  # fmt: skip
     assert len(told) == (2 if strategy in ("ddp", "fsdp2-file") else 1)
     assert {t["world"] for t in told} == {2}
-    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
-    before = torch.load(start_from["ckpt_path"], weights_only=True)["state_dict"]
+    one, two = saved(alone / name), saved(tmp_path / "two")
+    before = torch.load(ckpt, weights_only=True)["state_dict"]
     moved = 0.0
     for key, value in one["state_dict"].items():
         torch.testing.assert_close(value, two["state_dict"][key], rtol=1e-5, atol=1e-5)
@@ -135,7 +156,8 @@ def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_pa
     before = (trained / "mlp.ckpt").read_bytes()
     ended = start(
         tmp_path / "two", model=name, ckpt_path=str(trained / "mlp.ckpt"),
-        callback=BARE, trainer=TWO | {"strategy": "ddp"},
+        callback=BARE | {"batch_size": 8, "graph_memory": 0},
+        trainer=TWO | {"strategy": "ddp"},
     )  # fmt: skip
     assert ended.returncode != 0
     if name == "poisoned":
