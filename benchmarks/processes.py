@@ -92,22 +92,13 @@ def main(cases):
                 ratios.append(found[1][-1] / found[2][-1])
         apart = abs(steps[1] - steps[2]) / steps[1]
         size = sum(p.numel() for p in net.parameters())
-        rows.append(
-            [
-                name,
-                f"{size:,}",
-                f"{passes:.1f}",
-                spread(found[1]),
-                spread(found[2]),
-                spread(ratios),
-                f"{apart:.0e}",
-            ]
-        )
+        taken = [spread(values) for values in (found[1], found[2], ratios)]
+        rows.append([name, f"{size:,}", f"{passes:.1f}", *taken, f"{apart:.0e}"])
         panels[f"{name}, {size:,} weights"] = {
             "one process": found[1], "two processes": found[2],
         }  # fmt: skip
         print(rows[-1], flush=True)
-    head = ["model", "weights", "passes", "one, s", "two, s", "ratio", "|x| apart"]
+    head = ["model", "weights", "passes", "one, s", "two, s", "ratio", "steps apart"]
     publish(
         "processes", "One process and two", table(head, rows),
         bars("processes", panels, "seconds"),

@@ -94,7 +94,9 @@ def custom_functions(loss: BatchLoss) -> tuple[str, ...]:
             continue
         seen.add(node)
         if isinstance(node, BackwardCFunction):
-            found.add(type(node).__name__.removesuffix("Backward"))
+            cls = node._forward_cls
+            if not cls.__module__.startswith("torch.distributed"):  # FSDP's own
+                found.add(cls.__name__)
         waiting += [parent for parent, _ in node.next_functions]
     return tuple(sorted(found))
 
@@ -127,7 +129,7 @@ class _Probe:
             ) from problem
 
     def change(self, v: list[Tensor], u: Parts, shorter: int) -> float:
-        """U'Hv by differences of gradients; unlike a product it holds one at a time."""
+        """The slope u'Hv by differences of gradients, of which one is held at a time."""
         h, ends = step_of(self.scope, v) / shorter, []
         for step in (h, -h):
             with shifted(self.scope, v, step):
@@ -224,7 +226,7 @@ def _check_against_differences(probe: _Probe) -> None:
 
 
 def _dot(a: _Several, b: _Several) -> float:
-    """A'b in float64."""
+    """The inner product in float64."""
     return sum(
         float((x * y).sum(dtype=torch.float64))
         for x, y in zip(a, b, strict=True)

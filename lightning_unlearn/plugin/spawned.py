@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_unlearn.errors import UnlearningError
 
@@ -39,10 +40,11 @@ def pack(
     return pickle.dumps((None, (result, weights, state())))
 
 
-def unpack(packed: bytes) -> tuple[Any, dict[str, Any], Any]:
+def unpack(trainer: Trainer, packed: bytes) -> tuple[Any, dict[str, Any], Any]:
     """(result, ``state_dict``, state) of `pack`; raises what its work raised."""
     kind, content = pickle.loads(packed)
     if kind is not None:
+        trainer.state.status = TrainerStatus.INTERRUPTED
         raise kind(content)
     return content
 

@@ -217,7 +217,7 @@ def run_inside(
             keep=not changes_nothing,
         )
         if _compat.is_spawning(trainer):
-            result, weights, record = spawned.unpack(result)
+            result, weights, record = spawned.unpack(trainer, result)
             model.load_state_dict(weights)
             callback.came_home(record, model, given)
             inventory.forget_scores(trainer, result.checkpoint_path)
