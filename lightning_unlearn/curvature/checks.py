@@ -94,7 +94,7 @@ def custom_functions(loss: BatchLoss) -> tuple[str, ...]:
             continue
         seen.add(node)
         if isinstance(node, BackwardCFunction):
-            cls = node._forward_cls
+            cls = node._forward_cls  # type: ignore[attr-defined]
             if not cls.__module__.startswith("torch.distributed"):  # FSDP's own
                 found.add(cls.__name__)
         waiting += [parent for parent, _ in node.next_functions]
@@ -129,7 +129,7 @@ class _Probe:
             ) from problem
 
     def change(self, v: list[Tensor], u: Parts, shorter: int) -> float:
-        """The slope u'Hv by differences of gradients, of which one is held at a time."""
+        """The slope u'Hv by differences of gradients, one held at a time."""
         h, ends = step_of(self.scope, v) / shorter, []
         for step in (h, -h):
             with shifted(self.scope, v, step):
