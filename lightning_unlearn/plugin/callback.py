@@ -17,7 +17,7 @@ from lightning_unlearn.errors import (
     UnlearningError,
 )
 from lightning_unlearn.newton import project
-from lightning_unlearn.plugin import data, spawned
+from lightning_unlearn.plugin import data, spawned, strategies
 from lightning_unlearn.plugin._compat import STAGE, is_spawning
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, scope_of
@@ -25,6 +25,7 @@ from lightning_unlearn.plugin.options import Curvature, Options, Precision
 from lightning_unlearn.plugin.record import (
     TrainingRecord,
     mark_trained,
+    merge_changes,
     note_changed_numbers,
     outside_digests,
 )
@@ -350,14 +351,14 @@ class UnlearningCallback(Callback):
         """Bring the record up to date in a checkpoint written during training."""
         if trainer.state.fn != STAGE:
             self.look_home(trainer)
-            note_changed_numbers(pl_module, self.record)
+            self._note_changes(trainer, pl_module)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
         self._mark(trainer, pl_module)
-        note_changed_numbers(pl_module, self.record)
+        self._note_changes(trainer, pl_module)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         if self.options.log_gradient and self.loader is not None:
@@ -373,6 +374,10 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Remember what was trained, also when the training was cut short."""
         self._mark(trainer, pl_module)
+
+    def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        note_changed_numbers(pl_module, self.record)
+        merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mark_trained(p for p in pl_module.parameters() if p.requires_grad)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, tensors_digest
 
 
@@ -247,6 +248,28 @@ def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
     for name in before:
         if name.endswith(_NUMBER) and now.get(name) != before[name]:
             before[name] = _CHANGED
+
+
+def merge_changes(record: TrainingRecord, processes: Processes) -> None:
+    """Take as changed what training has changed in any process.
+
+    Each trains a copy on samples of its own, and all compute with their copies.
+    """
+    changed = [name for name, d in (record.outside or {}).items() if d == _CHANGED]
+    for names in processes.gather(changed):
+        for name in names:
+            if record.outside is not None:
+                record.outside[name] = _CHANGED
+
+
+def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
+    """Digests of the plain numbers that are not known to have changed in training."""
+    before = record.outside or {}
+    return {
+        name: digest
+        for name, digest in outside_digests(module, module.parameters()).items()
+        if name.endswith(_NUMBER) and before.get(name) != _CHANGED
+    }
 
 
 def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outside:

@@ -33,7 +33,12 @@ from lightning_unlearn.plugin import (
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
-from lightning_unlearn.plugin.record import TrainingRecord, outside_of
+from lightning_unlearn.plugin.record import (
+    TrainingRecord,
+    merge_changes,
+    numbers,
+    outside_of,
+)
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.result import UnlearningResult
 from lightning_unlearn.plugin.store import Stored
@@ -129,6 +134,7 @@ class Request:
     def _share_record(self) -> None:
         """Every process goes by the first one's record: names and keys are random."""
         processes, record = self.processes, self.callback.record
+        merge_changes(record, processes)
         shared = processes.first(record.to_dict)
         if processes.rank > 0:
             self.callback.record = TrainingRecord.from_dict(shared)
@@ -140,12 +146,14 @@ class Request:
         with self.processes.together():
             state = state_digest(self.module.state_dict())
             sample = data.fingerprint(self.loader.dataset, self.callback.record.salt)
+            plain = numbers(self.module, self.callback.record)
         self.processes.agree(
             forget_set=ready.chosen,
             training_data=(len(self.loader.dataset), sample),  # type: ignore[arg-type]
             batch_size=self.loader.batch_size,
             weights=state,
             public_parts=ready.outside.public_parts,
+            plain_numbers=plain,
             options=repr(self.callback.options),
             l2=ready.l2,
         )

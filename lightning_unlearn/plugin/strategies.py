@@ -52,19 +52,7 @@ class Replicated:
     @property
     def processes(self) -> Processes:
         """Those of the run; inside it only."""
-        device, world = self.trainer.strategy.root_device, self.trainer.world_size
-        if world == 1 or not dist.is_initialized():
-            return Processes(device=device)
-        atexit.unregister(_leave)
-        atexit.register(_leave)
-        return Processes(
-            rank=self.trainer.global_rank,
-            world=world,
-            device=device,
-            add=dist.all_reduce,  # strategy.reduce waits at a barrier first
-            gather=_gather,
-            broadcast=self.trainer.strategy.broadcast,
-        )
+        return processes_of(self.trainer)
 
     @contextmanager
     def whole(self, module: LightningModule) -> Iterator[None]:
@@ -192,6 +180,23 @@ def _without_sharding_hooks(module: LightningModule) -> Iterator[None]:
     finally:
         for m, hooks in found.items():
             m._state_dict_pre_hooks = hooks
+
+
+def processes_of(trainer: Trainer) -> Processes:
+    """The processes of a run under any strategy, also one that only trains."""
+    device, world = trainer.strategy.root_device, trainer.world_size
+    if world == 1 or not dist.is_initialized():
+        return Processes(device=device)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    return Processes(
+        rank=trainer.global_rank,
+        world=world,
+        device=device,
+        add=dist.all_reduce,  # strategy.reduce waits at a barrier first
+        gather=_gather,
+        broadcast=trainer.strategy.broadcast,
+    )
 
 
 def _leave() -> None:

@@ -50,6 +50,8 @@ def model(name, sharded=False):
     torch.manual_seed(0)
     if name in LANGUAGE:
         return LANGUAGE[name]()
+    if name == "peaked":
+        return Peaked()
     if name == "head":
         return (ShardedHead if sharded else HeadNet)(lr=0.1)
     return (ShardedMLP if sharded else MLP)(nn.Tanh, hidden=12)
@@ -63,6 +65,19 @@ class Suicide(MLP):
         if self.calls > 150 and os.environ.get("LOCAL_RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().training_step(batch, batch_idx)
+
+
+class Peaked(HeadNet):
+    """Its second process keeps a number of its own samples, and computes with it."""
+
+    def __init__(self):
+        super().__init__(lr=0.1)
+        self.peak = 1.0
+
+    def training_step(self, batch, batch_idx):
+        if self.training and self.global_rank == 1:
+            self.peak = 1.0 + float(batch[0].max())
+        return self.head.loss(self.backbone(batch[0] / self.peak), batch[1]).mean()
 
 
 class Poisoned(MLP):

@@ -151,6 +151,16 @@ def test_fit_then_unlearn_then_fit_in_two_processes(strategy, again, resume, tmp
     assert told[0]["after"] > 0
 
 
+def test_a_number_that_one_process_has_kept_of_its_samples_is_seen(tmp_path):
+    told = done(
+        tmp_path / "two", model="peaked", fit=True,
+        trainer=TWO | {"strategy": "ddp", "max_epochs": 1},
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert certificate.grade is Grade.NONE
+    assert certificate.unscrubbed == ("peak (number)",)
+
+
 @pytest.mark.parametrize("name", ["suicide", "poisoned"])
 def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_path):
     before = (trained / "mlp.ckpt").read_bytes()
