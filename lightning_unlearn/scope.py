@@ -137,6 +137,25 @@ def state_digest(state: Mapping[str, object]) -> str:
     )
 
 
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, whatever ``state_dict`` leaves out."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, for `put_back`."""
+    return {name: t.detach().clone() for name, t in _held(module).items()}
+
+
+@torch.no_grad()
+def put_back(module: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Write copies into a module, which may hold shards where they were whole."""
+    for name, tensor in _held(module).items():
+        if name in before and not before[name].is_meta:
+            old = before[name]
+            tensor.copy_(old if isinstance(old, DTensor) else sharded_as(tensor, old))
+
+
 @contextmanager
 def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None]:
     """Run passes over the data so that every one sees the same function of w.

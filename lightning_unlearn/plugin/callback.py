@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -19,8 +20,8 @@ from lightning_unlearn.errors import (
 from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data, spawned, strategies
 from lightning_unlearn.plugin._compat import STAGE, is_spawning
-from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
-from lightning_unlearn.plugin.mixin import hooks, scope_of
+from lightning_unlearn.plugin.guarantee import warn_early
+from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
 from lightning_unlearn.plugin.record import (
     TrainingRecord,
@@ -28,10 +29,12 @@ from lightning_unlearn.plugin.record import (
     merge_changes,
     note_changed_numbers,
     outside_digests,
+    record_data,
+    was_trained,
 )
 from lightning_unlearn.plugin.resolved import gradient_norm
 from lightning_unlearn.plugin.store import Stored
-from lightning_unlearn.plugin.weight_decay import l2_of, stated_l2
+from lightning_unlearn.plugin.weight_decay import l2_of
 from lightning_unlearn.scope import Scope, state_digest
 from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG
 
@@ -147,9 +150,13 @@ class UnlearningCallback(Callback):
         self.kept: Stored | None = None
         self.record = TrainingRecord()
         self.loader: DataLoader | None = None
+        self.datamodule: LightningDataModule | None = None
         self._trained: weakref.ref[LightningModule] | None = None
         self._prepared: weakref.ref[LightningDataModule] | None = None
         self._restored = False
+        self._travelled = False
+        # Trainings that have ended; processes launched from this one count in it too.
+        self._fits, self._fits_seen = torch.zeros(1).share_memory_(), 0
         self._steps = -1
         self.requests = 0
 
@@ -212,22 +219,31 @@ class UnlearningCallback(Callback):
         record: dict[str, Any],
         pl_module: LightningModule,
         loader: DataLoader | None,
+        datamodule: LightningDataModule | None,
     ) -> None:
-        """A request, or a training, has succeeded in processes that are gone now."""
-        self.record = TrainingRecord.from_dict(record)
+        """A request has succeeded in processes that are gone now."""
+        self.datamodule = datamodule
+        self._take(record, pl_module)
         self.committed(pl_module, loader, None)
 
     def look_home(self, trainer: Trainer) -> None:
         """Take the record of a training that ran in processes that are gone now."""
         record = spawned.sent_home(trainer)
         if record is not None and trainer.lightning_module is not None:
-            self.record = TrainingRecord.from_dict(record)
+            self._take(record, trainer.lightning_module)
             self.adopt(trainer.lightning_module, self.loader, None)
+
+    def _take(self, record: dict[str, Any], pl_module: LightningModule) -> None:
+        self.record = TrainingRecord.from_dict(record)
+        self._fits_seen = int(self._fits)
+        named = dict(pl_module.named_parameters())
+        mark_trained(named[name] for name in self.record.trained if name in named)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        left = {"loader": None, "kept": None, "_trained": None, "_prepared": None}
-        return {**self.__dict__, **left}
+        names = ("loader", "datamodule", "kept", "_trained", "_prepared")
+        trained = self._trained is not None and self._trained() is not None
+        return {**vars(self), **dict.fromkeys(names), "_travelled": trained}
 
     # -- training --------------------------------------------------------------
 
@@ -251,10 +267,19 @@ class UnlearningCallback(Callback):
         """Digest everything outside the scope before the first step moves anything."""
         self.kept = None
         same = self._trained is not None and self._trained() is pl_module
-        if not same and not self._restored:
+        if not (same or self._restored or self._travelled):
             self.record = TrainingRecord()
+        self.look_home(trainer)
         resumed = trainer.ckpt_path is not None and not self._restored
-        self._restored = False
+        if int(self._fits) != self._fits_seen and not self._restored:
+            rank_zero_warn(
+                "this callback has watched a training in other processes whose record "
+                "stayed with its Trainer: what lies outside the scope is not known to "
+                "be public; pass ckpt_path= of a checkpoint of that training"
+            )
+            self.record, resumed = TrainingRecord(), True
+            self._fits_seen = int(self._fits)
+        self._restored = self._travelled = False
         self._trained = weakref.ref(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
@@ -271,49 +296,14 @@ class UnlearningCallback(Callback):
         except DataError:
             self.loader = None  # a request will say what is wrong with the data
         else:
-            self._record_data(loader)
+            record_data(self.record, loader)
+            self.loader = loader
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
         except ModelError as error:
             self.record.l2, self.record.l2_problem = None, str(error)
-        self._warn_early(pl_module)
-
-    def _warn_early(self, pl_module: LightningModule) -> None:
-        """Say before the training, not after it, what a request would refuse."""
-        options, record = self.options, self.record
-        try:
-            _, in_scope, own_l2 = hooks(pl_module)
-            stated = stated_l2(options.l2, own_l2)
-            l2 = record.l2 if stated is None else stated
-            if l2 is None:
-                raise ModelError(record.l2_problem)
-            head = convex_head(pl_module, Scope(pl_module, in_scope))
-            chosen_guarantee(options, head, l2)
-        except UnlearningError as error:
-            rank_zero_warn(
-                f"trainer.unlearn would be refused after this training: {error}"
-            )
-
-    def _record_data(self, loader: DataLoader) -> None:
-        record, dataset = self.record, loader.dataset
-        n = len(dataset)  # type: ignore[arg-type]
-        gone = len(record.removed)
-        same = n == (record.n_train or 0) - gone
-        if same and gone and record.retained_fingerprint is not None:
-            now = data.fingerprint(dataset, record.salt)
-            same = now in (None, record.retained_fingerprint)
-        if gone and not same:
-            raise DataError(
-                f"expected training to go on with the {(record.n_train or 0) - gone} "
-                f"samples that were not unlearned, got {n}, or others: train on "
-                "torch.utils.data.Subset(dataset, callback.retained_indices), or make "
-                "a new model and a new UnlearningCallback for new data"
-            )
-        record.removed = []  # from now on positions are those of this dataset
-        record.n_train = n
-        record.fingerprint = data.fingerprint(dataset, record.salt)
-        self.loader = loader
+        warn_early(pl_module, self.options, self.record)
 
     @property
     def retained_indices(self) -> list[int]:
@@ -365,6 +355,7 @@ class UnlearningCallback(Callback):
             self.record.gradient_norm = gradient_norm(
                 trainer, pl_module, self.options, self.loader, self.record.l2
             )
+        self._count_fit()
         if is_spawning(trainer):
             spawned.send_home(trainer, self.state_dict())
 
@@ -374,6 +365,12 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Remember what was trained, also when the training was cut short."""
         self._mark(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._count_fit()
+
+    def _count_fit(self) -> None:
+        self._fits += 1
+        self._fits_seen = int(self._fits)
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         note_changed_numbers(pl_module, self.record)
@@ -384,6 +381,9 @@ class UnlearningCallback(Callback):
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 mark_trained(group["params"])
+        named = pl_module.named_parameters()
+        trained = {name for name, p in named if was_trained(p)}
+        self.record.trained = sorted({*self.record.trained, *trained})
 
     @torch.no_grad()
     def _project(self, pl_module: LightningModule) -> None:

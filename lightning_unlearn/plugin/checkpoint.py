@@ -48,7 +48,11 @@ def check_target(path: Path) -> None:
 
 
 def write(
-    trainer: Trainer, callback: Callback, path: Path, certificate: Certificate
+    trainer: Trainer,
+    callback: Callback,
+    path: Path,
+    certificate: Certificate,
+    optimizers: list[Optimizer],
 ) -> None:
     """Write the module and our callback's state, and nothing else training left.
 
@@ -61,9 +65,10 @@ def write(
         callback: Ours.
         path: A new file.
         certificate: Written beside it as JSON.
+        optimizers: Fresh ones, if the strategy cannot do without.
     """
     strategy = strategies.adapter(trainer)
-    save = partial(_save, trainer, callback, strategy.fresh_optimizers())
+    save = partial(_save, trainer, callback, optimizers)
     if strategy.processes.rank > 0:
         strategy.save(partial(save, part_of(path)))
         return

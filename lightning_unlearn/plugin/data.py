@@ -69,12 +69,17 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
     """
     n = len(dataset)
     kept = np.setdiff1d(np.arange(n), np.asarray(removed, dtype=int))
-    chosen = np.unique(np.linspace(0, len(kept) - 1, _FINGERPRINT_SAMPLES).astype(int))
-    positions = kept[chosen]
+    positions = kept[spread(len(kept))]
     first, second = (
         _digest([dataset[int(i)] for i in positions], n, salt) for _ in range(2)
     )
     return first if first == second else None
+
+
+def spread(n: int) -> list[int]:
+    """At most 32 evenly spaced places among n."""
+    places = np.linspace(0, n - 1, _FINGERPRINT_SAMPLES).astype(int)
+    return np.unique(places).tolist()
 
 
 def _digest(samples: list[Any], n: int, salt: str) -> str | None:

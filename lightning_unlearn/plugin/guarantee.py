@@ -1,5 +1,7 @@
 """Which guarantee a module and its options allow."""
 
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_unlearn.certificate.guarantees import (
@@ -7,9 +9,12 @@ from lightning_unlearn.certificate.guarantees import (
     NormBall,
     StronglyConvex,
 )
-from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.errors import GuaranteeError, ModelError, UnlearningError
 from lightning_unlearn.heads import ConvexHead
+from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.record import TrainingRecord
+from lightning_unlearn.plugin.weight_decay import stated_l2
 from lightning_unlearn.release import NO_SENSITIVITY
 from lightning_unlearn.scope import Scope
 
@@ -63,3 +68,19 @@ def chosen_guarantee(
     if options.noise_std is None:
         raise GuaranteeError(NO_SENSITIVITY)
     return None
+
+
+def warn_early(
+    pl_module: LightningModule, options: Options, record: TrainingRecord
+) -> None:
+    """Say before the training, not after it, what a request would refuse."""
+    try:
+        _, in_scope, own_l2 = hooks(pl_module)
+        stated = stated_l2(options.l2, own_l2)
+        l2 = record.l2 if stated is None else stated
+        if l2 is None:
+            raise ModelError(record.l2_problem)
+        head = convex_head(pl_module, Scope(pl_module, in_scope))
+        chosen_guarantee(options, head, l2)
+    except UnlearningError as error:
+        rank_zero_warn(f"trainer.unlearn would be refused after this training: {error}")

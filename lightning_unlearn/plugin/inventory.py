@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+import torchmetrics
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -72,3 +73,15 @@ def forget_scores(trainer: Trainer, clean: Path | None) -> None:
             for name, value in values.items():
                 if hasattr(callback, name):
                     setattr(callback, name, value)
+
+
+def forget_training(
+    trainer: Trainer, module: LightningModule, clean: Path | None
+) -> None:
+    """Drop gradients, moments, metrics and scores: they remember forgotten samples."""
+    module.zero_grad(set_to_none=True)
+    for metric in module.modules():
+        if isinstance(metric, torchmetrics.Metric):
+            metric.reset()
+    trainer.optimizers = []
+    forget_scores(trainer, clean)

@@ -44,7 +44,8 @@ def agreed(found: list[Sizes]) -> Sizes:
     """What all processes can do: batches are dealt out, vectors are summed."""
     smallest = min(found, key=lambda fit: fit.batch_size)
     lean = next((fit for fit in found if fit.lean), smallest)
-    return replace(lean, batch_size=smallest.batch_size)
+    kept = min(fit.kept for fit in found)
+    return replace(lean, batch_size=smallest.batch_size, kept=kept)
 
 
 def sizes(

@@ -15,9 +15,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.plugin import data
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, tensors_digest
 
@@ -38,6 +40,7 @@ class TrainingRecord:
         l2_problem: Why none was found.
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
+        trained: Names of parameters that were in scope of a training run.
         removed: Positions forgotten so far.
         weights_digest: SHA-256 of the model's state when training ended, or None.
         gradient_norm: |grad F| over the training data then, if it was logged.
@@ -57,6 +60,7 @@ class TrainingRecord:
     l2: float | None = None
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
+    trained: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     weights_digest: str | None = None
     gradient_norm: float | None = None
@@ -120,7 +124,7 @@ def _well_formed(name: str, value: object, blank: object) -> bool:
         return False
     if name in _KEYS:
         return len(str(value)) == 32 and set(str(value)) <= set("0123456789abcdef")
-    kind = {"removed": int, "saved": str}.get(name)
+    kind = {"removed": int, "saved": str, "trained": str}.get(name)
     return kind is None or all(type(v) is kind for v in value)  # type: ignore[union-attr]
 
 
@@ -250,6 +254,31 @@ def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
             before[name] = _CHANGED
 
 
+def record_data(record: TrainingRecord, loader: DataLoader) -> None:
+    """Note the data a training is about to see.
+
+    Raises:
+        DataError: If it is not what is left after the requests so far.
+    """
+    dataset = loader.dataset
+    n = len(dataset)  # type: ignore[arg-type]
+    gone = len(record.removed)
+    same = n == (record.n_train or 0) - gone
+    if same and gone and record.retained_fingerprint is not None:
+        now = data.fingerprint(dataset, record.salt)
+        same = now in (None, record.retained_fingerprint)
+    if gone and not same:
+        raise DataError(
+            f"expected training to go on with the {(record.n_train or 0) - gone} "
+            f"samples that were not unlearned, got {n}, or others: train on "
+            "torch.utils.data.Subset(dataset, callback.retained_indices), or make "
+            "a new model and a new UnlearningCallback for new data"
+        )
+    record.removed = []  # from now on positions are those of this dataset
+    record.n_train = n
+    record.fingerprint = data.fingerprint(dataset, record.salt)
+
+
 def merge_changes(record: TrainingRecord, processes: Processes) -> None:
     """Take as changed what training has changed in any process.
 
@@ -281,7 +310,9 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
     now = outside_digests(module, scope.parameters)
     before = record.outside
     trained = [
-        name for name, p in module.named_parameters() if was_trained(p) and name in now
+        name
+        for name, p in module.named_parameters()
+        if (was_trained(p) or name in record.trained) and name in now
     ]
     changed = trained
     if before is not None:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import ledger as ledgers
@@ -22,7 +23,6 @@ from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import Step
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import (
-    checkpoint,
     data,
     forget,
     inventory,
@@ -31,6 +31,7 @@ from lightning_unlearn.plugin import (
     strategies,
 )
 from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.commit import Done, commit
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.record import (
@@ -49,17 +50,7 @@ from lightning_unlearn.plugin.weight_decay import (
 )
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import Surroundings, release
-from lightning_unlearn.scope import Scope, Vector, state_digest
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a request has decided, and not yet done."""
-
-    weights: Vector
-    certificate: Certificate
-    ledger: ledgers.Ledger
-    record: TrainingRecord
+from lightning_unlearn.scope import Scope, state_digest, tensors_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +136,10 @@ class Request:
             return
         with self.processes.together():
             state = state_digest(self.module.state_dict())
-            sample = data.fingerprint(self.loader.dataset, self.callback.record.salt)
+            some = data.spread(len(ready.retained))
+            _, batch = ready.batches(self.loader, ready.retained).take(some)
+            leaves = [x for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
+            sample = tensors_digest((str(i), x) for i, x in enumerate(leaves))
             plain = numbers(self.module, self.callback.record)
         self.processes.agree(
             forget_set=ready.chosen,
@@ -208,12 +202,14 @@ class Request:
                     kept.check_data(ready)
                     step, rest = ready.step_from(kept.state)
             done = self.processes.first(partial(self._release, ready, step))
+            done = replace(done, weights=done.weights.to(step.weights.device))
             solution = step.solution
             if done.certificate.noise_std > 0:  # or it would give away the step
                 here = ready.scope.flatten(done.weights.dtype)
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
-        self._commit(ready, done, None if rest is None else store.stored(ready, rest))
+        kept = None if rest is None else store.stored(ready, rest)
+        commit(ready, done, self.callback, self.save_to, kept)
         return UnlearningResult(
             certificate=done.certificate,
             solution=solution,
@@ -223,7 +219,7 @@ class Request:
             checkpoint_path=self.save_to,
         )
 
-    def _release(self, ready: Resolved, step: Step) -> _Done:
+    def _release(self, ready: Resolved, step: Step) -> Done:
         """Noise, certificate, ledger entry and record: in one process only."""
         before = state_digest(self.module.state_dict())
         old = inventory.old_checkpoints(
@@ -249,7 +245,9 @@ class Request:
         )
         longer = ready.ledger.append(self._entry(ready, certificate, before))
         after = self._after(ready, certificate, longer, old)
-        return _Done(released, certificate, longer, after)
+        if self.processes.world > 1:  # every process has a CPU to unpack it on
+            released = released.cpu()
+        return Done(released, certificate, longer, after)
 
     def _after(
         self,
@@ -287,43 +285,6 @@ class Request:
             scope = Scope(self.module, head.parameters())
         scope.check_finite()
         return loss, scope, head, module_l2
-
-    def _commit(self, ready: Resolved, done: _Done, kept: Stored | None) -> None:
-        """Move the weights, the record and the files together, or none of them."""
-        record, file = self.callback.record, self.callback.options.ledger
-        scope, mine = ready.scope.again(), self.processes.rank == 0
-        lines = ledgers.read(file) if mine and file is not None else None
-        before = [p.detach().clone() for p in scope.parameters]
-        try:
-            scope.assign(done.weights)
-            self.callback.record = done.record
-            with self.processes.together():
-                if self.save_to is not None:
-                    checkpoint.write(
-                        self.trainer, self.callback, self.save_to, done.certificate
-                    )
-                if mine and file is not None:
-                    ledgers.write(file, done.ledger)
-            self.callback.committed(self.module, self.loader, kept)
-        except BaseException:
-            # Memory first: putting files back may fail too.
-            self.callback.record = record
-            with torch.no_grad():
-                for p, old in zip(scope.parameters, before, strict=True):
-                    p.copy_(old)
-            if mine and self.save_to is not None:  # it did not exist: check_target
-                checkpoint.discard(self.save_to)
-            if file is not None and lines is not None:
-                ledgers.rewind(file, lines)
-            raise
-        try:
-            self.module.zero_grad(set_to_none=True)
-            # Their moments remember the forgotten samples.
-            self.trainer.optimizers = []
-            inventory.forget_scores(self.trainer, self.save_to)
-        finally:
-            if mine and self.callback.options.prepared is not None:
-                store.delete(self.callback.options.prepared)
 
     def _ledger(self) -> ledgers.Ledger:
         """The ledger so far: the checkpoint's, which the file must agree with."""

@@ -40,6 +40,7 @@ from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, passes
 from lightning_unlearn.solvers import Solver
 
+_FEW = 8  # samples on which products are compared with differences of gradients
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -91,12 +92,13 @@ class Resolved:
         indices: list[int],
         batch_size: int | None = None,
         by_position: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> data.ExactBatches:
         """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
         strategy = strategies.adapter(self.trainer)
 
         def transfer(batch: Any) -> Any:
-            return _cast(strategy.transfer(batch), self.dtype)
+            return _cast(strategy.transfer(batch), dtype or self.dtype)
 
         size = batch_size or self._batch_size(loader)
         return data.ExactBatches(
@@ -220,9 +222,30 @@ class Resolved:
             first = checks.first_batch_loss(objective)
             if self.options.curvature == "central_difference":
                 checks.check_smooth(first)
-            checks.check_product(first, self.scope, self.options.curvature)
+            checks.check_exists(first, self.scope, self.options.curvature)
             kinks = checks.kinks(first)
+        frugal = self.sizes(indices).lean
+        with self.processes.together():
+            self._check_products(indices[:_FEW], frugal)
         return tuple(sorted({k for met in self.processes.gather(kinks) for k in met}))
+
+    def _check_products(self, few: list[int], frugal: bool) -> None:
+        """In float64, unless memory is short or the model cannot compute in it."""
+        curvature, dtypes = self.options.curvature, [torch.float64, self.dtype]
+        for dtype in dtypes[1:] if frugal else dict.fromkeys(dtypes):
+            with passes(self.module, self.scope, dtype):
+                batches = self.batches(self.loader, few, len(few), dtype=dtype)
+                weight, batch = batches.take(range(len(few)))
+                loss = self.objective(batches).batch_loss(batch, 0, weight)
+                try:
+                    loss()
+                except RuntimeError:
+                    if dtype is self.dtype:
+                        raise
+                    continue
+                checks.check_symmetric(loss, self.scope, curvature)
+                checks.check_second_derivative(loss, self.scope, curvature, frugal)
+                return
 
     def _damped_step(
         self, indices: list[int], prepared: tuple[PreparedNetwork, list[int]] | None

@@ -7,11 +7,11 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.scope import copies
 
 _RECORD = "unlearning_record"
 
@@ -23,7 +23,7 @@ def pack(
 
     Args:
         work: What to do.
-        module: Its ``state_dict`` travels too.
+        module: Its parameters and buffers travel too.
         state: Called afterwards for what else travels.
 
     Returns:
@@ -33,15 +33,12 @@ def pack(
         result = work()
     except UnlearningError as error:
         return pickle.dumps((type(error), str(error)))
-    weights = {
-        name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
-        for name, value in module.state_dict().items()
-    }
+    weights = {name: value.cpu() for name, value in copies(module).items()}
     return pickle.dumps((None, (result, weights, state())))
 
 
 def unpack(trainer: Trainer, packed: bytes) -> tuple[Any, dict[str, Any], Any]:
-    """(result, ``state_dict``, state) of `pack`; raises what its work raised."""
+    """(result, weights, state) of `pack`; raises what its work raised."""
     kind, content = pickle.loads(packed)
     if kind is not None:
         trainer.state.status = TrainerStatus.INTERRUPTED

@@ -105,6 +105,7 @@ class Resident(Replicated):
         before = dict(module.named_parameters())
         _check_room(before, self.processes)
         sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        settings = [pair for part in sharded for pair in _settings(part)]
         try:
             for part in sharded:
                 part.set_reshard_after_forward(False, recurse=False)
@@ -117,9 +118,8 @@ class Resident(Replicated):
         finally:
             for part in sharded:
                 part.reshard()
-                part.set_reshard_after_forward(True, recurse=False)
-                part.set_reshard_after_backward(True, recurse=False)
-                part.set_requires_gradient_sync(True, recurse=False)
+            for holder, values in settings:
+                vars(holder).update(values)
 
     def save(self, write: Callable[[], None]) -> None:
         """Write a checkpoint, every process its part."""
@@ -132,6 +132,26 @@ class Resident(Replicated):
         self.trainer.lightning_module.zero_grad(set_to_none=True)
         self.trainer.strategy.setup_optimizers(self.trainer)
         return self.trainer.optimizers
+
+
+# What `Resident.whole` sets. There is no public way to read them.
+_SET = {
+    *("_auto_reshard_after_forward", "post_forward_mesh_info"),
+    *("reshard_after_backward", "reduce_grads", "all_reduce_grads"),
+}
+
+
+def _settings(part: FSDPModule) -> list[tuple[object, dict[str, Any]]]:
+    """Objects that hold a module's settings, and these."""
+    state: Any = part._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch with one group a module
+        groups = [state._fsdp_param_group]
+    holders = [state, *(group for group in groups if group is not None)]
+    return [
+        (holder, {k: v for k, v in vars(holder).items() if k in _SET})
+        for holder in holders
+    ]
 
 
 def _check_room(parameters: dict[str, Parameter], processes: Processes) -> None:

@@ -1,6 +1,5 @@
 """``trainer.unlearn``: as a function, as a Trainer subclass, as an added method."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
@@ -28,7 +26,7 @@ from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.result import UnlearningResult
-from lightning_unlearn.scope import sharded_as
+from lightning_unlearn.scope import copies, put_back
 
 
 def unlearn(
@@ -192,7 +190,13 @@ def run_inside(
     if given is None and datamodule is None:
         given = trainer.train_dataloader or callback.loader
         if given is None:
-            datamodule = getattr(trainer, "datamodule", None)
+            datamodule = getattr(trainer, "datamodule", None) or callback.datamodule
+        nowhere = given is None and datamodule is None
+        if nowhere and not is_overridden("train_dataloader", model):
+            raise SetupError(
+                "expected the training data, got none: pass train_dataloaders= or "
+                "datamodule= (processes that have ended took those of the fit along)"
+            )
 
     if ckpt_path is None and not callback.belongs_to(model):
         raise SetupError(
@@ -218,9 +222,9 @@ def run_inside(
         )
         if _compat.is_spawning(trainer):
             result, weights, record = spawned.unpack(trainer, result)
-            model.load_state_dict(weights)
-            callback.came_home(record, model, given)
-            inventory.forget_scores(trainer, result.checkpoint_path)
+            put_back(model, weights)
+            callback.came_home(record, model, given, datamodule)
+            inventory.forget_training(trainer, model, result.checkpoint_path)
         return result
 
 
@@ -230,7 +234,7 @@ def _unchanged(
 ) -> Iterator[None]:
     """Undo the loading of a checkpoint if the request it was loaded for fails."""
     snapshot, requests = callback.snapshot(), callback.requests
-    weights = copy.deepcopy(model.state_dict()) if loads or always else None
+    weights = copies(model) if loads or always else None
     done = False
     try:
         yield
@@ -240,17 +244,7 @@ def _unchanged(
         if not (done or committed):
             callback.rewind(snapshot)
             if weights is not None:
-                _put_back(model, weights)
-
-
-@torch.no_grad()
-def _put_back(model: LightningModule, weights: dict[str, Any]) -> None:
-    """Load a ``state_dict`` from before the run, which may have sharded the model."""
-    now = model.state_dict(keep_vars=True)
-    for name, before in weights.items():
-        if isinstance(before, torch.Tensor) and not isinstance(before, DTensor):
-            weights[name] = sharded_as(now[name], before)
-    model.load_state_dict(weights)
+                put_back(model, weights)
 
 
 def _check_checkpoint(ckpt_path: str | Path | None) -> None:

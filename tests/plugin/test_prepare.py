@@ -292,7 +292,7 @@ def test_an_interrupt_after_the_commit_leaves_nothing(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "lightning_unlearn.plugin.request.inventory.forget_scores", interrupted
+        "lightning_unlearn.plugin.commit.inventory.forget_scores", interrupted
     )
     with pytest.raises(SystemExit):
         fit_trainer.unlearn(FORGET)
