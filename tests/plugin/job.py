@@ -50,8 +50,8 @@ def model(name, sharded=False):
     torch.manual_seed(0)
     if name in LANGUAGE:
         return LANGUAGE[name]()
-    if name == "peaked":
-        return Peaked()
+    if name in OTHERS:
+        return OTHERS[name]()
     if name == "head":
         return (ShardedHead if sharded else HeadNet)(lr=0.1)
     return (ShardedMLP if sharded else MLP)(nn.Tanh, hidden=12)
@@ -80,6 +80,24 @@ class Peaked(HeadNet):
         return self.head.loss(self.backbone(batch[0] / self.peak), batch[1]).mean()
 
 
+class TrainedBackbone(HeadNet):
+    """Trains whatever is not frozen."""
+
+    def configure_optimizers(self):
+        wanted = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.Adam(wanted, lr=0.01, weight_decay=1e-3)
+
+
+class Partial(HeadNet):
+    """Saves its head only, as models with adapters do."""
+
+    strict_loading = False
+
+    def state_dict(self, *args, **kwargs):
+        whole = super().state_dict(*args, **kwargs)
+        return {k: v for k, v in whole.items() if "backbone" not in k}
+
+
 class Poisoned(MLP):
     """Its second process meets a loss that is NaN."""
 
@@ -90,6 +108,7 @@ class Poisoned(MLP):
         return loss * float("nan") if bad else loss
 
 
+OTHERS = {"peaked": Peaked, "partial": Partial, "trained": TrainedBackbone}
 LANGUAGE = {"gpt": GPT, "lora": LoRA}
 
 
@@ -139,6 +158,11 @@ def main(folder):
     net = {"suicide": Suicide, "poisoned": Poisoned}.get(job["model"])
     net = model(job["model"], sharded) if net is None else net(nn.Tanh, hidden=12)
     data = loader(dataset(job["model"], job["n"]))
+    if job.get("public"):  # it is not: it is trained on the same data
+        net.backbone.requires_grad_(True)
+        first = make_trainer(callback, **job["public"])
+        first.fit(net, data)
+        net.backbone.requires_grad_(False)
     if job.get("fit"):
         own.fit(net, data)
     forget = job["forget"]

@@ -161,6 +161,35 @@ def test_a_number_that_one_process_has_kept_of_its_samples_is_seen(tmp_path):
     assert certificate.unscrubbed == ("peak (number)",)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "grade"),
+    [
+        ({"strategy": "ddp_spawn"}, {"devices": 1}, Grade.CONDITIONAL),
+        ({"strategy": "ddp_fork"}, {"devices": 1}, Grade.CONDITIONAL),
+        ({"devices": 1}, {"strategy": "ddp_spawn"}, Grade.NONE),
+    ],
+)
+def test_a_backbone_trained_in_other_processes_is_not_public(
+    first, second, grade, tmp_path
+):
+    told = done(
+        tmp_path / "two", model="trained", fit=True,
+        public=TWO | {"max_epochs": 1} | first,
+        trainer=TWO | {"max_epochs": 1} | second,
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert certificate.grade is grade
+
+
+def test_a_module_that_saves_a_part_of_itself_comes_home_whole(tmp_path):
+    told = done(
+        tmp_path / "two", model="partial", fit=True, again={"devices": 1},
+        trainer=TWO | {"strategy": "ddp_spawn", "max_epochs": 1},
+    )  # fmt: skip
+    assert told[0]["record"]["removed"] == [3, 100]
+    assert Certificate.from_json(told[0]["certificate"]).grade is Grade.CERTIFIED
+
+
 @pytest.mark.parametrize("name", ["suicide", "poisoned"])
 def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_path):
     before = (trained / "mlp.ckpt").read_bytes()
