@@ -5,7 +5,8 @@
 1,000 of 60,000 MNIST images out of an MLP of 26,506 weights (3 epochs), a head on
 MNIST pixels, and an MLP of 535,818 weights, where what travels is larger. Every round
 starts one process, then two under ddp; each makes three requests on fresh copies of
-the model and reports the seconds of the last two (the first reads the data).
+the model and reports the seconds of the shorter of the last two (the first reads the
+data).
 """
 
 import json

@@ -44,28 +44,24 @@ def commit(
     trainer, processes = ready.trainer, ready.processes
     record, file = callback.record, callback.options.ledger
     scope, mine = ready.scope.again(), processes.rank == 0
+    trained, fresh = trainer.optimizers, []
     with processes.together():
         lines = ledgers.read(file) if mine and file is not None else None
-        optimizers = strategies.adapter(trainer).fresh_optimizers()
+        if save_to is not None:
+            fresh = strategies.adapter(trainer).fresh_optimizers()
     before = [p.detach().clone() for p in scope.parameters]
     try:
         scope.assign(done.weights)
         callback.record = done.record
         with processes.together():
             if save_to is not None:
-                checkpoint.write(
-                    trainer,
-                    callback,
-                    save_to,
-                    done.certificate,
-                    optimizers,
-                )
+                checkpoint.write(trainer, callback, save_to, done.certificate, fresh)
             if mine and file is not None:
                 ledgers.write(file, done.ledger)
         callback.committed(ready.module, ready.loader, kept)
     except BaseException:
         # Memory first: putting files back may fail too.
-        callback.record = record
+        callback.record, trainer.optimizers = record, trained
         with torch.no_grad():
             for p, old in zip(scope.parameters, before, strict=True):
                 p.copy_(old)
