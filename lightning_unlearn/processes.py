@@ -1,7 +1,7 @@
 """The processes that share the samples: sums over them, and errors all of them see."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -80,7 +80,7 @@ class Processes:
             if problem is not None or float(buffer[0]) != 0:
                 self._raise(problem)
 
-    def together(self) -> Any:
+    def together(self) -> AbstractContextManager[object]:
         """A block that fails in every process if it fails in one."""
         return self.summed()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -109,8 +110,12 @@ class _Probe:
 
     def __init__(self, loss: BatchLoss, scope: Scope, curvature: str) -> None:
         self.loss, self.scope, self.curvature = loss, scope, curvature
-        self.custom = custom_functions(loss)
         self._generator = torch.Generator().manual_seed(0)
+
+    @cached_property
+    def custom(self) -> tuple[str, ...]:
+        """See `custom_functions`."""
+        return custom_functions(self.loss)
 
     def draw(self) -> list[Tensor]:
         """A random direction in the shapes of the weights."""

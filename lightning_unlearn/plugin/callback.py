@@ -73,9 +73,10 @@ class UnlearningCallback(Callback):
             products of an ordinary network; "auto" takes a quarter of what is free, 0
             builds them anew for every product, at twice the time.
         low_memory: Solve an ordinary network with few vectors in the dtype of its
-            weights: at most six times their memory beyond that of training without an
-            optimizer, and about twice the passes. "auto" does so where the usual way
-            would take more than half of what is free. Never for `NewtonStep`.
+            weights, and without a preconditioner: at most about six times their memory
+            beyond that of training without an optimizer (one more with ``ckpt_path``).
+            "auto" does so where the usual way would take more than half of what is
+            free. Never for `NewtonStep`.
         ledger: File of the deletion ledger (JSON lines); it is kept in the checkpoint
             too. Must be the ledger of this model.
         ledger_indices: Write the forgotten positions into the ledger, not only their

@@ -169,9 +169,9 @@ class Resolved:
         """What can be computed before a request is known, over all retained samples."""
         with passes(self.module, self.scope, self.dtype):
             if not isinstance(self.guarantee, StronglyConvex):
-                self._check_first(self.retained)
+                _, fit = self._check_first(self.retained, roomy=True)
                 return prepare_network(
-                    self.sized_objective(self.retained, roomy=True), self.retained
+                    self.sized_objective(self.retained, fit), self.retained
                 )
             assert self.head is not None  # chosen_guarantee checks it
             return prepare_head(
@@ -211,8 +211,10 @@ class Resolved:
             checks.check_in_place(self.loss, batches)
             return features.capture(self.loss, head, batches)
 
-    def _check_first(self, indices: list[int]) -> tuple[str, ...]:
-        """Check what a pass means on some samples; the kinks they meet."""
+    def _check_first(
+        self, indices: list[int], roomy: bool
+    ) -> tuple[tuple[str, ...], memory.Sizes]:
+        """Check what a pass means on some samples: the kinks they meet, what fits."""
         with self.processes.together():
             batches = self.batches(self.loader, indices)
             checks.check_repeatable(batches)
@@ -224,10 +226,11 @@ class Resolved:
                 checks.check_smooth(first)
             checks.check_exists(first, self.scope, self.options.curvature)
             kinks = checks.kinks(first)
-        frugal = self.sizes(indices).lean
+        fit = self.sizes(indices, roomy)
         with self.processes.together():
-            self._check_products(indices[:_FEW], frugal)
-        return tuple(sorted({k for met in self.processes.gather(kinks) for k in met}))
+            self._check_products(indices[:_FEW], fit.lean)
+        met = {kink for some in self.processes.gather(kinks) for kink in some}
+        return tuple(sorted(met)), fit
 
     def _check_products(self, few: list[int], frugal: bool) -> None:
         """In float64, unless memory is short or the model cannot compute in it."""
@@ -253,9 +256,9 @@ class Resolved:
         """Inside `scope.passes`; `prepared` names the samples it has too many of."""
         options, guarantee = self.options, self.guarantee
         assert not isinstance(guarantee, StronglyConvex)
-        kinks = self._check_first(indices)
-        roomy = prepared is not None  # its vectors are there already, in float64
-        objective, known = self.sized_objective(indices, roomy), None
+        # What is prepared has its vectors in float64 already.
+        kinks, fit = self._check_first(indices, roomy=prepared is not None)
+        objective, known = self.sized_objective(indices, fit), None
         if prepared is not None:
             state, gone = prepared
             if not isinstance(guarantee, NewtonStep):
@@ -299,7 +302,12 @@ class Resolved:
     def sizes(self, indices: list[int], roomy: bool = False) -> memory.Sizes:
         """Batches and kept graphs that fit in memory; inside `scope.passes` only.
 
-        The same in every process: batches are dealt out.
+        Args:
+            indices: Positions of the samples.
+            roomy: Take the vectors in float64 whatever the memory.
+
+        Returns:
+            The same in every process: batches are dealt out.
         """
         options = self.options
         with self.processes.together():
@@ -311,15 +319,9 @@ class Resolved:
         return memory.agreed(self.processes.gather(found))
 
     def sized_objective(
-        self, indices: list[int], roomy: bool = False
+        self, indices: list[int], fit: memory.Sizes
     ) -> EmpiricalObjective:
-        """F over chosen samples, in batches that fit in memory.
-
-        Args:
-            indices: Positions of the samples.
-            roomy: Take the vectors in float64 whatever the memory.
-        """
-        fit = self.sizes(indices, roomy)
+        """F over chosen samples, in batches that fit in memory."""
         batches = self.batches(self.loader, indices, fit.batch_size)
         return self.objective(batches, fit.kept, chunk=fit.batch_size, lean=fit.lean)
 

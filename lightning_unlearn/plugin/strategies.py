@@ -256,7 +256,7 @@ def adapter(trainer: Trainer) -> Replicated:
 def check_alone(trainer: Trainer, what: str) -> None:
     """Raise `StrategyError` if a Trainer runs in several processes, or in a new one."""
     adapter(trainer)
-    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise StrategyError(
             f"expected one device for {what}, got {type(trainer.strategy).__name__} "
             f"with {trainer.world_size} processes: call it with Trainer(devices=1, "

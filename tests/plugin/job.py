@@ -139,7 +139,9 @@ class Vectors:
         with strategies.adapter(run.trainer).whole(run.model), quiet(run.model):
             ready, _ = request.resolve()
             with passes(ready.module, ready.scope, ready.dtype):
-                objective = ready.sized_objective(ready.retained)
+                objective = ready.sized_objective(
+                    ready.retained, ready.sizes(ready.retained)
+                )
                 value, gradient = objective.value_and_gradient()
                 v = torch.sin(torch.arange(objective.size).double())
                 found = [[value], gradient.tolist(), objective.hvp(v).tolist()]
