@@ -76,6 +76,15 @@ class ConvexObjective:
         return self.K * (self.d + self.bias)
 
     @property
+    def n_parameters(self) -> int:
+        """Number of weights: every process holds them all."""
+        return self.size
+
+    def dot(self, a: Vector, b: Vector) -> float:
+        """Inner product of two vectors."""
+        return float(a @ b)
+
+    @property
     def n(self) -> int:
         """Rows over all processes."""
         return self._n

@@ -1,5 +1,6 @@
 """F of any module, through automatic differentiation."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,9 +21,11 @@ from lightning_unlearn.curvature.outputs import BatchLoss
 from lightning_unlearn.curvature.products import (
     GRAPHS,
     Product,
+    central_difference,
     double_backward,
     gauss_newton,
     graph_of,
+    half_difference,
 )
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.objective import Batches, LossFunction
@@ -95,6 +98,15 @@ class EmpiricalObjective:
     def size(self) -> int:
         """Number of weights in scope."""
         return self.scope.size
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights in scope over all processes."""
+        return self.scope.n_parameters
+
+    def dot(self, a: Vector, b: Vector) -> float:
+        """Inner product of two vectors."""
+        return float(a @ b)
 
     @property
     def n(self) -> int:
@@ -177,6 +189,22 @@ class EmpiricalObjective:
     def hessian(self, v: Vector) -> Vector:
         """Hessian of F times v, both (p,), in one pass."""
         return self._full(self._second_derivative, v)
+
+    def difference_error(self, v: Vector) -> float | None:
+        """Estimated |error of Hv| / |Hv| of products by differences; None for others.
+
+        Truncation falls to a quarter and rounding doubles with half the step: what two
+        products differ by is at least half of the larger one, up to chance.
+        """
+        if self.product is not central_difference:
+            return None
+        full, half = self.hvp(v), self._half_difference(v)
+        size = math.sqrt(self.dot(half, half))
+        half.sub_(full)
+        return 2 * math.sqrt(self.dot(half, half)) / max(size, 1e-300)
+
+    def _half_difference(self, v: Vector) -> Vector:
+        return self._full(half_difference, v)
 
     @property
     def _second_derivative(self) -> Product:
@@ -307,11 +335,7 @@ class EmpiricalObjective:
                     f"or with shape ({weight},), got shape {tuple(out.shape)}: return "
                     "one of the two from unlearning_loss or training_step"
                 )
-            if not bool(torch.isfinite(total)):
-                raise ModelError(
-                    f"expected a finite loss, got {float(total.detach())} on batch "
-                    f"{index}: look for NaN in the data or a diverged model"
-                )
+            self._check_finite(total.detach(), index)
             if not total.requires_grad:
                 raise ModelError(
                     "expected a loss that depends on the weights in scope, got one "
@@ -321,6 +345,13 @@ class EmpiricalObjective:
             return total
 
         return summed
+
+    def _check_finite(self, total: Tensor, index: int) -> None:
+        if not bool(torch.isfinite(total)):
+            raise ModelError(
+                f"expected a finite loss, got {float(total)} on batch {index}: look "
+                "for NaN in the data or a diverged model"
+            )
 
     def _tangents(self, v: Vector) -> list[Tensor]:
         like = self.scope.parameters[0]

@@ -5,6 +5,7 @@ convex scope, `release` adds the noise; a reviewer of the guarantee reads these 
 files and ``certificate/``, and nothing else.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from lightning_unlearn.curvature.spectrum import (
 )
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
-from lightning_unlearn.scope import Vector
+from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers import (
     CG,
     Damped,
@@ -123,7 +124,9 @@ def damped_step(
     _check_guarantee(guarantee, objective, damping, max_norm, kinks)
     if known is None or isinstance(guarantee, NewtonStep):
         known = look(objective, spectrum=damping is None)
-    norm, ends, passes = float(known.gradient.norm()), known.ends, known.passes
+
+    norm = math.sqrt(objective.dot(known.gradient, known.gradient))
+    ends, passes = known.ends, known.passes
     chosen = solver or _default(norm, guarantee)
     solve = _way_to_solve(objective, known.gradient, chosen)
     del known  # where memory is short, the gradient lies on the disk now
@@ -131,7 +134,7 @@ def damped_step(
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, solution)
     w = objective.weights().sub_(solution.x)
-    inside = w if max_norm is None else project(w, max_norm)
+    inside = w if max_norm is None else project(w, max_norm, objective.dot)
     if inside is not w:
         solution = replace(solution, x=objective.weights().sub_(inside))
         w = inside
@@ -167,6 +170,29 @@ def _default(norm: float, guarantee: NormBall | NewtonStep | None) -> Solver:
     return FlexibleCG(rtol=max(rtol, 1e-14))
 
 
+def with_difference_error(step: Step, error: float) -> Step:
+    """A step that says how far products by differences were off.
+
+    Args:
+        step: The step.
+        error: Estimated |error of Hv| / |Hv| along it.
+    """
+    stated = Constant(
+        name="measured_difference_error",
+        value=error,
+        origin=Origin.MEASURED,
+        reason="curvature is formed by differences of gradients: |error of H x| / "
+        "|H x| along the step, estimated from half the step width",
+    )
+    warnings = list(step.warnings)
+    if not error <= _RTOL:
+        warnings.append(
+            f"differences of gradients miss the curvature by about {error:.0%}: x is a "
+            "rough approximation of the Newton step"
+        )
+    return replace(step, constants=(*step.constants, stated), warnings=tuple(warnings))
+
+
 def _measured_residual(solution: Solution, relative: float) -> Constant:
     return Constant(
         name="measured_residual",
@@ -179,9 +205,9 @@ def _measured_residual(solution: Solution, relative: float) -> Constant:
     )
 
 
-def project(w: Vector, max_norm: float) -> Vector:
+def project(w: Vector, max_norm: float, dot: Dot = plain_dot) -> Vector:
     """The point of the ball |w| <= max_norm nearest to w."""
-    norm = float(w.norm())
+    norm = math.sqrt(dot(w, w))
     return w if norm <= max_norm else w * (max_norm / norm)
 
 
@@ -318,10 +344,13 @@ def _way_to_solve(
     if not isinstance(solver, (CG, FlexibleCG, NystromCG)):
         raise SolverError(
             "expected conjugate gradients where memory is short, got "
-            f"{type(solver).__name__}: leave solver='auto', or set low_memory=False"
+            f"{type(solver).__name__}: leave solver='auto', or set low_memory=False "
+            "where the weights are whole"
         )
     again, rtol, most = set_aside(gradient), solver.rtol, solver.max_steps
-    return lambda damping: solve_lean(Damped(objective, damping), again, rtol, most)
+    return lambda damping: solve_lean(
+        Damped(objective, damping), again, rtol, most, objective.dot
+    )
 
 
 def _solve(

@@ -57,12 +57,21 @@ class Objective(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of weights in scope, p."""
+        """Length of its vectors, p: the weights in scope, or this process's part."""
         ...
 
     @property
     def n(self) -> int:
         """Number of samples."""
+        ...
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights in scope over all processes: p, unless vectors are parts."""
+        ...
+
+    def dot(self, a: Vector, b: Vector) -> float:
+        """Inner product of two vectors, over all processes if each holds a part."""
         ...
 
     @property

@@ -117,6 +117,12 @@ class Processes:
                     "what chooses it, read it from one file, or pass ckpt_path="
                 )
 
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        """Inner product of two vectors of which every process holds a part."""
+        with self.summed(1) as (total,):
+            total += float(a @ b)
+        return float(total)
+
     def share(self, items: list[T]) -> list[T]:
         """The part of a list that is this process's to do."""
         return items[self.rank :: self.world]

@@ -15,7 +15,7 @@ from lightning_unlearn.certificate.record import Certificate, PublicPart
 from lightning_unlearn.errors import BudgetError, GuaranteeError
 from lightning_unlearn.newton import Step, project
 from lightning_unlearn.noise import add_noise
-from lightning_unlearn.scope import Vector
+from lightning_unlearn.scope import Dot, Vector, plain_dot
 
 NO_SENSITIVITY = (
     "expected a finite sensitivity for epsilon, got none for this model. Three ways "
@@ -68,6 +68,8 @@ class Surroundings:
         not_covered: Besides the standing list, such as known old checkpoints.
         warnings: Besides those of the step.
         digest: Digest of the model's state with a flat vector as its weights.
+        n_parameters: Weights in scope; None if the vectors hold them all.
+        dot: Inner product of vectors, of which a process may hold a part.
         request_id: Random name of the request.
     """
 
@@ -81,6 +83,8 @@ class Surroundings:
     warnings: tuple[str, ...]
     digest: Callable[[Vector], str]
     request_id: str
+    n_parameters: int | None = None
+    dot: Dot = plain_dot
 
 
 def release(
@@ -109,7 +113,7 @@ def release(
         noise_std = claims.noise_std_upper(
             terms.epsilon, terms.delta, sensitivity, terms.releases
         )
-    released = _add_noise(step, noise_std, terms)
+    released = _add_noise(step, noise_std, terms, around.dot)
     source = NoiseSource.OS_ENTROPY
     if terms.noise_seed is not None:
         source = NoiseSource.SEEDED
@@ -150,7 +154,7 @@ def release(
         constants=step.constants,
         n_forget=around.n_forget,
         n_retain=around.n_retain,
-        n_parameters=len(released),
+        n_parameters=around.n_parameters or len(released),
         releases=terms.releases,
         release=around.release,
         release_mus=mus,
@@ -182,7 +186,7 @@ def _not_covered(step: Step) -> tuple[str, ...]:
     )
 
 
-def _add_noise(step: Step, noise_std: float, terms: Terms) -> Vector:
+def _add_noise(step: Step, noise_std: float, terms: Terms, dot: Dot) -> Vector:
     generator = None
     if terms.noise_seed is not None:
         generator = torch.Generator().manual_seed(terms.noise_seed)
@@ -190,14 +194,14 @@ def _add_noise(step: Step, noise_std: float, terms: Terms) -> Vector:
     if noise_std > 0:
         released = add_noise(released.clone(), noise_std, generator)
     if terms.max_norm is not None and step.bound is not Bound.STRONGLY_CONVEX:
-        released = project(released, terms.max_norm)  # post-processing: free
+        released = project(released, terms.max_norm, dot)  # post-processing: free
     return released
 
 
 def _warnings(
     step: Step, grade: Grade, noise_std: float, terms: Terms, around: Surroundings
 ) -> list[str]:
-    p = len(step.weights)
+    p = around.n_parameters or len(step.weights)
     found = []
     if grade is Grade.VACUOUS and terms.max_norm is not None:
         ratio = noise_std * p**0.5 / terms.max_norm

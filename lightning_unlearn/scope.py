@@ -1,10 +1,11 @@
 """The weights in scope as one flat vector, and the state every pass runs in."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_unlearn.errors import ModelError
 
 Vector = Float[Tensor, " p"]
+Dot = Callable[[Vector, Vector], float]
 _HASHED = 1 << 24  # bytes copied at once
 
 
@@ -51,7 +53,7 @@ class Scope:
                 "unlearning_parameters()"
             )
         self.sizes = [p.numel() for p in self.parameters]
-        self.size = sum(self.sizes)
+        self.size = self.n_parameters = sum(self.sizes)
 
     def flatten(self, dtype: torch.dtype = torch.float64) -> Vector:
         """A copy of the weights, shape (p,), on their device."""
@@ -70,7 +72,7 @@ class Scope:
     def again(self) -> "Scope":
         """The same weights as the module holds them now (gathered, or sharded)."""
         now = dict(self.module.named_parameters())
-        return Scope(self.module, [now[name] for name in self.names])
+        return type(self)(self.module, [now[name] for name in self.names])
 
     def split(self, vector: Vector) -> list[Tensor]:
         """Views of a flat vector (p,) in the shapes of the weights."""
@@ -86,20 +88,112 @@ class Scope:
 
     def check_finite(self) -> None:
         """Raise `ModelError` if a weight in scope is NaN or infinite."""
-        for name, p in zip(self.names, self.parameters, strict=True):
-            bad = int((~torch.isfinite(whole(p.detach()))).sum())
-            if bad:
-                raise ModelError(
-                    f"expected finite weights, got {bad} NaN or infinite values in "
-                    f"{name}: load a checkpoint from before the training diverged"
-                )
+        _check_finite(self.names, (whole(p.detach()) for p in self.parameters))
 
     def state_digest(self, vector: Vector) -> str:
         """`state_digest` of the module as it will be once `vector` is assigned."""
         cast = zip(self.parameters, self.cast(vector), strict=True)
         moved = {id(p): part for p, part in cast}
-        state = self.module.state_dict(keep_vars=True)
-        return state_digest({k: moved.get(id(v), v) for k, v in state.items()})
+        return _digest_with(self.module, moved)
+
+
+class Shards(Scope):
+    """The weights in scope where each process holds a shard of every one (FSDP2).
+
+    Vectors are this process's shards in a row: `size` is their length, `n_parameters`
+    that of the whole.
+
+    Raises:
+        ModelError: If a weight is not sharded.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(module, parameters)
+        for name, p in zip(self.names, self.parameters, strict=True):
+            if not in_shards(p):
+                raise ModelError(
+                    f"expected weights in scope that fully_shard cuts over all "
+                    f"processes, got {name}, of which several hold the same: apply "
+                    "fully_shard with the mesh of all processes to the module that has "
+                    "it, or leave it out of unlearning_parameters()"
+                )
+        self.sizes = [local(p).numel() for p in self.parameters]
+        self.size = sum(self.sizes)
+
+    def flatten(self, dtype: torch.dtype = torch.float64) -> Vector:
+        """A copy of this process's shards, shape (p,), on their device."""
+        return torch.cat([local(p).reshape(-1).to(dtype) for p in self.parameters])
+
+    @torch.no_grad()
+    def assign(self, vector: Vector) -> None:
+        """Write a vector of shards (p,) into the weights, cast to their dtype."""
+        for p, part in zip(self.parameters, self.split(vector), strict=True):
+            local(p).copy_(part)
+
+    def split(self, vector: Vector) -> list[Tensor]:
+        """Views of a vector (p,) in the shapes of the shards."""
+        parts = zip(self.parameters, torch.split(vector, self.sizes), strict=True)
+        return [part.view(local(p).shape) for p, part in parts]
+
+    def check_finite(self) -> None:
+        """Raise `ModelError` if a weight of a shard here is NaN or infinite."""
+        _check_finite(self.names, [local(p) for p in self.parameters])
+
+    def state_digest(self, vector: Vector) -> str:
+        """See `Scope.state_digest`; all processes take part."""
+        moved = {
+            id(p): of_shards(p, part)
+            for p, part in zip(self.parameters, self.cast(vector), strict=True)
+        }
+        return _digest_with(self.module, moved)
+
+
+def in_shards(tensor: Tensor) -> bool:
+    """Whether every element of a tensor lies in exactly one of all processes."""
+    return (
+        isinstance(tensor, DTensor)
+        and all(placement.is_shard() for placement in tensor.placements)
+        and tensor.device_mesh.size() == dist.get_world_size()
+    )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor, sharing its memory, without a gradient."""
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+def of_shards(like: Tensor, part: Tensor) -> Tensor:
+    """A tensor sharded as another one is, made of the shards of all processes."""
+    assert isinstance(like, DTensor)  # Shards checks it
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def _check_finite(names: list[str], tensors: Iterable[Tensor]) -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise ModelError(
+                f"expected finite weights, got {bad} NaN or infinite values in "
+                f"{name}: load a checkpoint from before the training diverged"
+            )
+
+
+def _digest_with(module: nn.Module, moved: dict[int, Tensor]) -> str:
+    state = module.state_dict(keep_vars=True)
+    return state_digest({k: moved.get(id(v), v) for k, v in state.items()})
+
+
+def plain_dot(a: Vector, b: Vector) -> float:
+    """Inner product of vectors that are whole."""
+    return float(a @ b)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -163,11 +257,13 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
     Eval mode, no autocast, the math attention kernel (flash kernels have no second
     derivative), eager execution, gradients on for the weights in scope and for them
     alone. Weights and buffers are copies in `dtype`: whatever a pass does to them,
-    the module has its own tensors back at the end, whatever happens.
+    the module has its own tensors back at the end, whatever happens. Shards stay what
+    they are (FSDP holds on to them): no pass can change them.
     """
     modes = {m: m.training for m in module.modules()}
     grads = {p: p.requires_grad for p in module.parameters()}
-    tensors = [*module.parameters(), *module.buffers()]
+    held = [*module.parameters(), *module.buffers()]
+    tensors = [t for t in held if not isinstance(t, DTensor)]
     originals = [t.data for t in tensors]
     with ExitStack() as stack:
         stack.callback(_restore, modes, grads, tensors, originals)
@@ -179,7 +275,7 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
             t.data = t.data.to(dtype if t.is_floating_point() else t.dtype, copy=True)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in {t.device.type for t in tensors} | {"cpu"}:
+        for device in {t.device.type for t in held} | {"cpu"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -20,6 +20,7 @@ FLOORS = {
     "scope": (2, {"torch", "jaxtyping"}),
     "empirical": (2, {"torch", "jaxtyping"}),
     "processes": (2, {"torch"}),
+    "sharded": (2, {"torch"}),
     "objective": (2, {"torch", "jaxtyping"}),
     "heads": (2, {"torch", "jaxtyping"}),
     "factor": (2, {"torch", "jaxtyping"}),

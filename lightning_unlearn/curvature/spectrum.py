@@ -1,5 +1,6 @@
 """Lanczos, and what it and sampled differences say of an objective."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from lightning_unlearn import _validate
 from lightning_unlearn.errors import SolverError
 from lightning_unlearn.objective import Objective
-from lightning_unlearn.scope import Vector
+from lightning_unlearn.scope import Dot, Vector, plain_dot
 
 LANCZOS_STEPS = 40
 _SETTLED, _OVER = 0.05, 4  # part of the smallest value it may still move in 4 steps
@@ -37,6 +38,7 @@ def lanczos_ends(
     steps: int = LANCZOS_STEPS,
     until_settled: bool = False,
     keep_basis: bool = True,
+    dot: Dot = plain_dot,
 ) -> Ends:
     """Smallest and largest Ritz value after some Lanczos steps.
 
@@ -53,6 +55,8 @@ def lanczos_ends(
             vectors. Without, three are enough (`start` is overwritten); values found
             once are then found again, and the ends leave the spectrum by rounding at
             most (Paige 1980).
+        dot: Inner product, where a process holds a part of each vector and there is no
+            basis.
 
     Returns:
         The Ritz values.
@@ -61,10 +65,11 @@ def lanczos_ends(
         SolverError: If a product is not finite.
     """
     _validate.count(steps=steps)
-    steps = min(steps, start.numel())
+    if keep_basis:
+        steps = min(steps, start.numel())
     rows = steps if keep_basis else 0
     Q = torch.empty(rows, start.numel(), dtype=start.dtype, device=start.device)
-    norm = float(start.norm())
+    norm = math.sqrt(dot(start, start))
     q = torch.div(start, norm, out=Q[0]) if keep_basis else start.div_(norm)
     before = None
     del start
@@ -73,12 +78,12 @@ def lanczos_ends(
     lowest: list[float] = []
     for k in range(steps):
         w = matvec(q)
-        if not bool(torch.isfinite(w).all()):
+        diagonal.append(dot(w, q))
+        if not math.isfinite(diagonal[-1]):
             raise SolverError(
                 "expected finite curvature products, got NaN or infinity in Lanczos: "
                 "check the model for overflow"
             )
-        diagonal.append(float(w @ q))
         if until_settled:
             lowest.append(float(_ritz(diagonal, off_diagonal)[0]))
             if _settled(lowest):
@@ -90,7 +95,7 @@ def lanczos_ends(
             w.sub_(q, alpha=diagonal[-1])
             if before is not None:
                 w.sub_(before, alpha=norm)
-        norm = float(w.norm())
+        norm = math.sqrt(dot(w, w))
         small = 1e-12 * max(1.0, max(abs(d) for d in diagonal))
         if k + 1 == steps or not norm > small:
             break
@@ -142,7 +147,9 @@ def spectrum_ends(objective: Objective, samples: int | None = None) -> Ends:
         matvec,
         _start(objective, generator()),  # nobody else holds it
         until_settled=used < objective.n,
+        steps=min(LANCZOS_STEPS, objective.n_parameters),
         keep_basis=not objective.lean,
+        dot=objective.dot,
     )
     return ends._replace(samples=used)
 

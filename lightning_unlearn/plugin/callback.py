@@ -17,10 +17,9 @@ from lightning_unlearn.errors import (
     ModelError,
     UnlearningError,
 )
-from lightning_unlearn.newton import project
 from lightning_unlearn.plugin import data, spawned, strategies
 from lightning_unlearn.plugin._compat import STAGE, is_spawning
-from lightning_unlearn.plugin.guarantee import warn_early
+from lightning_unlearn.plugin.guarantee import kept_in_ball, warn_early
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
 from lightning_unlearn.plugin.record import (
@@ -35,7 +34,7 @@ from lightning_unlearn.plugin.record import (
 from lightning_unlearn.plugin.resolved import gradient_norm
 from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import l2_of
-from lightning_unlearn.scope import Scope, state_digest
+from lightning_unlearn.scope import state_digest
 from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG
 
 
@@ -58,7 +57,8 @@ class UnlearningCallback(Callback):
         solver: "auto" takes `FlexibleCG`, for a small `ConvexHead` a Cholesky factor;
             else `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
         curvature: "hessian" (double backward), "hessian_forward" (forward over
-            reverse), "gauss_newton", or "central_difference" (smooth networks only).
+            reverse), "gauss_newton", or "central_difference" (smooth networks only;
+            under FSDP2 weights and vectors stay sharded).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
             weight decay of the optimizer.
         tolerance: tau, the gradient norm a strongly convex scope is solved to. The
@@ -287,7 +287,7 @@ class UnlearningCallback(Callback):
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
         self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
-        self._project(pl_module)  # the start lies in the ball too
+        self._project(trainer, pl_module)  # the start lies in the ball too
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -333,7 +333,7 @@ class UnlearningCallback(Callback):
         """Project after every optimizer step (not between accumulated batches)."""
         if trainer.global_step != self._steps:
             self._steps = trainer.global_step
-            self._project(pl_module)
+            self._project(trainer, pl_module)
 
     @override
     def on_save_checkpoint(
@@ -386,14 +386,7 @@ class UnlearningCallback(Callback):
         trained = {name for name, p in named if was_trained(p)}
         self.record.trained = sorted({*self.record.trained, *trained})
 
-    @torch.no_grad()
-    def _project(self, pl_module: LightningModule) -> None:
-        if self.options.max_norm is None:
-            return
-        scope = Scope(pl_module, scope_of(pl_module))
-        w = scope.flatten()
-        # The cast to float32 must not leave the ball: aim a rounding error inside.
-        inside = project(w, self.options.max_norm * (1 - 1e-6))
-        if inside is not w and float(w.norm()) > self.options.max_norm:
-            scope.assign(inside)
+    def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        most, processes = self.options.max_norm, strategies.processes_of(trainer)
+        if most is not None and kept_in_ball(pl_module, processes, most):
             self.record.projections += 1

@@ -1,5 +1,8 @@
 """Which guarantee a module and its options allow."""
 
+import math
+
+import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
@@ -11,12 +14,14 @@ from lightning_unlearn.certificate.guarantees import (
 )
 from lightning_unlearn.errors import GuaranteeError, ModelError, UnlearningError
 from lightning_unlearn.heads import ConvexHead
-from lightning_unlearn.plugin.mixin import hooks
+from lightning_unlearn.newton import project
+from lightning_unlearn.plugin.mixin import hooks, scope_of
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.weight_decay import stated_l2
+from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import NO_SENSITIVITY
-from lightning_unlearn.scope import Scope
+from lightning_unlearn.scope import Scope, Shards, in_shards, plain_dot
 
 
 def convex_head(module: nn.Module, scope: Scope) -> ConvexHead | None:
@@ -84,3 +89,20 @@ def warn_early(
         chosen_guarantee(options, head, l2)
     except UnlearningError as error:
         rank_zero_warn(f"trainer.unlearn would be refused after this training: {error}")
+
+
+@torch.no_grad()
+def kept_in_ball(
+    module: LightningModule, processes: Processes, max_norm: float
+) -> bool:
+    """Project the weights in scope onto the norm ball; whether that moved them."""
+    weights = scope_of(module)
+    shards = all(in_shards(p) for p in weights)
+    scope = (Shards if shards else Scope)(module, weights)
+    dot = processes.dot if shards else plain_dot
+    w = scope.flatten()
+    if not math.sqrt(dot(w, w)) > max_norm:
+        return False
+    # The cast to float32 must not leave the ball: aim a rounding error inside.
+    scope.assign(project(w, max_norm * (1 - 1e-6), dot))
+    return True

@@ -4,8 +4,8 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lightning_unlearn.plugin import (
     data,
     forget,
     inventory,
+    sharded,
     statements,
     store,
     strategies,
@@ -50,7 +51,7 @@ from lightning_unlearn.plugin.weight_decay import (
 )
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import Surroundings, release
-from lightning_unlearn.scope import Scope, state_digest, tensors_digest
+from lightning_unlearn.scope import Scope, Shards, Vector, state_digest, tensors_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Request:
             chosen = forgets()
             gone = {*chosen, *record.removed}
             inventory.check_averages(self.trainer)
+        with self._failing_together(scope):
             outside = outside_of(self.module, scope, record)
             l2 = self._l2(scope, module_l2)
             guarantee = chosen_guarantee(options, head, l2)
@@ -115,12 +117,22 @@ class Request:
             l2=l2,
             guarantee=guarantee,
         )
+        sharded.check_possible(ready)
         return ready, self._usable(ready)
+
+    def _failing_together(self, scope: Scope) -> AbstractContextManager[object]:
+        """A block that all processes fail in; with shards all do, since all gather."""
+        return nullcontext() if isinstance(scope, Shards) else self.processes.together()
 
     @property
     def processes(self) -> Processes:
         """Those that share the request."""
-        return strategies.adapter(self.trainer).processes
+        return self.strategy.processes
+
+    @property
+    def strategy(self) -> strategies.Replicated:
+        """What the Trainer's strategy means for this request."""
+        return strategies.adapter(self.trainer, self.callback.options.curvature)
 
     def _share_record(self) -> None:
         """Every process goes by the first one's record: names and keys are random."""
@@ -134,8 +146,9 @@ class Request:
         """All processes must compute the same function of the same samples."""
         if self.processes.world == 1:
             return
-        with self.processes.together():
+        with self._failing_together(ready.scope):
             state = state_digest(self.module.state_dict())
+        with self.processes.together():
             some = data.spread(len(ready.retained))
             _, batch = ready.batches(self.loader, ready.retained).take(some)
             leaves = [x for x in tree_leaves(batch) if isinstance(x, torch.Tensor)]
@@ -191,7 +204,7 @@ class Request:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
         self._share_record()
-        with strategies.adapter(self.trainer).whole(self.module):
+        with self.strategy.whole(self.module):
             ready, kept = self.resolve()
             self._check_agreement(ready)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
@@ -201,8 +214,7 @@ class Request:
                 else:
                     kept.check_data(ready)
                     step, rest = ready.step_from(kept.state)
-            done = self.processes.first(partial(self._release, ready, step))
-            done = replace(done, weights=done.weights.to(step.weights.device))
+            done = self._decide(ready, step)
             solution = step.solution
             if done.certificate.noise_std > 0:  # or it would give away the step
                 here = ready.scope.flatten(done.weights.dtype)
@@ -219,15 +231,30 @@ class Request:
             checkpoint_path=self.save_to,
         )
 
-    def _release(self, ready: Resolved, step: Step) -> Done:
-        """Noise, certificate, ledger entry and record: in one process only."""
+    def _decide(self, ready: Resolved, step: Step) -> Done:
+        """Noise, certificate, ledger entry and record: made once, known to all."""
+        if ready.sharded:  # every process adds noise to its own
+            own, certificate, before, old = self._release(ready, step)
+            done = self.processes.first(
+                lambda: self._recorded(ready, own[:0], certificate, before, old)
+            )
+            return replace(done, weights=own)
+        done = self.processes.first(
+            lambda: self._recorded(ready, *self._release(ready, step))
+        )
+        return replace(done, weights=done.weights.to(step.weights.device))
+
+    def _release(
+        self, ready: Resolved, step: Step
+    ) -> tuple[Vector, Certificate, str, list[str]]:
+        """Released weights, certificate, the old digest and the old checkpoints."""
         before = state_digest(self.module.state_dict())
         old = inventory.old_checkpoints(
             self.trainer, self.ckpt_path, self.callback.record.saved
         )
         released, certificate = release(
             step,
-            self.callback.options.terms,
+            sharded.terms(ready),
             Surroundings(
                 n_forget=len(ready.chosen),
                 n_retain=len(ready.retained),
@@ -240,9 +267,21 @@ class Request:
                     self.callback.record, self.loader, ready.l2, before
                 ),
                 digest=ready.scope.state_digest,
+                n_parameters=ready.scope.n_parameters,
+                dot=sharded.dot(ready.scope, self.processes),
                 request_id=uuid.uuid4().hex,
             ),
         )
+        return released, certificate, before, old
+
+    def _recorded(
+        self,
+        ready: Resolved,
+        released: Vector,
+        certificate: Certificate,
+        before: str,
+        old: list[str],
+    ) -> Done:
         longer = ready.ledger.append(self._entry(ready, certificate, before))
         after = self._after(ready, certificate, longer, old)
         if self.processes.world > 1:  # every process has a CPU to unpack it on
@@ -279,10 +318,10 @@ class Request:
 
     def _scope(self) -> tuple[LossFunction, Scope, ConvexHead | None, float | None]:
         loss, in_scope, module_l2 = hooks(self.module)
-        scope = Scope(self.module, in_scope)
+        scope = self.strategy.scope(self.module, in_scope)
         head = convex_head(self.module, scope)
         if head is not None:  # in the head's own order, whatever the hook returned
-            scope = Scope(self.module, head.parameters())
+            scope = self.strategy.scope(self.module, head.parameters())
         scope.check_finite()
         return loss, scope, head, module_l2
 

@@ -1,5 +1,6 @@
 """A request that is resolved and validated, and the step it will take."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,9 @@ from lightning_unlearn.factor import cheap_factor
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
-from lightning_unlearn.newton import Step, damped_step
+from lightning_unlearn.newton import Step, damped_step, with_difference_error
 from lightning_unlearn.objective import LossFunction
-from lightning_unlearn.plugin import data, memory, strategies
+from lightning_unlearn.plugin import data, memory, sharded, strategies
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.record import Outside
@@ -37,7 +38,7 @@ from lightning_unlearn.prepared import (
     prepare_network,
 )
 from lightning_unlearn.processes import Processes
-from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.scope import Scope, Shards, passes
 from lightning_unlearn.solvers import Solver
 
 _FEW = 8  # samples on which products are compared with differences of gradients
@@ -79,7 +80,17 @@ class Resolved:
     @property
     def processes(self) -> Processes:
         """Those that share the samples."""
-        return strategies.adapter(self.trainer).processes
+        return self.strategy.processes
+
+    @property
+    def strategy(self) -> strategies.Replicated:
+        """What the Trainer's strategy means for this request."""
+        return strategies.adapter(self.trainer, self.options.curvature)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds shards of the weights and of every vector."""
+        return isinstance(self.scope, Shards)
 
     @property
     def convex(self) -> bool:
@@ -95,7 +106,7 @@ class Resolved:
         dtype: torch.dtype | None = None,
     ) -> data.ExactBatches:
         """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
-        strategy = strategies.adapter(self.trainer)
+        strategy = self.strategy
 
         def transfer(batch: Any) -> Any:
             return _cast(strategy.transfer(batch), dtype or self.dtype)
@@ -256,9 +267,13 @@ class Resolved:
         """Inside `scope.passes`; `prepared` names the samples it has too many of."""
         options, guarantee = self.options, self.guarantee
         assert not isinstance(guarantee, StronglyConvex)
-        # What is prepared has its vectors in float64 already.
-        kinks, fit = self._check_first(indices, roomy=prepared is not None)
-        objective, known = self.sized_objective(indices, fit), None
+        known = None
+        if self.sharded:
+            kinks, objective = sharded.checked_objective(self, indices)
+        else:
+            # What is prepared has its vectors in float64 already.
+            kinks, fit = self._check_first(indices, roomy=prepared is not None)
+            objective = self.sized_objective(indices, fit)
         if prepared is not None:
             state, gone = prepared
             if not isinstance(guarantee, NewtonStep):
@@ -268,7 +283,7 @@ class Resolved:
             importance = state.importance_of(indices)
             if importance is not None:
                 objective.importance = importance.to(objective.device)
-        return damped_step(
+        step = damped_step(
             objective,
             damping=None if options.damping == "auto" else options.damping,
             solver=self._solver,
@@ -277,6 +292,14 @@ class Resolved:
             kinks=kinks,
             known=known,
         )
+        error = objective.difference_error(step.solution.x)
+        return step if error is None else with_difference_error(step, error)
+
+    def plain_objective(self, indices: list[int]) -> EmpiricalObjective:
+        """F over chosen samples in the loader's batches, unchecked."""
+        if self.sharded:
+            return sharded.objective(self, indices)
+        return self.objective(self.batches(self.loader, indices))
 
     def objective(
         self,
@@ -334,7 +357,8 @@ def gradient_norm(
     l2: float | None,
 ) -> float:
     """|grad F| of a module over its whole training data; it changes nothing."""
-    with strategies.adapter(trainer).whole(module):
+    strategy = strategies.adapter(trainer, options.curvature)
+    with strategy.whole(module):
         loss, in_scope, own_l2 = hooks(module)
         stated = stated_l2(options.l2, own_l2)
         everything = Resolved(
@@ -343,7 +367,7 @@ def gradient_norm(
             options=options,
             loader=loader,
             loss=loss,
-            scope=Scope(module, in_scope),
+            scope=strategy.scope(module, in_scope),
             head=None,
             chosen=[],
             removed=[],
@@ -358,10 +382,9 @@ def gradient_norm(
             quiet(module),
             passes(module, everything.scope, everything.dtype),
         ):
-            objective = everything.objective(
-                everything.batches(loader, everything.retained)
-            )
-            return float(objective.value_and_gradient()[1].norm())
+            objective = everything.plain_objective(everything.retained)
+            gradient = objective.value_and_gradient()[1]
+            return math.sqrt(objective.dot(gradient, gradient))
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

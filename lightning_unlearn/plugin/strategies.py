@@ -2,7 +2,7 @@
 
 import atexit
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.record import mark_trained, was_trained
 from lightning_unlearn.processes import Processes
+from lightning_unlearn.scope import Scope, Shards
 from lightning_unlearn.storage import free_bytes
 
 _XLA = "nothing here was tried on XLA: use a CPU or CUDA device"
@@ -53,6 +55,10 @@ class Replicated:
     def processes(self) -> Processes:
         """Those of the run; inside it only."""
         return processes_of(self.trainer)
+
+    def scope(self, module: nn.Module, parameters: Iterable[Parameter]) -> Scope:
+        """The weights a request may move, as this strategy holds them."""
+        return Scope(module, parameters)
 
     @contextmanager
     def whole(self, module: LightningModule) -> Iterator[None]:
@@ -95,6 +101,20 @@ class Resident(Replicated):
         Raises:
             StrategyError: If they are not those that are trained.
         """
+        self._check_mesh()
+        before = dict(module.named_parameters())
+        _check_room(before, self.processes)
+        with _borrowed_settings(module) as sharded:
+            for part in sharded:
+                part.set_reshard_after_forward(False, recurse=False)
+                part.set_reshard_after_backward(False, recurse=False)
+                part.set_requires_gradient_sync(False, recurse=False)
+                part.unshard()
+            _check_gathered(dict(module.named_parameters()), before)
+            with _without_sharding_hooks(module):
+                yield
+
+    def _check_mesh(self) -> None:
         mesh: Any = self.trainer.strategy.device_mesh  # type: ignore[attr-defined]
         if mesh["tensor_parallel"].size() > 1:
             raise StrategyError(
@@ -102,24 +122,6 @@ class Resident(Replicated):
                 f"{mesh['tensor_parallel'].size()}: layers that are split have no "
                 "second derivatives here; use data_parallel_size for all processes"
             )
-        before = dict(module.named_parameters())
-        _check_room(before, self.processes)
-        sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
-        settings = [pair for part in sharded for pair in _settings(part)]
-        try:
-            for part in sharded:
-                part.set_reshard_after_forward(False, recurse=False)
-                part.set_reshard_after_backward(False, recurse=False)
-                part.set_requires_gradient_sync(False, recurse=False)
-                part.unshard()
-            _check_gathered(module, before)
-            with _without_sharding_hooks(module):
-                yield
-        finally:
-            for part in sharded:
-                part.reshard()
-            for holder, values in settings:
-                vars(holder).update(values)
 
     def save(self, write: Callable[[], None]) -> None:
         """Write a checkpoint, every process its part."""
@@ -134,7 +136,61 @@ class Resident(Replicated):
         return self.trainer.optimizers
 
 
-# What `Resident.whole` sets. There is no public way to read them.
+class Sharded(Resident):
+    """FSDP2: the weights stay shards, and so does every vector of the solve.
+
+    For models whose vectors do not fit in one process: chosen by
+    ``curvature="central_difference"``, for gradients are all there is this way.
+    """
+
+    def scope(self, module: nn.Module, parameters: Iterable[Parameter]) -> Scope:
+        """The weights a request may move; each process holds its shards of them."""
+        return Shards(module, parameters)
+
+    @contextmanager
+    def whole(self, module: LightningModule) -> Iterator[None]:
+        """A block in which passes gather what they need, and free it again.
+
+        Raises:
+            StrategyError: If a pass would not compute with the weights as they are.
+        """
+        self._check_mesh()
+        before = dict(module.named_parameters())
+        with _borrowed_settings(module) as sharded:
+            stay = dict(before)
+            for part in sharded:
+                part.set_reshard_after_backward(True, recurse=False)
+                part.set_requires_gradient_sync(True, recurse=False)
+                part.unshard()
+                now = dict(module.named_parameters())
+                whole = {n: p for n, p in now.items() if not isinstance(p, DTensor)}
+                _check_gathered(whole, before)
+                stay = {n: p for n, p in stay.items() if n not in whole}
+                part.reshard()  # one at a time
+            _check_gathered(stay, before)
+            yield
+
+
+@contextmanager
+def _borrowed_settings(module: LightningModule) -> Iterator[list[FSDPModule]]:
+    """FSDP's parts of a module, whose settings and shards are back at the end."""
+    sharded = sharded_parts(module)
+    settings = [pair for part in sharded for pair in _settings(part)]
+    try:
+        yield sharded
+    finally:
+        for part in sharded:
+            part.reshard()
+        for holder, values in settings:
+            vars(holder).update(values)
+
+
+def sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    """The modules FSDP2 holds in shards."""
+    return [m for m in module.modules() if isinstance(m, FSDPModule)]
+
+
+# What `whole` sets. There is no public way to read them.
 _SET = {
     *("_auto_reshard_after_forward", "post_forward_mesh_info"),
     *("reshard_after_backward", "reduce_grads", "all_reduce_grads"),
@@ -162,12 +218,13 @@ def _check_room(parameters: dict[str, Parameter], processes: Processes) -> None:
         raise StrategyError(
             f"expected {needed / 2**30:.3g} GiB of free memory on every device for "
             f"whole weights, got {free / 2**30:.3g}: FSDP2 has no second derivatives "
-            "on shards; use devices with more memory, or a smaller model"
+            "on shards; use devices with more memory, or for a smooth network "
+            "curvature='central_difference', which keeps weights and vectors sharded"
         )
 
 
-def _check_gathered(module: LightningModule, before: dict[str, Parameter]) -> None:
-    for name, p in module.named_parameters():
+def _check_gathered(now: dict[str, Parameter], before: dict[str, Parameter]) -> None:
+    for name, p in now.items():
         if isinstance(p, DTensor):
             raise StrategyError(
                 f"expected parameters that fully_shard gathers, got {name}, which "
@@ -231,8 +288,8 @@ def _gather(value: Any) -> list[Any]:
     return found
 
 
-def adapter(trainer: Trainer) -> Replicated:
-    """The adapter for a Trainer's strategy.
+def adapter(trainer: Trainer, curvature: str = "hessian") -> Replicated:
+    """The adapter for a Trainer's strategy, and for a curvature formed under it.
 
     Raises:
         StrategyError: If requests cannot run under it.
@@ -243,7 +300,8 @@ def adapter(trainer: Trainer) -> Replicated:
     if refused is None and isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
         return Replicated(trainer)
     if isinstance(strategy, ModelParallelStrategy):
-        return Resident(trainer)
+        kind = Sharded if curvature == "central_difference" else Resident
+        return kind(trainer)
     why = _INSTEAD.get(refused or "", "use ddp or ModelParallelStrategy")
     raise StrategyError(
         "expected a strategy that can hold whole weights (one device, ddp, ddp_spawn, "

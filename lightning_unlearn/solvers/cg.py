@@ -1,13 +1,15 @@
 """Conjugate gradients (Hestenes & Stiefel 1952) with a negative-curvature status."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from lightning_unlearn import _validate
-from lightning_unlearn.scope import Vector
+from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
 
 
@@ -58,13 +60,14 @@ def iterate(
     rtol: float,
     max_steps: int,
     consume: bool = False,
+    dot: Dot = plain_dot,
 ) -> Iterate:
     """Conjugate gradients from x = 0, by products alone.
 
     With `consume` the right-hand side is used up, to save a vector.
     """
     x, r, p = torch.zeros_like(b), b if consume else b.clone(), b.clone()
-    rr = float(r @ r)
+    rr = dot(r, r)
     target = (rtol**2) * rr
     steps, products, status = 0, 0, Status.CONVERGED
     while not rr <= target:  # "not <=" so that NaN goes on and fails below
@@ -73,7 +76,7 @@ def iterate(
             break
         Ap = matvec(p)
         products += 1
-        pAp = float(p @ Ap)
+        pAp = dot(p, Ap)
         if not pAp > 0:
             status = Status.INDEFINITE
             break
@@ -81,7 +84,7 @@ def iterate(
         x.add_(p, alpha=alpha)  # in place: these vectors are what memory goes to
         r.sub_(Ap, alpha=alpha)
         del Ap
-        rr, rr_old = float(r @ r), rr
+        rr, rr_old = dot(r, r), rr
         p.mul_(rr / rr_old).add_(r)
         steps += 1
     return Iterate(x, status, steps, products)
@@ -143,7 +146,11 @@ def solve_preconditioned(
 
 
 def solve_lean(
-    A: Operator, b: Callable[[], Vector], rtol: float, max_steps: int
+    A: Operator,
+    b: Callable[[], Vector],
+    rtol: float,
+    max_steps: int,
+    dot: Dot = plain_dot,
 ) -> Solution:
     """`CG` with the fewest vectors: the right-hand side is fetched when it is needed.
 
@@ -152,21 +159,27 @@ def solve_lean(
         b: Gives the right-hand side (p,), a new one each time.
         rtol: Stop when the residual is at most rtol |b|.
         max_steps: Products to spend at most.
+        dot: Inner product of vectors, of which a process may hold a part.
 
     Returns:
         The solution, its residual recomputed by one more product.
     """
-    x, status, steps, products = iterate(A.matvec, b(), rtol, max_steps, consume=True)
-    target = rtol * float(b().norm())
+
+    def norm(v: Vector) -> float:
+        return math.sqrt(dot(v, v))
+
+    run = partial(iterate, A.matvec, consume=True, dot=dot)
+    x, status, steps, products = run(b(), rtol, max_steps)
+    target = rtol * norm(b())
     r = b().sub_(A.matvec(x))
-    products, residual = products + 1, float(r.norm())
+    products, residual = products + 1, norm(r)
     # In single precision the recurrence drifts off: solve for what is left.
     while status is Status.CONVERGED and not residual <= target:
-        again = iterate(A.matvec, r, target / residual, max_steps - steps, consume=True)
+        again = run(r, target / residual, max_steps - steps)
         x.add_(again.x)
         status, steps = again.status, steps + again.steps
         r, before = b().sub_(A.matvec(x)), residual
-        products, residual = products + again.products + 1, float(r.norm())
+        products, residual = products + again.products + 1, norm(r)
         if status is Status.CONVERGED and not residual <= before / 2:
             status = Status.MAX_STEPS if residual > target else status
             break

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,23 @@ def test_products_of_a_loss_linear_in_the_weights_are_the_regulariser(curvature)
         objective.loss = lambda b, i: net(b[0])[:, 0]
     v = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     torch.testing.assert_close(objective.hvp(v), 0.5 * v, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_error_of_differences_is_stated_and_not_too_small(dtype, seed):
+    torch.manual_seed(seed)
+    X, y = classification()
+    net = mlp().to(dtype)
+    exact = objective_of(copy.deepcopy(net).double(), X.double(), y)
+    differences = objective_of(net, X.to(dtype), y, curvature="central_difference")
+    assert exact.difference_error(torch.ones(exact.size).double()) is None
+    v = torch.randn(exact.size).double()
+    true = exact.hvp(v)
+    error = float((differences.hvp(v) - true).norm() / true.norm())
+    stated = differences.difference_error(v)
+    assert error < 3 * stated
+    assert stated < 1e-2 if dtype is torch.float32 else stated < 1e-6
 
 
 def test_central_differences_are_wrong_on_relu():

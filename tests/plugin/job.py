@@ -14,14 +14,23 @@ from types import SimpleNamespace
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 
-from lightning_unlearn.plugin import strategies
+from lightning_unlearn.plugin import sharded, strategies
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import run_inside
-from lightning_unlearn.scope import passes, state_digest
+from lightning_unlearn.scope import (
+    Shards,
+    of_shards,
+    passes,
+    sharded_as,
+    state_digest,
+)
 from tests.plugin.language import GPT, LoRA, text
 from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, loader, trainer
 
@@ -46,15 +55,63 @@ class ShardedHead(HeadNet):
             fully_shard(self.head, mesh=mesh)
 
 
-def model(name, sharded=False):
+def model(name, fsdp=False):
     torch.manual_seed(0)
     if name in LANGUAGE:
         return LANGUAGE[name]()
     if name in OTHERS:
         return OTHERS[name]()
     if name == "head":
-        return (ShardedHead if sharded else HeadNet)(lr=0.1)
-    return (ShardedMLP if sharded else MLP)(nn.Tanh, hidden=12)
+        return (ShardedHead if fsdp else HeadNet)(lr=0.1)
+    hidden = 13 if name == "odd" else 12
+    return (ShardedMLP if fsdp else MLP)(nn.Tanh, hidden=hidden)
+
+
+class Deep(MLP):
+    """FSDP2: layers of one size, each on its own, most of the weights in them."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [m for _ in range(6) for m in (nn.Linear(64, 64), nn.Tanh())]
+        self.net = nn.Sequential(*layers, nn.Linear(64, 10))
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for layer in self.net:
+            if isinstance(layer, nn.Linear) and not isinstance(layer, FSDPModule):
+                fully_shard(layer, mesh=mesh)
+
+
+class HalfSharded(MLP):
+    """FSDP2 for a part of the weights only."""
+
+    def configure_model(self):
+        fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
+
+
+class Steep(ShardedMLP):
+    """Its gradients are not slopes of its loss, as with a wrong divide factor."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss.detach() + 3 * (loss - loss.detach())
+
+
+class Kinked(ShardedMLP):
+    """A network for which differences are wrong."""
+
+    def __init__(self):
+        super().__init__(nn.ReLU, hidden=12)
+
+
+class LowPrecision(MLP):
+    """FSDP2 that computes in bfloat16."""
+
+    def configure_model(self):
+        fully_shard(
+            self.net, mesh=self.device_mesh["data_parallel"],
+            mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16),
+        )  # fmt: skip
 
 
 class Suicide(MLP):
@@ -108,7 +165,11 @@ class Poisoned(MLP):
         return loss * float("nan") if bad else loss
 
 
-OTHERS = {"peaked": Peaked, "partial": Partial, "trained": TrainedBackbone}
+OTHERS = {
+    "peaked": Peaked, "partial": Partial, "trained": TrainedBackbone, "deep": Deep,
+    "steep": lambda: Steep(nn.Tanh, hidden=12), "half": HalfSharded,
+    "kinked": Kinked, "low": LowPrecision,
+}  # fmt: skip
 LANGUAGE = {"gpt": GPT, "lora": LoRA}
 
 
@@ -136,16 +197,61 @@ class Vectors:
             trainer=run.trainer, module=run.model, callback=run.callback,
             forget=self.forget, loader=run.loader, save_to=None, ckpt_path=None,
         )  # fmt: skip
-        with strategies.adapter(run.trainer).whole(run.model), quiet(run.model):
+        curvature = run.callback.options.curvature
+        strategy = strategies.adapter(run.trainer, curvature)
+        with strategy.whole(run.model), quiet(run.model):
             ready, _ = request.resolve()
             with passes(ready.module, ready.scope, ready.dtype):
-                objective = ready.sized_objective(
-                    ready.retained, ready.sizes(ready.retained)
-                )
-                value, gradient = objective.value_and_gradient()
-                v = torch.sin(torch.arange(objective.size).double())
-                found = [[value], gradient.tolist(), objective.hvp(v).tolist()]
+                if ready.sharded:
+                    objective = sharded.objective(ready, ready.retained)
+                else:
+                    objective = ready.sized_objective(
+                        ready.retained, ready.sizes(ready.retained)
+                    )
+                found = vectors(objective, ready.scope)
         return SimpleNamespace(checkpoint_path=None, found=found)
+
+
+def vectors(objective, scope):
+    """Value, gradient and a product, whole; and the largest tensor made for them."""
+    every = torch.sin(torch.arange(objective.n_parameters).double())
+    v = every
+    if isinstance(scope, Shards):
+        shapes = [p.shape for p in scope.parameters]
+        parts = every.split([shape.numel() for shape in shapes])
+        v = torch.cat([
+            sharded_as(p, part.view(shape)).to_local().reshape(-1)
+            for p, part, shape in zip(scope.parameters, parts, shapes, strict=True)
+        ]).to(objective.dtype)  # fmt: skip
+    with Largest() as largest:
+        value, gradient = objective.value_and_gradient()
+        product = objective.hvp(v)
+    found = [torch.cat([p.reshape(-1) for p in whole(scope, x)]).tolist()
+             for x in (gradient, product)]  # fmt: skip
+    return [[value], *found, [largest.elements]]
+
+
+def whole(scope, vector):
+    parts = scope.split(vector)
+    if isinstance(scope, Shards):
+        parts = [
+            of_shards(p, part).full_tensor()
+            for p, part in zip(scope.parameters, parts, strict=True)
+        ]
+    return parts
+
+
+class Largest(TorchDispatchMode):
+    """The most elements a tensor has that is made in a block."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and not isinstance(x, DTensor):
+                self.elements = max(self.elements, x.numel())
+        return out
 
 
 def main(folder):
@@ -155,10 +261,10 @@ def main(folder):
         ledger=folder / "ledger.jsonl", **job.get("callback", {})
     )
     options = job["trainer"]
-    sharded = str(options.get("strategy")).startswith("fsdp2")
+    fsdp = str(options.get("strategy")).startswith("fsdp2")
     own = make_trainer(callback, **options)
     net = {"suicide": Suicide, "poisoned": Poisoned}.get(job["model"])
-    net = model(job["model"], sharded) if net is None else net(nn.Tanh, hidden=12)
+    net = model(job["model"], fsdp) if net is None else net(nn.Tanh, hidden=12)
     data = loader(dataset(job["model"], job["n"]))
     if job.get("public"):  # it is not: it is trained on the same data
         net.backbone.requires_grad_(True)
