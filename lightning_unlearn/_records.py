@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.errors import UnlearningError
@@ -14,6 +16,29 @@ def canonical_digest(plain: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a plain dictionary."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replace a file by a text in one step: no half shows, whatever crashes."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[str, Any]:

@@ -8,12 +8,11 @@ file cut off at the end, or that of another model, is found by comparison.
 import hashlib
 import hmac
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from lightning_unlearn._records import canonical_digest, strict_object
+from lightning_unlearn._records import canonical_digest, replace_file, strict_object
 from lightning_unlearn.errors import BudgetError, LedgerError
 
 SCHEMA = 1
@@ -188,15 +187,7 @@ def read(path: Path) -> Ledger:
 
 def write(path: Path, ledger: Ledger) -> None:
     """Replace the file by a longer ledger in one step: no half entry ever shows."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(ledger.to_text())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, ledger.to_text())
 
 
 def rewind(path: Path, ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_unlearn._records import sync
 from lightning_unlearn.errors import DataError
 
 _SHARE = 0.5  # of the free memory, for one array
@@ -138,13 +139,19 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = part_of(path)
     try:
         yield temporary
-        for inside in temporary.rglob("*"):
-            _sync(inside)
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(path.parent)
+        appear(path)
     finally:
         remove(temporary)
+
+
+def appear(path: Path) -> None:
+    """Have `part_of` a file or folder take its place, once it is on the disk."""
+    temporary = part_of(path)
+    for inside in temporary.rglob("*"):
+        sync(inside)
+    sync(temporary)
+    temporary.rename(path)
+    sync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -153,11 +160,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,7 +37,7 @@ FLOORS = {
     "plugin": (
         4,
         {"torch", "lightning", "lightning_utilities", "torchmetrics", "numpy",
-         "typing_extensions"},
+         "typing_extensions", "filelock"},
     ),
     "console": (5, {"torch"}),
     "__init__": (5, set()),

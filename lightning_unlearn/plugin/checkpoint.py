@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin import strategies
-from lightning_unlearn.storage import part_of, remove, whole
+from lightning_unlearn.storage import appear, part_of, remove
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def check_target(path: Path) -> None:
         )
 
 
-def write(
+def stage(
     trainer: Trainer,
     callback: Callback,
     path: Path,
@@ -58,7 +58,7 @@ def write(
 
     Optimizer moments, schedulers and other callbacks' states were computed on the
     forgotten samples and are left out. ``trainer.fit(ckpt_path=)`` and
-    ``load_from_checkpoint`` accept the file.
+    ``load_from_checkpoint`` accept the file. It shows once `publish` is called.
 
     Args:
         trainer: Inside the run, with the new weights in its module.
@@ -68,13 +68,21 @@ def write(
         optimizers: Fresh ones, if the strategy cannot do without.
     """
     strategy = strategies.adapter(trainer)
-    save = partial(_save, trainer, callback, optimizers)
-    if strategy.processes.rank > 0:
-        strategy.save(partial(save, part_of(path)))
-        return
-    with whole(path) as temporary, whole(certificate_path(path)) as beside:
-        strategy.save(partial(save, temporary))
-        beside.write_text(certificate.to_json())
+    strategy.save(partial(_save, trainer, callback, optimizers, part_of(path)))
+    if strategy.processes.rank == 0:
+        part_of(certificate_path(path)).write_text(certificate.to_json())
+
+
+def publish(path: Path) -> None:
+    """Make what was staged appear: the checkpoint first, whose name decides."""
+    appear(path)
+    finish(path)
+
+
+def finish(path: Path) -> None:
+    """Make the certificate of a checkpoint appear, if it does not yet."""
+    if part_of(certificate_path(path)).exists():
+        appear(certificate_path(path))
 
 
 def _save(
@@ -87,7 +95,9 @@ def _save(
         trainer.save_checkpoint(path, weights_only=False)
 
 
-def discard(path: Path) -> None:
-    """Remove what `write` wrote, for a request that failed after it."""
-    remove(path)
-    remove(certificate_path(path))
+def discard(path: Path, appeared: bool) -> None:
+    """Remove what a request staged, and published if it did."""
+    for target in (path, certificate_path(path)):
+        remove(part_of(target))
+        if appeared:
+            remove(target)

@@ -7,7 +7,8 @@ import torch
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.plugin import checkpoint, inventory, store, strategies
+from lightning_unlearn.ledger import Ledger
+from lightning_unlearn.plugin import checkpoint, inventory, journal, store, strategies
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.resolved import Resolved
@@ -21,8 +22,54 @@ class Done:
 
     weights: Vector
     certificate: Certificate
-    ledger: ledgers.Ledger
+    ledger: Ledger
     record: TrainingRecord
+
+
+class Files:
+    """The files of a request: they appear together, or none does.
+
+    Args:
+        clean: The checkpoint, or None.
+        ledger: The ledger's file, or None.
+        longer: What it will hold.
+    """
+
+    def __init__(
+        self, clean: Path | None, ledger: Path | None, longer: Ledger | None = None
+    ) -> None:
+        self.clean, self.ledger, self.longer = clean, ledger, longer
+        self._before: Ledger | None = None
+        self._appears = False
+
+    def prepare(self) -> None:
+        """Note how things stand, and what will be written."""
+        if self.clean is not None:
+            checkpoint.check_target(self.clean)
+            checkpoint.discard(self.clean, appeared=False)
+        if self.ledger is not None:
+            self._before = ledgers.read(self.ledger)
+            if self.clean is not None and self.longer is not None:
+                journal.announce(self.ledger, self.clean, self._before, self.longer)
+
+    def publish(self) -> None:
+        """Make the staged checkpoint and the longer ledger appear."""
+        path, longer = self.ledger, self.longer
+        if self.clean is not None:
+            checkpoint.check_target(self.clean)
+            self._appears = True
+            checkpoint.publish(self.clean)
+        if path is not None and longer is not None:
+            ledgers.write(path, longer)
+            journal.close(path)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        if self.clean is not None:
+            checkpoint.discard(self.clean, self._appears)
+        if self.ledger is not None and self._before is not None:
+            ledgers.rewind(self.ledger, self._before)
+            journal.close(self.ledger)
 
 
 def commit(
@@ -45,19 +92,20 @@ def commit(
     record, file = callback.record, callback.options.ledger
     scope, mine = ready.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
-    with processes.together():
-        lines = ledgers.read(file) if mine and file is not None else None
-        if save_to is not None:
-            fresh = strategies.adapter(trainer).fresh_optimizers()
+    files = Files(save_to, file, done.ledger) if mine else Files(None, None)
     before = [p.detach().clone() for p in scope.parameters]
     try:
+        with processes.together():
+            files.prepare()
+            if save_to is not None:
+                fresh = strategies.adapter(trainer).fresh_optimizers()
         scope.assign(done.weights)
         callback.record = done.record
         with processes.together():
             if save_to is not None:
-                checkpoint.write(trainer, callback, save_to, done.certificate, fresh)
-            if mine and file is not None:
-                ledgers.write(file, done.ledger)
+                checkpoint.stage(trainer, callback, save_to, done.certificate, fresh)
+        with processes.together():
+            files.publish()
         callback.committed(ready.module, ready.loader, kept)
     except BaseException:
         # Memory first: putting files back may fail too.
@@ -65,10 +113,7 @@ def commit(
         with torch.no_grad():
             for p, old in zip(scope.parameters, before, strict=True):
                 p.copy_(old)
-        if mine and save_to is not None:  # it did not exist: check_target
-            checkpoint.discard(save_to)
-        if file is not None and lines is not None:
-            ledgers.rewind(file, lines)
+        files.undo()
         raise
     try:
         inventory.forget_training(trainer, ready.module, save_to)

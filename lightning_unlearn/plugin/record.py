@@ -279,6 +279,25 @@ def record_data(record: TrainingRecord, loader: DataLoader) -> None:
     record.fingerprint = data.fingerprint(dataset, record.salt)
 
 
+def check_same_data(dataset: Any, record: TrainingRecord) -> None:
+    """Raise `DataError` unless a dataset is that of the training."""
+    n = len(dataset)
+    if record.n_train is not None and n != record.n_train:
+        raise DataError(
+            f"expected the training data of {record.n_train} samples the model was "
+            f"trained on, got {n} samples: pass the same dataset, forgotten samples "
+            "included; the callback leaves them out by itself"
+        )
+    if record.fingerprint is None:
+        return
+    now = data.fingerprint(dataset, record.salt, record.removed)
+    if now is not None and now != record.fingerprint:
+        raise DataError(
+            "expected the training data the model was trained on, got other samples: "
+            "indices would point at the wrong ones (an unseeded random_split?)"
+        )
+
+
 def merge_changes(record: TrainingRecord, processes: Processes) -> None:
     """Take as changed what training has changed in any process.
 

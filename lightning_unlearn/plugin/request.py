@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.errors import DataError, ModelError, SetupError
+from lightning_unlearn.errors import ModelError, SetupError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import Step
 from lightning_unlearn.objective import LossFunction
@@ -26,6 +26,7 @@ from lightning_unlearn.plugin import (
     data,
     forget,
     inventory,
+    journal,
     sharded,
     statements,
     store,
@@ -37,6 +38,7 @@ from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.record import (
     TrainingRecord,
+    check_same_data,
     merge_changes,
     numbers,
     outside_of,
@@ -92,7 +94,7 @@ class Request:
         with self.processes.together():  # no process may wait for one that refuses
             self._check_paths()
             loss, scope, head, module_l2 = self._scope()
-            _check_same_data(dataset, record)
+            check_same_data(dataset, record)
             chosen = forgets()
             gone = {*chosen, *record.removed}
             inventory.check_averages(self.trainer)
@@ -203,6 +205,11 @@ class Request:
     def run(self) -> UnlearningResult:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
+        file = self.callback.options.ledger
+        with journal.locked_for_all(file, self.processes):
+            return self._run(start)
+
+    def _run(self, start: float) -> UnlearningResult:
         self._share_record()
         with self.strategy.whole(self.module):
             ready, kept = self.resolve()
@@ -375,21 +382,3 @@ class Request:
         if record.l2_problem is not None:
             raise ModelError(record.l2_problem)
         return l2_of(configured_optimizers(self.module), scope.parameters)
-
-
-def _check_same_data(dataset: Any, record: TrainingRecord) -> None:
-    n = len(dataset)
-    if record.n_train is not None and n != record.n_train:
-        raise DataError(
-            f"expected the training data of {record.n_train} samples the model was "
-            f"trained on, got {n} samples: pass the same dataset, forgotten samples "
-            "included; the callback leaves them out by itself"
-        )
-    if record.fingerprint is None:
-        return
-    now = data.fingerprint(dataset, record.salt, record.removed)
-    if now is not None and now != record.fingerprint:
-        raise DataError(
-            "expected the training data the model was trained on, got other samples: "
-            "indices would point at the wrong ones (an unseeded random_split?)"
-        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
@@ -106,9 +107,11 @@ class Resolved:
         dtype: torch.dtype | None = None,
     ) -> data.ExactBatches:
         """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
-        strategy = self.strategy
+        strategy, trainer = self.strategy, self.trainer
 
         def transfer(batch: Any) -> Any:
+            if trainer.received_sigterm:  # Lightning only notes it
+                raise SIGTERMException
             return _cast(strategy.transfer(batch), dtype or self.dtype)
 
         size = batch_size or self._batch_size(loader)

@@ -1,0 +1,228 @@
+"""All or nothing: kills, interrupts, signals, full disks, and two requests at once."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_unlearn import ledger as ledgers
+from lightning_unlearn.errors import LedgerError
+from lightning_unlearn.plugin import journal
+from tests.plugin.nets import (
+    HeadNet,
+    UnlearningCallback,
+    digits,
+    fitted,
+    loader,
+    same,
+    trainer,
+    weights,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["one", "ddp_fork"])
+def test_all_or_nothing_wherever_a_request_is_stopped(strategy, tmp_path):
+    """Before each of its batches and of its operations on files (kill_job.py)."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.plugin.kill_job", str(tmp_path), strategy],
+        cwd=ROOT, timeout=240, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    cases = json.loads(ended.stdout.splitlines()[-1])
+    problems = [p.read_text() for p in tmp_path.glob("*/problem.txt")]
+    assert not problems or strategy != "one", problems[:1]
+    kinds = [case["kind"] for case in cases]
+    assert kinds.count("batches") + kinds.count("files") >= 20
+    assert kinds.count("interrupts") >= 12
+    for case in cases:
+        made = case["clean"] is not None
+        assert case["old"], case  # the model is not lost
+        assert case["ended"] == (-9 if case["kind"] != "interrupts" else 1) or (
+            strategy == "ddp_fork" and case["ended"] == 9
+        ), case
+        assert set(case["shown"]) <= {
+            "old.ckpt", "clean.ckpt", "clean.certificate.json", "ledger.jsonl",
+        }, case  # fmt: skip
+        assert case["entries"] <= made, case
+        # The next request asks again, or goes on; the ledger has every release once.
+        assert case["after"] == ([2, 1] if made else [2]), case
+        assert case["removed"] == ([1, 2, 3] if made else [1, 2]), case
+        assert case["certificate"] == made, case
+        assert not case["hidden"], case
+    # Both ends are met: killed before the checkpoint shows, and after it.
+    assert {case["clean"] is not None for case in cases} == {True, False}
+
+
+class Terminated(HeadNet):
+    """Is asked to end in the middle of a request."""
+
+    armed = False
+
+    def training_step(self, batch, batch_idx):
+        if self.armed:
+            self.armed = False
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_request_that_is_asked_to_end_changes_nothing(tmp_path):
+    net, fit_trainer, callback, _ = fitted(Terminated(), ledger=tmp_path / "l.jsonl")
+    before, handler = weights(net), signal.getsignal(signal.SIGTERM)
+    net.armed = True
+    try:
+        with pytest.raises(SIGTERMException):
+            fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert not net.armed
+    assert same(weights(net), before)
+    assert callback.record.removed == []
+    assert not (tmp_path / "clean.ckpt").exists()
+    assert not (tmp_path / "l.jsonl").exists()
+    assert trainer(callback).unlearn([1], model=net).n_forget == 1
+
+
+@pytest.mark.parametrize("room", [100, 2_000, 6_000])
+def test_a_full_disk_changes_nothing(room, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    net, fit_trainer, callback, _ = fitted(ledger=path)
+    fit_trainer.unlearn([1], save_to=tmp_path / "one.ckpt")
+    before, text = weights(net), path.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError), match="File too large|write|fail"):
+            fit_trainer.unlearn([2], save_to=tmp_path / "two.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same(weights(net), before)
+    assert path.read_text() == text
+    assert callback.record.removed == [1]
+    names = {p.name for p in tmp_path.iterdir()}
+    lock = ".ledger.jsonl.lock"
+    assert names - {lock} == {"ledger.jsonl", "one.ckpt", "one.certificate.json"}
+    assert fit_trainer.unlearn([2], save_to=tmp_path / "two.ckpt").n_forget == 1
+
+
+def test_folders_that_cannot_be_written():
+    net, fit_trainer, _, _ = fitted(ledger="/proc/ledger.jsonl")
+    before = weights(net)
+    with pytest.raises(LedgerError, match="a folder for the ledger .* can be written"):
+        fit_trainer.unlearn([1])
+    assert same(weights(net), before)
+    net, fit_trainer, _, _ = fitted()
+    before = weights(net)
+    with pytest.raises((OSError, RuntimeError)):
+        fit_trainer.unlearn([1], save_to="/proc/clean.ckpt")
+    assert same(weights(net), before)
+    assert fit_trainer.unlearn([1]).n_forget == 1
+
+
+def test_two_requests_with_one_ledger_do_not_mix(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    net, fit_trainer, callback, _ = fitted(ledger=path)
+    before = weights(net)
+    with (
+        journal.locked(path),
+        pytest.raises(LedgerError, match="no other request .* wait until it has ended"),
+    ):
+        fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
+    assert same(weights(net), before)
+    assert [p.name for p in tmp_path.iterdir()] == [".ledger.jsonl.lock"]
+    assert fit_trainer.unlearn([1]).n_forget == 1
+
+
+def test_a_checkpoint_that_somebody_else_writes_meanwhile_is_theirs(
+    tmp_path, monkeypatch
+):
+    net, fit_trainer, _, _ = fitted()
+    before, clean = weights(net), tmp_path / "clean.ckpt"
+    save = fit_trainer.save_checkpoint
+
+    def slow(*args, **kwargs):
+        clean.write_text("theirs")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(fit_trainer, "save_checkpoint", slow)
+    with pytest.raises(Exception, match="save_to= to name a new file"):
+        fit_trainer.unlearn([1], save_to=clean)
+    assert clean.read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["clean.ckpt"]
+    assert same(weights(net), before)
+
+
+NOTE = {"checkpoint": "/nowhere/clean.ckpt", "ledger": "", "entries_before": 0}
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ("{", "note .* as JSON"),
+        ("[]", "as a JSON object"),
+        ("[" * 100_000, "as JSON"),
+        (json.dumps(NOTE), "one more entry and a checkpoint"),
+        (json.dumps(NOTE | {"entries_before": True}), "got other fields"),
+        (json.dumps(NOTE | {"checkpoint": 3}), "got other fields"),
+        (json.dumps(NOTE | {"more": 3}), "got other fields"),
+        (json.dumps(NOTE | {"ledger": "{}\n"}), "the fields"),
+        ("\udcff", "a note at"),
+    ],
+)
+def test_damaged_notes_are_refused_and_kept(note, message, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    net, fit_trainer, _, _ = fitted(ledger=path)
+    pending = tmp_path / ".ledger.jsonl.pending"
+    pending.write_text(note, errors="surrogateescape")
+    before = weights(net)
+    with pytest.raises(LedgerError, match=message):
+        fit_trainer.unlearn([1])
+    assert same(weights(net), before)
+    assert pending.exists()
+    assert not path.exists()
+
+
+def test_a_note_of_another_ledger_changes_nothing(tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    _, first, _, _ = fitted(ledger=one)
+    first.unlearn([1])
+    _, second, _, _ = fitted(ledger=two)
+    second.unlearn([1])
+    text = two.read_text()
+    clean = tmp_path / "old.ckpt"
+    clean.touch()
+    journal.announce(two, clean, ledgers.Ledger(), ledgers.read(one))
+    with pytest.raises(LedgerError, match="as the unfinished request .* left it"):
+        second.unlearn([2])
+    assert two.read_text() == text
+
+
+def test_the_torch_generators_know_nothing_of_the_noise(tmp_path):
+    """Seeded alike, two requests differ by their noise; no seed is in any file."""
+    found, states = [], []
+    net, fit_trainer, _, dataset = fitted()
+    fit_trainer.save_checkpoint(tmp_path / "run.ckpt")
+    for name in ("one", "two"):
+        torch.manual_seed(0)
+        own, again = UnlearningCallback(ledger=tmp_path / f"{name}.jsonl"), HeadNet()
+        trainer(own).unlearn(
+            [1], model=again, train_dataloaders=loader(digits(len(dataset))),
+            ckpt_path=tmp_path / "run.ckpt", save_to=tmp_path / f"{name}.ckpt",
+        )  # fmt: skip
+        found.append(weights(again))
+        states.append(torch.get_rng_state())
+    assert not same(*found)
+    assert torch.equal(*states)
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    record = saved["callbacks"]["UnlearningCallback"]
+    text = json.dumps(record) + (tmp_path / "one.jsonl").read_text()
+    assert "seed" not in text.replace("noise_source", "")
