@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import torch
 import torchmetrics
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_unlearn.errors import ModelError
@@ -44,6 +49,7 @@ def kept_states(trainer: Trainer) -> list[str]:
         type(callback).__name__
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         if not isinstance(callback, (Checkpoint, UnlearningCallback))
+        and type(callback) is not EarlyStopping  # its score is forgotten
         and callback.state_dict()
     ]
     module = trainer.lightning_module
@@ -57,7 +63,7 @@ def kept_states(trainer: Trainer) -> list[str]:
 
 
 def forget_scores(trainer: Trainer, clean: Path | None) -> None:
-    """Make no checkpoint callback point to weights from before the request.
+    """Make no callback remember scores, or weights from before the request.
 
     Otherwise ``trainer.validate()`` without a model would load the "best" one, and
     with it what was forgotten.
@@ -69,10 +75,21 @@ def forget_scores(trainer: Trainer, clean: Path | None) -> None:
                 "best_model_path": path, "last_model_path": "",
                 "kth_best_model_path": "", "best_k_models": {},
                 "best_model_score": None, "current_score": None,
+                "kth_value": _worst(getattr(callback, "mode", "min")),
             }  # fmt: skip
-            for name, value in values.items():
-                if hasattr(callback, name):
-                    setattr(callback, name, value)
+        elif isinstance(callback, EarlyStopping):
+            worst = _worst(callback.mode)
+            values = {"best_score": worst, "wait_count": 0, "stopped_epoch": 0}
+        else:
+            continue
+        for name, value in values.items():
+            if hasattr(callback, name):
+                setattr(callback, name, value)
+
+
+def _worst(mode: str) -> torch.Tensor:
+    """The score any other one beats."""
+    return torch.tensor(torch.inf if mode == "min" else -torch.inf)
 
 
 def forget_training(
@@ -84,4 +101,5 @@ def forget_training(
         if isinstance(metric, torchmetrics.Metric):
             metric.reset()
     trainer.optimizers = []
+    trainer.strategy.lr_scheduler_configs = []  # some keep the best loss
     forget_scores(trainer, clean)
