@@ -30,19 +30,6 @@ def check_averages(trainer: Trainer) -> None:
             )
 
 
-def old_checkpoints(
-    trainer: Trainer, ckpt_path: str | None, saved: list[str]
-) -> list[str]:
-    """Paths of the checkpoints known to hold what is being forgotten, that exist."""
-    paths = {ckpt_path, *saved}
-    names = ("best_model_path", "last_model_path", "kth_best_model_path")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Checkpoint):
-            paths |= {getattr(callback, name, None) for name in names}
-            paths |= set(getattr(callback, "best_k_models", {}))
-    return sorted(str(p) for p in paths if p and Path(p).exists())
-
-
 def kept_states(trainer: Trainer) -> list[str]:
     """Names of callbacks, module and datamodule that keep a state of their own."""
     states = [

@@ -28,6 +28,7 @@ from lightning_unlearn.plugin import (
     inventory,
     journal,
     sharded,
+    stale,
     statements,
     store,
     strategies,
@@ -67,6 +68,7 @@ class Request:
     loader: DataLoader
     save_to: Path | None
     ckpt_path: str | None
+    delete_stale: bool = False
 
     def resolve(self) -> tuple[Resolved, Stored | None]:
         """Resolve and validate everything; nothing is computed yet.
@@ -228,7 +230,12 @@ class Request:
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         kept = None if rest is None else store.stored(ready, rest)
+        old, began = self._stale(), self.callback.record
         commit(ready, done, self.callback, self.save_to, kept)
+        deleted = ()
+        if self.delete_stale and self.save_to is not None:
+            clean = self.save_to
+            deleted, _ = self.processes.first(lambda: stale.delete(old, began, clean))
         return UnlearningResult(
             certificate=done.certificate,
             solution=solution,
@@ -236,7 +243,11 @@ class Request:
             n_retain=len(ready.retained),
             seconds=seconds,
             checkpoint_path=self.save_to,
+            deleted=deleted,
         )
+
+    def _stale(self) -> stale.Stale:
+        return stale.find(self.trainer, self.ckpt_path, self.callback.record)
 
     def _decide(self, ready: Resolved, step: Step) -> Done:
         """Noise, certificate, ledger entry and record: made once, known to all."""
@@ -253,12 +264,10 @@ class Request:
 
     def _release(
         self, ready: Resolved, step: Step
-    ) -> tuple[Vector, Certificate, str, list[str]]:
-        """Released weights, certificate, the old digest and the old checkpoints."""
+    ) -> tuple[Vector, Certificate, str, stale.Stale]:
+        """Released weights, certificate, the old digest and the old files."""
         before = state_digest(self.module.state_dict())
-        old = inventory.old_checkpoints(
-            self.trainer, self.ckpt_path, self.callback.record.saved
-        )
+        old = self._stale()
         released, certificate = release(
             step,
             sharded.terms(ready),
@@ -269,7 +278,9 @@ class Request:
                 earlier_mus=ready.ledger.mus,
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
-                not_covered=statements.not_covered(self.trainer, self.callback, old),
+                not_covered=statements.not_covered(
+                    self.trainer, self.callback, old, self.delete_stale
+                ),
                 warnings=statements.warnings(
                     self.callback.record, self.loader, ready.l2, before
                 ),
@@ -287,7 +298,7 @@ class Request:
         released: Vector,
         certificate: Certificate,
         before: str,
-        old: list[str],
+        old: stale.Stale,
     ) -> Done:
         longer = ready.ledger.append(self._entry(ready, certificate, before))
         after = self._after(ready, certificate, longer, old)
@@ -300,7 +311,7 @@ class Request:
         ready: Resolved,
         certificate: Certificate,
         ledger: ledgers.Ledger,
-        old: list[str],
+        old: stale.Stale,
     ) -> TrainingRecord:
         """The record once the request is done, free of what was forgotten."""
         record, dataset = self.callback.record, self.loader.dataset
@@ -318,7 +329,7 @@ class Request:
                 Subset(dataset, ready.retained), salt
             ),
             removed=ready.removed,
-            saved=[*old, *saved],
+            saved=[*old.checkpoints, *saved],
             ledger=ledger.to_text(),
             certificate=certificate.to_json(),
         )

@@ -19,6 +19,7 @@ class UnlearningResult:
         n_retain: Samples retained.
         seconds: Wall time of the request, without writing the checkpoint.
         checkpoint_path: Where the clean checkpoint was written, or None.
+        deleted: Older checkpoints that were deleted after it (``delete_stale``).
     """
 
     certificate: Certificate
@@ -27,3 +28,4 @@ class UnlearningResult:
     n_retain: int
     seconds: float
     checkpoint_path: Path | None
+    deleted: tuple[str, ...] = ()

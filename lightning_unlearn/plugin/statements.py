@@ -6,19 +6,25 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from lightning_unlearn.plugin import inventory
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
+from lightning_unlearn.plugin.stale import Stale
 
 
 def not_covered(
-    trainer: Trainer, callback: UnlearningCallback, old: list[str]
+    trainer: Trainer, callback: UnlearningCallback, stale: Stale, deletes: bool
 ) -> tuple[str, ...]:
     """What this request's guarantee does not reach, besides the standing list.
 
     Args:
         trainer: Of the request.
         callback: Ours.
-        old: Known checkpoints from before it.
+        stale: Known files from before it.
+        deletes: Whether the old checkpoints will be deleted after it.
     """
-    known = tuple(f"the older checkpoint {path}: delete it" for path in old)
+    what = "delete it"
+    if deletes:
+        what = "to be deleted once this request is done (delete_stale): see that it is"
+    known = tuple(f"the older checkpoint {path}: {what}" for path in stale.checkpoints)
+    known += tuple(f"whatever was logged in {path}" for path in stale.logs)
     states = inventory.kept_states(trainer)
     known += tuple(f"the state kept by {name}" for name in states)
     file = callback.options.prepared

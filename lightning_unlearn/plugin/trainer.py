@@ -38,6 +38,7 @@ def unlearn(
     ckpt_path: str | Path | None = None,
     weights_only: bool | None = None,
     save_to: str | Path | None = None,
+    delete_stale: bool = False,
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -58,6 +59,9 @@ def unlearn(
         weights_only: Passed to `torch.load` for the checkpoint (Lightning >= 2.6).
         save_to: New file for a clean checkpoint; the certificate is written beside
             it as ``<name>.certificate.json``.
+        delete_stale: Once it is safe, delete the older checkpoints of this training
+            that the Trainer, its callbacks and the record know of; the result lists
+            them. Files that are not checkpoints of this training are left.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -68,10 +72,15 @@ def unlearn(
     target = None if save_to is None else Path(save_to)
     if target is not None:
         checkpoint.check_target(target)
+    elif delete_stale:
+        raise SetupError(
+            "expected save_to= with delete_stale=True, got None: without a new "
+            "checkpoint the model would be lost with the old ones"
+        )
 
     return run_inside(
         trainer,
-        _Unlearn(forget, target),
+        _Unlearn(forget, target, delete_stale),
         model=model,
         train_dataloaders=train_dataloaders,
         datamodule=datamodule,
@@ -96,8 +105,11 @@ class Run:
 class _Unlearn:
     """The stage of `unlearn`."""
 
-    def __init__(self, forget: Forget, save_to: Path | None) -> None:
+    def __init__(
+        self, forget: Forget, save_to: Path | None, delete_stale: bool
+    ) -> None:
         self.forget, self.save_to = forget, save_to
+        self.delete_stale = delete_stale
 
     def __call__(self, run: Run) -> UnlearningResult:
         return Request(
@@ -108,6 +120,7 @@ class _Unlearn:
             loader=run.loader,
             save_to=self.save_to,
             ckpt_path=run.ckpt_path,
+            delete_stale=self.delete_stale,
         ).run()
 
 
@@ -280,6 +293,7 @@ class Trainer(pl.Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
         save_to: str | Path | None = None,
+        delete_stale: bool = False,
     ) -> UnlearningResult:
         """Remove the influence of some training samples; see `unlearn`."""
         return unlearn(
@@ -291,6 +305,7 @@ class Trainer(pl.Trainer):
             ckpt_path=ckpt_path,
             weights_only=weights_only,
             save_to=save_to,
+            delete_stale=delete_stale,
         )
 
 

@@ -1,0 +1,126 @@
+"""Old files: those that are known, those that may be deleted, and no others."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin import stale
+from tests.plugin.nets import HeadNet, UnlearningCallback, digits, loader, trainer
+
+
+def watched(folder, **options):
+    """A training that keeps every epoch's checkpoint, and a file that is no such."""
+    own, net = UnlearningCallback(**options), HeadNet()
+    keeps = ModelCheckpoint(dirpath=folder / "run", save_top_k=-1, save_last=True)
+    fit_trainer = trainer(
+        own, max_epochs=2, callbacks=[keeps], enable_checkpointing=True,
+        logger=CSVLogger(folder / "logs"),
+    )  # fmt: skip
+    fit_trainer.fit(net, loader(digits(300)))
+    return net, fit_trainer, own
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_old_files_are_named_and_stay_unless_asked(tmp_path):
+    _, fit_trainer, _ = watched(tmp_path)
+    before = names(tmp_path / "run")
+    assert len(before) == 3
+    result = fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
+    assert result.deleted == ()
+    assert names(tmp_path / "run") == before
+    told = " ".join(result.certificate.not_covered)
+    for name in before:
+        assert f"the older checkpoint {tmp_path / 'run' / name}: delete it" in told
+    assert f"whatever was logged in {tmp_path / 'logs'}" in told
+
+
+def test_the_checkpoints_of_this_training_are_deleted_and_no_other_file(tmp_path):
+    _, fit_trainer, _ = watched(tmp_path)
+    run, theirs = tmp_path / "run", tmp_path / "other"
+    _, other, _ = watched(theirs)
+    foreign = theirs / "run" / "last.ckpt"
+    (run / "foreign.ckpt").write_bytes(foreign.read_bytes())
+    (run / "noise.ckpt").write_bytes(b"not a checkpoint")
+    (run / "notes.txt").write_text("mine")
+    (run / "link.ckpt").symlink_to(run / "last.ckpt")
+    before = names(run)
+    result = fit_trainer.unlearn([1], save_to=run / "clean.ckpt", delete_stale=True)
+    assert names(run) == sorted([
+        "clean.ckpt", "clean.certificate.json",
+        "foreign.ckpt", "link.ckpt", "noise.ckpt", "notes.txt",
+    ])  # fmt: skip
+    assert sorted(result.deleted) == sorted(
+        str(run / n) for n in before if n.startswith(("epoch", "last"))
+    )
+    assert names(theirs / "run") == [
+        "epoch=0-step=5.ckpt",
+        "epoch=1-step=10.ckpt",
+        "last.ckpt",
+    ]
+    told = " ".join(result.certificate.not_covered)
+    assert "to be deleted once this request is done" in told
+    # The next request finds the clean checkpoint of this one old.
+    again = fit_trainer.unlearn([2], save_to=tmp_path / "two.ckpt", delete_stale=True)
+    assert again.deleted == (str(run / "clean.ckpt"),)
+    assert torch.load(tmp_path / "two.ckpt", weights_only=True)
+
+
+def test_paths_in_a_callback_s_state_are_not_believed(tmp_path):
+    """Checkpoints of strangers may name any file."""
+    _, fit_trainer, _ = watched(tmp_path)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (keeps,) = (c for c in fit_trainer.callbacks if isinstance(c, ModelCheckpoint))
+    keeps.best_k_models[str(victim)] = torch.tensor(0.0)
+    keeps.best_model_path = str(victim)
+    with pytest.warns(UserWarning, match="has left .*victim.txt: it cannot be read"):
+        result = fit_trainer.unlearn(
+            [1], save_to=tmp_path / "clean.ckpt", delete_stale=True
+        )
+    assert victim.read_text() == "precious"
+    assert len(result.deleted) == 3
+
+
+def test_a_request_that_fails_deletes_nothing(tmp_path, monkeypatch):
+    _, fit_trainer, _ = watched(tmp_path)
+    before = names(tmp_path / "run")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fit_trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt", delete_stale=True)
+    assert names(tmp_path / "run") == before
+
+
+def test_the_only_copy_of_a_model_is_not_deleted(tmp_path):
+    _, fit_trainer, _ = watched(tmp_path)
+    before = names(tmp_path / "run")
+    with pytest.raises(SetupError, match="save_to= with delete_stale=True, got None"):
+        fit_trainer.unlearn([1], delete_stale=True)
+    assert names(tmp_path / "run") == before
+
+
+def test_a_file_that_cannot_be_deleted_is_left_and_said(tmp_path, monkeypatch):
+    _, fit_trainer, own = watched(tmp_path)
+    found = stale.find(fit_trainer, None, own.record)
+    assert len(found.checkpoints) == 3
+
+    def busy(self):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.unlink", busy)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        deleted, left = stale.delete(found, own.record, tmp_path / "clean.ckpt")
+    assert not deleted
+    assert left == found.checkpoints
+    assert all("not permitted" in str(w.message) for w in caught)
