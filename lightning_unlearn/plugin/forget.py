@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from torch.utils.data import (
 
 from lightning_unlearn.errors import ForgetSetError
 
+_MOST_BYTES = 256 << 20
+_INTEGER = re.compile("[+-]?[0-9]{1,18}")
 Forget = Any  # indices, a file of them, a Subset, or a DataLoader over one
 
 
@@ -169,6 +173,12 @@ def read_indices(path: Path) -> list[int]:
         raise ForgetSetError(
             f"expected a file of indices at {str(path)[:200]}, found none there"
         )
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ForgetSetError(
+            f"expected a forget file of at most {_MOST_BYTES >> 20} MiB, got {path} "
+            f"with {size >> 20}: pass a list of indices in Python"
+        )
     try:
         return _integers(reader(path), str(path))
     except ForgetSetError:
@@ -185,12 +195,9 @@ def _txt(path: Path) -> list[int]:
 
 
 def _one(text: str, path: Path, expected: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ForgetSetError(
-            f"expected {expected} in {path}, got {text[:40]!r}"
-        ) from None
+    if _INTEGER.fullmatch(text) is None:  # int() takes 1_0 for ten
+        raise ForgetSetError(f"expected {expected} in {path}, got {text[:40]!r}")
+    return int(text)
 
 
 def _json(path: Path) -> Any:
@@ -204,6 +211,17 @@ def _json(path: Path) -> Any:
 
 def _npy(path: Path) -> Any:
     with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"a .npy file of version {version}")
+        shape, _, dtype = read(file)
+        if math.prod(shape) * dtype.itemsize > path.stat().st_size:
+            raise ValueError(f"an array of shape {shape} in a smaller file")
+        file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
 
 

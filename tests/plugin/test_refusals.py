@@ -118,48 +118,6 @@ def test_a_subset_of_another_dataset_of_the_same_size():
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "1\nx\n", "expected one index a line in .*a.txt, got 'x'"),
-        ("a.json", "{}", "expected a JSON list of indices"),
-        ("a.json", "[1.5]", "hold integers, got 1.5"),
-        ("a.json", "[" * 100_000, "expected indices in"),
-        (
-            "a.csv",
-            "id\n1\nfoo\n",
-            "column named 'index', or a single column .* got 'id'",
-        ),
-        ("a.csv", "3,14,15\n", "a column named 'index', or a single column without"),
-        ("a.csv", "user_id,pos\n101,3\n", r"got columns \['user_id', 'pos'\]"),
-        ("a.csv", ",index\n0,3\n1\n", "the same columns in every row"),
-        ("a.txt", "3, 14, 15\n", "expected one index a line in .* got '3, 14, 15'"),
-    ],
-)
-def test_malformed_files(name, content, message, tmp_path):
-    net, fit_trainer, callback, _ = fitted()
-    path = tmp_path / name
-    path.write_text(content)
-    refused(ForgetSetError, message, net, fit_trainer, callback, str(path))
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", b"\x93NUMPY\x01\x00"])
-def test_damaged_arrays(content, tmp_path):
-    net, fit_trainer, callback, _ = fitted()
-    path = tmp_path / "a.npy"
-    path.write_bytes(content)
-    refused(ForgetSetError, "expected indices in", net, fit_trainer, callback, path)
-
-
-def test_pickles_in_npy_files_are_never_loaded(tmp_path):
-    net, fit_trainer, callback, _ = fitted()
-    path = tmp_path / "a.npy"
-    np.save(path, np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    refused(ForgetSetError, "allow_pickle", net, fit_trainer, callback, path)
-    np.save(path, np.array([3, 4]))
-    assert fit_trainer.unlearn(path).n_forget == 2
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"epsilon": 0.0}, "expected epsilon to be a finite number > 0"),
