@@ -3,6 +3,7 @@ r"""Newton to a fixed gradient norm in a strongly convex scope."""
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,6 +16,14 @@ from lightning_unlearn.newton import Step
 from lightning_unlearn.scope import Vector
 from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver, Status
 from lightning_unlearn.solvers.cg import solve_preconditioned
+from lightning_unlearn.solvers.watch import (
+    NOBODY,
+    State,
+    Watch,
+    kept,
+    numbers,
+    vector,
+)
 
 _SHORTER = 0.5  # what a direction of a factor must make of the gradient
 # Measured on MNIST pixels and on 64 features of CIFAR-100 with 100 classes.
@@ -73,6 +82,7 @@ def minimise(
     start: Vector | None = None,
     factor: Direct | None = None,
     refactor: Callable[[], Direct | None] | None = None,
+    watch: Watch = NOBODY,
 ) -> Step:
     r"""Newton steps until ``|grad F| + rounding <= tolerance``, else nothing.
 
@@ -97,6 +107,8 @@ def minimise(
             used as long as it halves the gradient, then as a preconditioner.
         refactor: Makes such a factor where curvature is taken, or None if there is
             none; used in place of the default solver.
+        watch: Looks on, from Newton step to Newton step. Going on from one of them
+            ends at a point that is proved in the same way.
 
     Returns:
         The step; the constants do not include the measured gradient norm, which
@@ -122,13 +134,17 @@ def minimise(
 
     at, before = _Iterate(objective, w0), None
     method, leaping = "Newton by a stored factor", factor is not None
-    if factor is not None and start is not None:
+    state = watch.start()
+    if state is not None:
+        before, leaping = at.go_on_from(state), False
+    elif factor is not None and start is not None:
         at.steps = 1
         leaping = at.leap(factor.solve(start), float(start.norm()), method)
     if not at.evaluated:
         at.evaluate()
     while not at.proves(tolerance):
         _check_worthwhile(at, tolerance, max_steps)
+        watch.milestone(partial(at.state, before))
         at.steps += 1
         if factor is not None and leaping:
             leaped = at.leap(factor.solve(at.gradient), at.norm, method)
@@ -222,6 +238,18 @@ class _Iterate:
         self.evaluated = False
         self.steps, self.passes = 0, 0.0
         self.method = "none: already there"
+
+    def state(self, before: float | None) -> State:
+        """Where the descent stands, with the norm of the gradient before the last."""
+        last = -1.0 if before is None else before
+        return kept(self.exact, self.steps, self.passes, last, w=self.w)
+
+    def go_on_from(self, state: State) -> float | None:
+        """Stand where a state says; the gradient is taken again."""
+        self.w = vector(state, "w", self.w)
+        exact, steps, self.passes, before = numbers(state, 4)
+        self.exact, self.steps = self.exact or exact == 1, int(steps)
+        return None if before < 0 else before
 
     @property
     def norm(self) -> float:

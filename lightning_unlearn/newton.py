@@ -6,7 +6,6 @@ files and ``certificate/``, and nothing else.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lightning_unlearn.certificate.claims import Bound
@@ -17,22 +16,17 @@ from lightning_unlearn.curvature.spectrum import (
     hessian_change,
     spectrum_ends,
 )
+from lightning_unlearn.damped import solve_damped, way_to_solve
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers import (
-    CG,
-    Damped,
     FlexibleCG,
-    NystromCG,
     Solution,
     Solver,
-    Status,
 )
-from lightning_unlearn.solvers.cg import solve_lean
-from lightning_unlearn.storage import set_aside
+from lightning_unlearn.solvers.watch import NOBODY, Watch
 
-_RAISES = 20
 _RTOL = 1e-2
 
 
@@ -96,6 +90,7 @@ def damped_step(
     max_norm: float | None,
     kinks: tuple[str, ...] = (),
     known: Known | None = None,
+    watch: Watch = NOBODY,
 ) -> Step:
     r"""One step ``w0 - (H + damping I)^-1 g``, projected onto the norm ball.
 
@@ -113,6 +108,7 @@ def damped_step(
         kinks: Functions without a Lipschitz second derivative the model calls.
         known: If it is: saves a pass and the spectrum. A `NewtonStep` rests on the
             gradient, and takes it afresh.
+        watch: Looks on at the solve.
 
     Returns:
         The step.
@@ -128,9 +124,9 @@ def damped_step(
     norm = math.sqrt(objective.dot(known.gradient, known.gradient))
     ends, passes = known.ends, known.passes
     chosen = solver or _default(norm, guarantee)
-    solve = _way_to_solve(objective, known.gradient, chosen)
+    solve = way_to_solve(objective, known.gradient, chosen, watch)
     del known  # where memory is short, the gradient lies on the disk now
-    solution, reported = _solve(solve, norm, damping, ends, passes)
+    solution, reported = solve_damped(solve, norm, damping, ends, passes)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, solution)
     w = objective.weights().sub_(solution.x)
@@ -333,68 +329,3 @@ def _kinked(kinks: tuple[str, ...]) -> list[str]:
         "so no bound better than the norm ball exists; smooth activations (GELU, tanh) "
         "and average pooling are needed for more"
     ]
-
-
-def _way_to_solve(
-    objective: Objective, gradient: Vector, solver: Solver
-) -> Callable[[float], Solution]:
-    """Damping -> the solution of (H + damping I) x = g."""
-    if not objective.lean:
-        return lambda damping: solver.solve(Damped(objective, damping), gradient)
-    if not isinstance(solver, (CG, FlexibleCG, NystromCG)):
-        raise SolverError(
-            "expected conjugate gradients where memory is short, got "
-            f"{type(solver).__name__}: leave solver='auto', or set low_memory=False "
-            "where the weights are whole"
-        )
-    again, rtol, most = set_aside(gradient), solver.rtol, solver.max_steps
-    return lambda damping: solve_lean(
-        Damped(objective, damping), again, rtol, most, objective.dot
-    )
-
-
-def _solve(
-    solve: Callable[[float], Solution],
-    norm: float,
-    damping: float | None,
-    ends: Ends | None,
-    spent: float,
-) -> tuple[Solution, list[Constant]]:
-    reported: list[Constant] = []
-    auto = damping is None
-    reason, floor = "given by the user", 0.0
-    if damping is None:
-        assert ends is not None  # `look` was asked for them
-        lowest, highest, products, samples = ends
-        damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
-        reason = (
-            f"twice the negative part of lambda_min = {lowest:.3g}, estimated by "
-            f"Lanczos on {samples:,} samples (lambda_max {highest:.3g})"
-        )
-        reported.append(
-            Constant(
-                name="ritz_min",
-                value=lowest,
-                origin=Origin.ESTIMATED,
-                reason=f"{products} Lanczos steps on {samples:,} samples; a Ritz "
-                "value lies above the true one",
-            )
-        )
-    solution, raises = solve(damping), 0
-    while auto and solution.status is Status.INDEFINITE and raises < _RAISES:
-        damping, raises = max(2 * damping, floor), raises + 1
-        spent += solution.matvecs
-        solution = solve(damping)
-    solution = replace(solution, matvecs=solution.matvecs + spent)
-    if raises:
-        reason += f"; doubled {raises} times on negative curvature"
-    if solution.status is not Status.CONVERGED:
-        raise SolverError(
-            f"expected (H + damping I) x = g to be solved with damping={damping:.6g}, "
-            f"got residual {solution.residual:.3g} for |g| = "
-            f"{norm:.3g}: the solver {solution.status.value}"
-        )
-    reported.append(
-        Constant(name="damping", value=damping, origin=Origin.ENFORCED, reason=reason)
-    )
-    return solution, reported

@@ -31,6 +31,7 @@ FLOORS = {
     "solvers": (2, {"torch", "jaxtyping"}),
     "noise": (2, {"torch", "jaxtyping"}),
     "newton": (3, {"torch", "jaxtyping"}),
+    "damped": (3, set()),
     "minimise": (3, {"torch", "jaxtyping"}),
     "prepared": (3, {"torch"}),
     "release": (3, {"torch", "jaxtyping"}),
@@ -46,7 +47,7 @@ STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "contextlib", "copy", "csv",
     "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
     "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
-    "pickle", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
+    "pickle", "re", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
     "typing", "uuid", "warnings",
     "weakref",
 }  # fmt: skip

@@ -19,6 +19,7 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.plugin import data, spawned, strategies
 from lightning_unlearn.plugin._compat import STAGE, is_spawning
+from lightning_unlearn.plugin.gradient import gradient_norm
 from lightning_unlearn.plugin.guarantee import kept_in_ball, warn_early
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
@@ -31,7 +32,6 @@ from lightning_unlearn.plugin.record import (
     record_data,
     was_trained,
 )
-from lightning_unlearn.plugin.resolved import gradient_norm
 from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import l2_of
 from lightning_unlearn.scope import state_digest
@@ -86,6 +86,10 @@ class UnlearningCallback(Callback):
             so how much of a Newton step only finishes the training.
         prepared: File for what `prepare` stores, for requests in other processes. It is
             as secret as the data, and deleted after a request.
+        state_file: File for where a solve stands, written every ``state_every`` steps
+            (and at each Newton step of a head), for ``unlearn(resume_from=)`` after a
+            crash. As secret as the data, and deleted after a request.
+        state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
 
     Raises:
@@ -123,6 +127,8 @@ class UnlearningCallback(Callback):
         ledger_indices: bool = False,
         log_gradient: bool = False,
         prepared: str | Path | None = None,
+        state_file: str | Path | None = None,
+        state_every: int = 10,
         noise_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -147,6 +153,8 @@ class UnlearningCallback(Callback):
             ledger_indices=ledger_indices,
             log_gradient=log_gradient,
             prepared=None if prepared is None else Path(prepared).absolute(),
+            state_file=None if state_file is None else Path(state_file).absolute(),
+            state_every=state_every,
         )
         self.kept: Stored | None = None
         self.record = TrainingRecord()

@@ -8,7 +8,14 @@ import torch
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.ledger import Ledger
-from lightning_unlearn.plugin import checkpoint, inventory, journal, store, strategies
+from lightning_unlearn.plugin import (
+    checkpoint,
+    inventory,
+    journal,
+    solve_state,
+    store,
+    strategies,
+)
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.resolved import Resolved
@@ -120,3 +127,4 @@ def commit(
     finally:
         if mine and callback.options.prepared is not None:
             store.delete(callback.options.prepared)
+        solve_state.delete(ready.watch)

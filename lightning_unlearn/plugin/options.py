@@ -13,7 +13,7 @@ from lightning_unlearn.certificate.guarantees import (
     StronglyConvex,
 )
 from lightning_unlearn.curvature.products import PRODUCTS
-from lightning_unlearn.errors import ArgumentError
+from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.release import Terms
 from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG, Solver
 
@@ -45,6 +45,8 @@ class Options:
     ledger_indices: bool
     log_gradient: bool
     prepared: Path | None
+    state_file: Path | None
+    state_every: int
 
     def __post_init__(self) -> None:
         _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
@@ -63,6 +65,7 @@ class Options:
             _validate.count(batch_size=self.batch_size)
         if self.graph_memory != "auto":
             _validate.count(minimum=0, graph_memory=self.graph_memory)
+        _validate.count(state_every=self.state_every)
         if self.noise_seed is not None:
             _validate.count(minimum=0, noise_seed=self.noise_seed)
         _validate.one_of(PRODUCTS, curvature=self.curvature)
@@ -81,6 +84,28 @@ class Options:
                 "expected guarantee to be 'auto', StronglyConvex(...), NormBall() or "
                 f"NewtonStep(...), got {self.guarantee!r}"
             )
+
+    def check_paths(
+        self, save_to: Path | None, ckpt_path: str | None, resume_from: Path | None
+    ) -> None:
+        """Raise `SetupError` if a secret file, which is deleted, is another one too."""
+        others = {
+            "save_to=": save_to,
+            "ledger=": self.ledger,
+            "ckpt_path=": ckpt_path,
+            "prepared=": self.prepared,
+        }
+        secret = {
+            "prepared=": self.prepared,
+            "state_file=": self.state_file or resume_from,
+        }
+        for name, own in secret.items():
+            for other, path in others.items():
+                if own and path and name != other and Path(path).resolve() == own:
+                    raise SetupError(
+                        f"expected a file of its own for {name}, got {own}, which is "
+                        f"{other} too: it would be deleted after the request"
+                    )
 
     @property
     def terms(self) -> Terms:

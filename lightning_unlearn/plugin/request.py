@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.errors import ModelError, SetupError
+from lightning_unlearn.errors import ModelError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import Step
 from lightning_unlearn.objective import LossFunction
@@ -28,6 +28,7 @@ from lightning_unlearn.plugin import (
     inventory,
     journal,
     sharded,
+    solve_state,
     stale,
     statements,
     store,
@@ -69,6 +70,7 @@ class Request:
     save_to: Path | None
     ckpt_path: str | None
     delete_stale: bool = False
+    resume_from: Path | None = None
 
     def resolve(self) -> tuple[Resolved, Stored | None]:
         """Resolve and validate everything; nothing is computed yet.
@@ -94,7 +96,7 @@ class Request:
         record, options = self.callback.record, self.callback.options
         dataset: Any = self.loader.dataset
         with self.processes.together():  # no process may wait for one that refuses
-            self._check_paths()
+            options.check_paths(self.save_to, self.ckpt_path, self.resume_from)
             loss, scope, head, module_l2 = self._scope()
             check_same_data(dataset, record)
             chosen = forgets()
@@ -169,21 +171,6 @@ class Request:
             l2=ready.l2,
         )
 
-    def _check_paths(self) -> None:
-        """The file of prepared state is deleted: it must be no other one."""
-        own = self.callback.options.prepared
-        others = {
-            "save_to=": self.save_to,
-            "ledger=": self.callback.options.ledger,
-            "ckpt_path=": self.ckpt_path,
-        }
-        for name, path in others.items():
-            if own is not None and path and Path(path).resolve() == own.resolve():
-                raise SetupError(
-                    f"expected a file of its own for prepared=, got {own}, which is "
-                    f"{name} too: it would be deleted after the request"
-                )
-
     def _usable(self, ready: Resolved) -> Stored | None:
         """The prepared state, if there is any and it is of this model."""
         kept, file = self.callback.kept, self.callback.options.prepared
@@ -216,6 +203,8 @@ class Request:
         with self.strategy.whole(self.module):
             ready, kept = self.resolve()
             self._check_agreement(ready)
+            key = self.callback.record.ledger_key
+            ready = solve_state.watched(ready, key, self.resume_from)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
                 if kept is None:

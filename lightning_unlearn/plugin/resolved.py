@@ -1,13 +1,11 @@
 """A request that is resolved and validated, and the step it will take."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
@@ -28,10 +26,8 @@ from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Step, damped_step, with_difference_error
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import data, memory, sharded, strategies
-from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.record import Outside
-from lightning_unlearn.plugin.weight_decay import stated_l2
 from lightning_unlearn.prepared import (
     PreparedHead,
     PreparedNetwork,
@@ -41,6 +37,7 @@ from lightning_unlearn.prepared import (
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, Shards, passes
 from lightning_unlearn.solvers import Solver
+from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 _FEW = 8  # samples on which products are compared with differences of gradients
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -64,6 +61,7 @@ class Resolved:
     ledger: ledgers.Ledger
     l2: float
     guarantee: StronglyConvex | NormBall | NewtonStep | None
+    watch: Watch = NOBODY
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,6 +150,7 @@ class Resolved:
                 solver=self._solver,
                 proxy_samples=proxy_samples,
                 refactor=cheap_factor(objective),
+                watch=self.watch,
             )
 
     def step_from(
@@ -294,6 +293,7 @@ class Resolved:
             max_norm=options.max_norm,
             kinks=kinks,
             known=known,
+            watch=self.watch,
         )
         error = objective.difference_error(step.solution.x)
         return step if error is None else with_difference_error(step, error)
@@ -350,44 +350,6 @@ class Resolved:
         """F over chosen samples, in batches that fit in memory."""
         batches = self.batches(self.loader, indices, fit.batch_size)
         return self.objective(batches, fit.kept, chunk=fit.batch_size, lean=fit.lean)
-
-
-def gradient_norm(
-    trainer: Trainer,
-    module: LightningModule,
-    options: Options,
-    loader: DataLoader,
-    l2: float | None,
-) -> float:
-    """|grad F| of a module over its whole training data; it changes nothing."""
-    strategy = strategies.adapter(trainer, options.curvature)
-    with strategy.whole(module):
-        loss, in_scope, own_l2 = hooks(module)
-        stated = stated_l2(options.l2, own_l2)
-        everything = Resolved(
-            trainer=trainer,
-            module=module,
-            options=options,
-            loader=loader,
-            loss=loss,
-            scope=strategy.scope(module, in_scope),
-            head=None,
-            chosen=[],
-            removed=[],
-            retained=list(range(len(loader.dataset))),  # type: ignore[arg-type]
-            outside=Outside((), ()),
-            ledger=ledgers.Ledger(),
-            l2=(l2 if stated is None else stated) or 0.0,
-            guarantee=None,
-        )
-        with (
-            isolate_rng(),
-            quiet(module),
-            passes(module, everything.scope, everything.dtype),
-        ):
-            objective = everything.plain_objective(everything.retained)
-            gradient = objective.value_and_gradient()[1]
-            return math.sqrt(objective.dot(gradient, gradient))
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:

@@ -89,6 +89,12 @@ def check_possible(ready: "Resolved") -> None:
             f"{type(ready.guarantee).__name__}, whose residual is part of the claim "
             f"and has the error of differences here: use {gathered}"
         )
+    if ready.options.state_file is not None:
+        raise StrategyError(
+            "expected state_file=None for weights that stay sharded, got "
+            f"{ready.options.state_file}: no process holds the whole of where a solve "
+            f"stands; use {gathered}"
+        )
     own = ready.scope.parameters[0].dtype
     if own not in (torch.float32, torch.float64) or ready.dtype is not own:
         raise StrategyError(

@@ -36,6 +36,11 @@ def not_covered(
             "changes made to retained samples after they were prepared, unless "
             "they are plain tensors, which are compared",
         )
+    if callback.options.state_file is not None:
+        known += (
+            "where the solve stood on the way (state_file): it is deleted after this "
+            "request; copies of it are as secret as the samples",
+        )
     if callback.options.ledger is None:
         known += (
             "releases made from other copies of this model: without ledger= this "

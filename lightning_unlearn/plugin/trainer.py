@@ -39,6 +39,7 @@ def unlearn(
     weights_only: bool | None = None,
     save_to: str | Path | None = None,
     delete_stale: bool = False,
+    resume_from: str | Path | None = None,
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -62,6 +63,8 @@ def unlearn(
         delete_stale: Once it is safe, delete the older checkpoints of this training
             that the Trainer, its callbacks and the record know of; the result lists
             them. Files that are not checkpoints of this training are left.
+        resume_from: The callback's ``state_file`` of a request that was stopped: the
+            same request goes on from there.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -78,9 +81,10 @@ def unlearn(
             "checkpoint the model would be lost with the old ones"
         )
 
+    resume = None if resume_from is None else Path(resume_from).absolute()
     return run_inside(
         trainer,
-        _Unlearn(forget, target, delete_stale),
+        _Unlearn(forget, target, delete_stale, resume),
         model=model,
         train_dataloaders=train_dataloaders,
         datamodule=datamodule,
@@ -106,10 +110,14 @@ class _Unlearn:
     """The stage of `unlearn`."""
 
     def __init__(
-        self, forget: Forget, save_to: Path | None, delete_stale: bool
+        self,
+        forget: Forget,
+        save_to: Path | None,
+        delete_stale: bool,
+        resume_from: Path | None,
     ) -> None:
         self.forget, self.save_to = forget, save_to
-        self.delete_stale = delete_stale
+        self.delete_stale, self.resume_from = delete_stale, resume_from
 
     def __call__(self, run: Run) -> UnlearningResult:
         return Request(
@@ -121,6 +129,7 @@ class _Unlearn:
             save_to=self.save_to,
             ckpt_path=run.ckpt_path,
             delete_stale=self.delete_stale,
+            resume_from=self.resume_from,
         ).run()
 
 
@@ -294,6 +303,7 @@ class Trainer(pl.Trainer):
         weights_only: bool | None = None,
         save_to: str | Path | None = None,
         delete_stale: bool = False,
+        resume_from: str | Path | None = None,
     ) -> UnlearningResult:
         """Remove the influence of some training samples; see `unlearn`."""
         return unlearn(
@@ -306,6 +316,7 @@ class Trainer(pl.Trainer):
             weights_only=weights_only,
             save_to=save_to,
             delete_stale=delete_stale,
+            resume_from=resume_from,
         )
 
 

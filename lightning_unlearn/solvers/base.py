@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_unlearn.scope import Vector
+from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 
 @runtime_checkable
@@ -112,6 +113,7 @@ class Damped:
 
     objective: "_Curvature"
     damping: float
+    watch: Watch = NOBODY
 
     @property
     def size(self) -> int:

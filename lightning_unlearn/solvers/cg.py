@@ -11,6 +11,14 @@ import torch
 from lightning_unlearn import _validate
 from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
+from lightning_unlearn.solvers.watch import (
+    NOBODY,
+    Watch,
+    kept,
+    numbers,
+    vector,
+    watch_of,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class CG:
 
     def solve(self, A: Operator, b: Vector) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
-        end = iterate(A.matvec, b, self.rtol, self.max_steps)
+        watch = watch_of(A)
+        end = iterate(A.matvec, b, self.rtol, self.max_steps, watch=watch)
         return Solution(
             x=end.x,
             residual=residual_norm(A, end.x, b),
@@ -61,6 +70,7 @@ def iterate(
     max_steps: int,
     consume: bool = False,
     dot: Dot = plain_dot,
+    watch: Watch = NOBODY,
 ) -> Iterate:
     """Conjugate gradients from x = 0, by products alone.
 
@@ -70,6 +80,11 @@ def iterate(
     rr = dot(r, r)
     target = (rtol**2) * rr
     steps, products, status = 0, 0, Status.CONVERGED
+    state = watch.start()
+    if state is not None:
+        x, r, p = (vector(state, name, b) for name in ("x", "r", "p"))
+        rr, steps, products = numbers(state, 3)
+        steps, products = int(steps), int(products)
     while not rr <= target:  # "not <=" so that NaN goes on and fails below
         if steps == max_steps:
             status = Status.MAX_STEPS
@@ -87,6 +102,7 @@ def iterate(
         rr, rr_old = dot(r, r), rr
         p.mul_(rr / rr_old).add_(r)
         steps += 1
+        watch.step(steps, partial(kept, rr, steps, products, x=x, r=r, p=p))
     return Iterate(x, status, steps, products)
 
 
@@ -120,6 +136,12 @@ def solve_preconditioned(
     target = rtol * float(b.norm())
     products, status = 0, Status.CONVERGED
     p, Ap, pAp = torch.zeros_like(b), torch.zeros_like(b), 1.0
+    watch = watch_of(A)
+    state = watch.start()
+    if state is not None:
+        x, r, p, Ap = (vector(state, name, b) for name in ("x", "r", "p", "Ap"))
+        pAp, made = numbers(state, 2)
+        products = int(made)
     while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
         if products == max_steps:
             status = Status.MAX_STEPS
@@ -135,6 +157,7 @@ def solve_preconditioned(
         alpha = float(p @ r) / pAp
         x += alpha * p
         r -= alpha * Ap
+        watch.step(products, partial(kept, pAp, products, x=x, r=r, p=p, Ap=Ap))
     return Solution(
         x=x,
         residual=residual_norm(A, x, b) if check else float(r.norm()),
@@ -169,7 +192,7 @@ def solve_lean(
         return math.sqrt(dot(v, v))
 
     run = partial(iterate, A.matvec, consume=True, dot=dot)
-    x, status, steps, products = run(b(), rtol, max_steps)
+    x, status, steps, products = run(b(), rtol, max_steps, watch=watch_of(A))
     target = rtol * norm(b())
     r = b().sub_(A.matvec(x))
     products, residual = products + 1, norm(r)

@@ -1,0 +1,92 @@
+"""Who looks on while a system is solved: to save where it stands, and to go on."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.errors import SolverError
+
+#: Vectors and numbers by name, float64: enough to go on as if never stopped.
+State = Mapping[str, Tensor]
+
+
+class Watch:
+    """Looks on at a solve; this one keeps nothing."""
+
+    def of(self, label: float) -> "Watch":
+        """The watch of one of several solves, told apart by a number (its damping)."""
+        del label
+        return self
+
+    def start(self) -> State | None:
+        """Where an earlier solve of the same system stood, or None."""
+        return None
+
+    def step(self, number: int, state: Callable[[], State]) -> None:
+        """A step of a linear solve has been made.
+
+        Args:
+            number: Steps so far.
+            state: Copies where it stands; to be asked for only if it is wanted.
+        """
+
+    def milestone(self, state: Callable[[], State]) -> None:
+        """As `step`, where each is worth keeping: a Newton step of many products."""
+
+
+NOBODY = Watch()
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """An operator whose solve somebody watches."""
+
+    @property
+    def watch(self) -> Watch:
+        """Who does."""
+        ...
+
+
+def watch_of(A: object) -> Watch:
+    """Who watches the solve of an operator."""
+    return A.watch if isinstance(A, Watched) else NOBODY
+
+
+def vector(state: State, name: str, like: Tensor) -> Tensor:
+    """A vector of a state, as another one is.
+
+    Raises:
+        SolverError: If it is missing or of another length.
+    """
+    found = state.get(name)
+    if found is None or found.shape != like.shape:
+        raise SolverError(
+            f"expected {name} of length {len(like)} in the state of a solve, got "
+            f"{sorted(state)}: start without it"
+        )
+    return found.to(like)
+
+
+def numbers(state: State, count: int) -> list[float]:
+    """The numbers of a state.
+
+    Raises:
+        SolverError: If there are more or fewer.
+    """
+    found = state.get("numbers")
+    if found is None or found.shape != (count,):
+        raise SolverError(
+            f"expected {count} numbers in the state of a solve, got those of another "
+            "solver: start without it"
+        )
+    return found.tolist()
+
+
+def kept(*values: float | int | bool, **vectors: Tensor) -> State:
+    """A state: copies of vectors, and numbers."""
+    return {
+        **{name: v.detach().clone() for name, v in vectors.items()},
+        "numbers": torch.tensor(values, dtype=torch.float64),
+    }
