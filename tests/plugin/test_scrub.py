@@ -4,13 +4,16 @@ import itertools
 import json
 import re
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.certificate import Bound, Grade
-from tests.plugin.nets import HeadNet, UnlearningCallback, digits, trainer
+from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, trainer
 
 FORGOTTEN = [3, 17, 42]
 
@@ -186,3 +189,41 @@ def test_a_planted_leak_is_found(planted, where, named, tmp_path, monkeypatch):
         assert certificate.grade is Grade.NONE
     if planted == "average":
         assert any("Average" in text for text in certificate.not_covered)
+
+
+@pytest.mark.parametrize("kind", ["head", "network"])
+def test_no_file_holds_a_forgotten_sample_its_position_or_a_seed(kind, tmp_path):
+    """By default, and but for the positions in the checkpoint, which must stay gone."""
+    X, y = digits(300).tensors
+    X = X.clone()
+    secret = 1234
+    X[123] = torch.linspace(0.123, 0.321, 64)
+    head = kind == "head"
+    net = Watched() if head else MLP(nn.Tanh)
+    options = {} if head else {"max_norm": 20.0, "state_every": 1}
+    own = UnlearningCallback(
+        ledger=tmp_path / "ledger.jsonl", state_file=tmp_path / "solve.state", **options
+    )
+    logs = CSVLogger(tmp_path / "logs")
+    fit_trainer = trainer(own, callbacks=[], logger=logs)
+    data = TensorDataset(X, y)
+    fit_trainer.fit(net, DataLoader(data, 64), *([DataLoader(data, 100)] * head))
+    L.seed_everything(secret, verbose=False)
+    result = fit_trainer.unlearn([123], save_to=tmp_path / "clean.ckpt")
+    result.certificate.verify()
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    names = {p.name for p in files}
+    assert {"clean.ckpt", "clean.certificate.json", "ledger.jsonl"} <= names
+    assert "solve.state" not in names
+    raw = X[123].numpy()
+    wide = X[123].double().numpy()
+    for path in files:
+        held = path.read_bytes()
+        for piece in (raw[:8], wide[:8]):
+            assert piece.tobytes() not in held, path
+        if path.suffix in (".json", ".jsonl"):
+            assert not re.search(rb"\b(123|1234)\b", held), path
+    saved = torch.load(tmp_path / "clean.ckpt", weights_only=True)
+    assert saved["callbacks"]["UnlearningCallback"]["removed"] == [123]
+    assert saved["optimizer_states"] == []
+    assert saved["lr_schedulers"] == []
