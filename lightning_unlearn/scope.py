@@ -90,11 +90,18 @@ class Scope:
         """Raise `ModelError` if a weight in scope is NaN or infinite."""
         _check_finite(self.names, (whole(p.detach()) for p in self.parameters))
 
-    def state_digest(self, vector: Vector) -> str:
-        """`state_digest` of the module as it will be once `vector` is assigned."""
+    def state_digest(
+        self, vector: Vector, buffers: Mapping[str, Tensor] | None = None
+    ) -> str:
+        """`state_digest` of the module as it will be once `vector` is assigned.
+
+        Args:
+            vector: The weights (p,).
+            buffers: Others that will change, by name.
+        """
         cast = zip(self.parameters, self.cast(vector), strict=True)
         moved = {id(p): part for p, part in cast}
-        return _digest_with(self.module, moved)
+        return _digest_with(self.module, moved, buffers or {})
 
 
 class Shards(Scope):
@@ -139,13 +146,15 @@ class Shards(Scope):
         """Raise `ModelError` if a weight of a shard here is NaN or infinite."""
         _check_finite(self.names, [local(p) for p in self.parameters])
 
-    def state_digest(self, vector: Vector) -> str:
+    def state_digest(
+        self, vector: Vector, buffers: Mapping[str, Tensor] | None = None
+    ) -> str:
         """See `Scope.state_digest`; all processes take part."""
         moved = {
             id(p): of_shards(p, part)
             for p, part in zip(self.parameters, self.cast(vector), strict=True)
         }
-        return _digest_with(self.module, moved)
+        return _digest_with(self.module, moved, buffers or {})
 
 
 def in_shards(tensor: Tensor) -> bool:
@@ -186,9 +195,12 @@ def _check_finite(names: list[str], tensors: Iterable[Tensor]) -> None:
             )
 
 
-def _digest_with(module: nn.Module, moved: dict[int, Tensor]) -> str:
+def _digest_with(
+    module: nn.Module, moved: dict[int, Tensor], buffers: Mapping[str, Tensor]
+) -> str:
     state = module.state_dict(keep_vars=True)
-    return state_digest({k: moved.get(id(v), v) for k, v in state.items()})
+    new = {k: v.to(state[k].dtype) for k, v in buffers.items() if k in state}
+    return state_digest({k: moved.get(id(v), v) for k, v in state.items()} | new)
 
 
 def plain_dot(a: Vector, b: Vector) -> float:

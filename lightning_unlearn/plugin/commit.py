@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
@@ -31,6 +32,7 @@ class Done:
     certificate: Certificate
     ledger: Ledger
     record: TrainingRecord
+    buffers: dict[str, Tensor]
 
 
 class Files:
@@ -100,13 +102,17 @@ def commit(
     scope, mine = ready.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
     files = Files(save_to, file, done.ledger) if mine else Files(None, None)
-    before = [p.detach().clone() for p in scope.parameters]
+    named = dict(ready.module.named_buffers())
+    moved = [*scope.parameters, *(named[name] for name in done.buffers)]
+    before = [t.detach().clone() for t in moved]
     try:
         with processes.together():
             files.prepare()
             if save_to is not None:
                 fresh = strategies.adapter(trainer).fresh_optimizers()
         scope.assign(done.weights)
+        for name, value in done.buffers.items():
+            named[name].copy_(value)
         callback.record = done.record
         with processes.together():
             if save_to is not None:
@@ -118,8 +124,8 @@ def commit(
         # Memory first: putting files back may fail too.
         callback.record, trainer.optimizers = record, trained
         with torch.no_grad():
-            for p, old in zip(scope.parameters, before, strict=True):
-                p.copy_(old)
+            for t, old in zip(moved, before, strict=True):
+                t.copy_(old)
         files.undo()
         raise
     try:

@@ -13,13 +13,12 @@ import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate import Origin, PublicPart
-from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.plugin import data
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.plugin import data, statistics
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, tensors_digest
 
@@ -233,10 +232,12 @@ class Outside:
     Args:
         public_parts: Parts that did not change in training, or are not known to have.
         unscrubbed: Names of entries that changed, or were trained.
+        rebuilt: Layers of batch normalisation whose statistics are to be taken anew.
     """
 
     public_parts: tuple[PublicPart, ...]
     unscrubbed: tuple[str, ...]
+    rebuilt: tuple[str, ...] = ()
 
 
 def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
@@ -320,8 +321,16 @@ def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
     }
 
 
-def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outside:
+def outside_of(
+    module: nn.Module, scope: Scope, record: TrainingRecord, rebuilds: bool = False
+) -> Outside:
     """Compare everything outside the scope with what it was before training.
+
+    Args:
+        module: The module.
+        scope: Its weights in scope.
+        record: What was seen of the training.
+        rebuilds: Whether statistics of batch normalisation will be taken anew.
 
     Raises:
         ModelError: If a normalisation layer keeps statistics of the training data.
@@ -342,7 +351,13 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
         ]
         moved += [name for name, digest in before.items() if digest == _CHANGED]
         changed = [*moved, *(name for name in trained if name not in moved)]
-    _check_normalisation(module, scope, changed, known=before is not None)
+    known = before is not None
+    rebuilt = tuple(statistics.stale_layers(module, scope, changed, known, rebuilds))
+    made_anew = {
+        f"{name}.{buffer}" for name in rebuilt for buffer in statistics.BUFFERS
+    }
+    changed = [name for name in changed if name not in made_anew]
+    now = {name: digest for name, digest in now.items() if name not in made_anew}
     kept = {
         name: digest
         for name, digest in now.items()
@@ -356,32 +371,8 @@ def outside_of(module: nn.Module, scope: Scope, record: TrainingRecord) -> Outsi
         PublicPart(name=name, digest=_join(entries), origin=origin)
         for name, entries in groups.items()
     )
-    return Outside(public_parts=parts, unscrubbed=tuple(changed))
+    return Outside(public_parts=parts, unscrubbed=tuple(changed), rebuilt=rebuilt)
 
 
 def _join(entries: list[str]) -> str:
     return hashlib.sha256("|".join(entries).encode()).hexdigest()
-
-
-def _check_normalisation(
-    module: nn.Module, scope: Scope, changed: list[str], known: bool
-) -> None:
-    in_scope = {id(p) for p in scope.parameters}
-    for name, layer in module.named_modules():
-        if not isinstance(layer, _NormBase):
-            continue
-        kind = type(layer).__name__
-        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
-            raise ModelError(
-                f"expected layers that treat each sample on its own, got {kind} at "
-                f"{name!r} without running statistics: use GroupNorm or LayerNorm"
-            )
-        trained = any(id(p) in in_scope for p in layer.parameters(recurse=False))
-        moved = any(entry.startswith(f"{name}.") for entry in changed)
-        if layer.running_mean is not None and (moved or (trained and not known)):
-            raise ModelError(
-                f"expected no statistics of the training data, got {kind} at {name!r}, "
-                "whose running mean and variance were computed on the forgotten "
-                "samples too: replace it by GroupNorm or LayerNorm, or keep it frozen "
-                "(call eval() on it in on_train_epoch_start, before any training step)"
-            )

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.certificate.guarantees import NormBall
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import Step
@@ -31,6 +32,7 @@ from lightning_unlearn.plugin import (
     solve_state,
     stale,
     statements,
+    statistics,
     store,
     strategies,
 )
@@ -56,6 +58,17 @@ from lightning_unlearn.plugin.weight_decay import (
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import Surroundings, release
 from lightning_unlearn.scope import Scope, Shards, Vector, state_digest, tensors_digest
+
+
+@dataclass(frozen=True)
+class _Released:
+    """Weights and buffers after the noise, and how things stood before."""
+
+    weights: Vector
+    buffers: dict[str, torch.Tensor]
+    certificate: Certificate
+    before: str
+    old: stale.Stale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +116,10 @@ class Request:
             gone = {*chosen, *record.removed}
             inventory.check_averages(self.trainer)
         with self._failing_together(scope):
-            outside = outside_of(self.module, scope, record)
             l2 = self._l2(scope, module_l2)
             guarantee = chosen_guarantee(options, head, l2)
+            free = guarantee is None or isinstance(guarantee, NormBall)
+            outside = outside_of(self.module, scope, record, rebuilds=free)
         ledger = self.processes.first(self._ledger)
         ready = Resolved(
             trainer=self.trainer,
@@ -241,23 +255,24 @@ class Request:
     def _decide(self, ready: Resolved, step: Step) -> Done:
         """Noise, certificate, ledger entry and record: made once, known to all."""
         if ready.sharded:  # every process adds noise to its own
-            own, certificate, before, old = self._release(ready, step)
-            done = self.processes.first(
-                lambda: self._recorded(ready, own[:0], certificate, before, old)
-            )
-            return replace(done, weights=own)
+            own = self._release(ready, step)
+            few = replace(own, weights=own.weights[:0])
+            done = self.processes.first(lambda: self._recorded(ready, few))
+            return replace(done, weights=own.weights)
         done = self.processes.first(
-            lambda: self._recorded(ready, *self._release(ready, step))
+            lambda: self._recorded(ready, self._release(ready, step))
         )
         return replace(done, weights=done.weights.to(step.weights.device))
 
-    def _release(
-        self, ready: Resolved, step: Step
-    ) -> tuple[Vector, Certificate, str, stale.Stale]:
-        """Released weights, certificate, the old digest and the old files."""
+    def _release(self, ready: Resolved, step: Step) -> _Released:
         before = state_digest(self.module.state_dict())
-        old = self._stale()
-        released, certificate = release(
+        old, buffers = self._stale(), {}
+
+        def digest(weights: Vector) -> str:
+            buffers.update(statistics.recomputed(ready, weights))
+            return ready.scope.state_digest(weights, buffers)
+
+        weights, certificate = release(
             step,
             sharded.terms(ready),
             Surroundings(
@@ -271,29 +286,25 @@ class Request:
                     self.trainer, self.callback, old, self.delete_stale
                 ),
                 warnings=statements.warnings(
-                    self.callback.record, self.loader, ready.l2, before
+                    self.callback.record, self.loader, ready, before
                 ),
-                digest=ready.scope.state_digest,
+                digest=digest,
                 n_parameters=ready.scope.n_parameters,
                 dot=sharded.dot(ready.scope, self.processes),
                 request_id=uuid.uuid4().hex,
             ),
         )
-        return released, certificate, before, old
+        return _Released(weights, buffers, certificate, before, old)
 
-    def _recorded(
-        self,
-        ready: Resolved,
-        released: Vector,
-        certificate: Certificate,
-        before: str,
-        old: stale.Stale,
-    ) -> Done:
-        longer = ready.ledger.append(self._entry(ready, certificate, before))
-        after = self._after(ready, certificate, longer, old)
+    def _recorded(self, ready: Resolved, own: _Released) -> Done:
+        certificate = own.certificate
+        longer = ready.ledger.append(self._entry(ready, certificate, own.before))
+        after = self._after(ready, certificate, longer, own.old)
+        weights, buffers = own.weights, own.buffers
         if self.processes.world > 1:  # every process has a CPU to unpack it on
-            released = released.cpu()
-        return Done(released, certificate, longer, after)
+            weights = weights.cpu()
+            buffers = {name: value.cpu() for name, value in buffers.items()}
+        return Done(weights, certificate, longer, after, buffers)
 
     def _after(
         self,

@@ -103,8 +103,12 @@ class Resolved:
         batch_size: int | None = None,
         by_position: bool = False,
         dtype: torch.dtype | None = None,
+        alone: bool = False,
     ) -> data.ExactBatches:
-        """Chosen samples of a loader's dataset, on the device, in the passes' dtype."""
+        """Chosen samples of a loader's dataset, on the device, in the passes' dtype.
+
+        With `alone` this process reads all of them.
+        """
         strategy, trainer = self.strategy, self.trainer
 
         def transfer(batch: Any) -> Any:
@@ -120,8 +124,8 @@ class Resolved:
             transfer,
             keep=not self.convex,
             by_position=by_position,
-            rank=self.processes.rank,
-            world=self.processes.world,
+            rank=0 if alone else self.processes.rank,
+            world=1 if alone else self.processes.world,
         )
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:

@@ -95,6 +95,11 @@ def check_possible(ready: "Resolved") -> None:
             f"{ready.options.state_file}: no process holds the whole of where a solve "
             f"stands; use {gathered}"
         )
+    if ready.outside.rebuilt:
+        raise StrategyError(
+            "expected no batch normalisation to be taken anew for weights that stay "
+            f"sharded, got {', '.join(ready.outside.rebuilt[:3])}: use {gathered}"
+        )
     own = ready.scope.parameters[0].dtype
     if own not in (torch.float32, torch.float64) or ready.dtype is not own:
         raise StrategyError(

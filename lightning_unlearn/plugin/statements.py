@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from lightning_unlearn.plugin import inventory
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
+from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.stale import Stale
 
 
@@ -50,17 +51,23 @@ def not_covered(
 
 
 def warnings(
-    record: TrainingRecord, loader: DataLoader, l2: float, now: str
+    record: TrainingRecord, loader: DataLoader, ready: Resolved, now: str
 ) -> tuple[str, ...]:
     """What the reader of the certificate must know of the training.
 
     Args:
         record: Of the training.
         loader: The training loader.
-        l2: Of the objective.
+        ready: The request.
         now: Digest of the weights the request begins with.
     """
-    found = []
+    found, l2 = [], ready.l2
+    if ready.outside.rebuilt:
+        found.append(
+            f"the statistics of {', '.join(ready.outside.rebuilt)} were taken anew "
+            "over the retained samples, with the released weights; the step was taken "
+            "with the old ones"
+        )
     if record.fingerprint is None and record.n_train is not None:
         found.append(
             "the training samples have no fingerprint (random, or of types that "

@@ -1,6 +1,7 @@
 """What the Trainer's strategy means for a request: one small class a kind."""
 
 import atexit
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -277,9 +278,15 @@ def processes_of(trainer: Trainer) -> Processes:
 
 
 def _leave() -> None:
-    """Lightning leaves NCCL's group only; gloo may abort the process at its end."""
+    """Lightning leaves NCCL's group only; gloo may abort the process at its end.
+
+    Its threads drop what they have sent a moment later, and groups of a mesh stay: an
+    interpreter that is gone by then aborts
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(0.2)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -59,6 +59,9 @@ def model(name, fsdp=False):
     torch.manual_seed(0)
     if name in LANGUAGE:
         return LANGUAGE[name]()
+    if name == "normed":
+        norm = nn.BatchNorm1d
+        return (ShardedMLP if fsdp else MLP)(nn.Tanh, hidden=12, norm=norm)
     if name in OTHERS:
         return OTHERS[name]()
     if name == "head":

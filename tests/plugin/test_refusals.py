@@ -305,19 +305,6 @@ def test_missing_losses():
         )
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d])
-def test_batchnorm_trained_on_the_data_is_named(norm):
-    net, fit_trainer, callback, _ = fitted(MLP(norm=norm), noise_std=0.0)
-    refused(
-        ModelError, "got BatchNorm1d at 'net.1'.*GroupNorm or LayerNorm", net,
-        fit_trainer, callback, [1],
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="BatchNorm1d at 'net.1'"):  # nothing recorded
-        trainer(UnlearningCallback(noise_std=0.0)).unlearn(
-            [1], model=MLP(norm=norm), train_dataloaders=loader(digits(60))
-        )
-
-
 def test_batch_statistics_without_memory_are_named():
     class NoMemory(nn.BatchNorm1d):
         def __init__(self, n):
