@@ -22,7 +22,7 @@ def replace_file(path: Path, text: str) -> None:
     """Replace a file by a text in one step: no half shows, whatever crashes."""
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with os.fdopen(new_file(temporary, 0o666), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -30,6 +30,13 @@ def replace_file(path: Path, text: str) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_file(path: Path, mode: int) -> int:
+    """A descriptor of a new file in place of one that was left; no link is followed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, flags, mode)
 
 
 def sync(path: Path) -> None:

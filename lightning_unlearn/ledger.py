@@ -211,8 +211,9 @@ def agree(in_checkpoint: Ledger, in_file: Ledger) -> None:
         return
     if not ours or ours[0].ledger_id != theirs[0].ledger_id:
         raise LedgerError(
-            "expected the ledger of this model, got the ledger of another one "
-            f"({theirs[0].ledger_id[:8]}): name another file in ledger="
+            "expected the ledger of this model, got the ledger of another one, or of "
+            f"requests this checkpoint is older than ({theirs[0].ledger_id[:8]}): load "
+            "the checkpoint of the last request, or name another file in ledger="
         )
     if _is_prefix(theirs, ours):
         raise LedgerError(

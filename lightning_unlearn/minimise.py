@@ -20,6 +20,7 @@ from lightning_unlearn.solvers.watch import (
     NOBODY,
     State,
     Watch,
+    count,
     kept,
     numbers,
     vector,
@@ -136,7 +137,7 @@ def minimise(
     method, leaping = "Newton by a stored factor", factor is not None
     state = watch.start()
     if state is not None:
-        before, leaping = at.go_on_from(state), False
+        before, leaping = at.go_on_from(state, max_steps), False
     elif factor is not None and start is not None:
         at.steps = 1
         leaping = at.leap(factor.solve(start), float(start.norm()), method)
@@ -221,7 +222,8 @@ def _forcing(norm: float, before: float | None, tolerance: float) -> float:
     """
     rtol = _FIRST
     if before is not None:
-        rtol = min(_LOOSEST, 0.9 * (norm / before) ** 1.618)
+        shorter = norm / max(before, 1e-3 * norm)  # a state may say anything
+        rtol = min(_LOOSEST, 0.9 * shorter**1.618)
     return rtol if rtol * norm > 5 * tolerance else min(0.5 * tolerance / norm, 0.5)
 
 
@@ -244,11 +246,13 @@ class _Iterate:
         last = -1.0 if before is None else before
         return kept(self.exact, self.steps, self.passes, last, w=self.w)
 
-    def go_on_from(self, state: State) -> float | None:
+    def go_on_from(self, state: State, max_steps: int) -> float | None:
         """Stand where a state says; the gradient is taken again."""
         self.w = vector(state, "w", self.w)
-        exact, steps, self.passes, before = numbers(state, 4)
-        self.exact, self.steps = self.exact or exact == 1, int(steps)
+        exact, steps, passes, before = numbers(state, 4)
+        self.exact = self.exact or exact == 1
+        self.steps = count(steps, max_steps)
+        self.passes = min(max(passes, 0.0), 1e9)  # told, and used for nothing
         return None if before < 0 else before
 
     @property
@@ -311,7 +315,7 @@ def _check_worthwhile(at: _Iterate, tolerance: float, max_steps: int) -> None:
             f"expected a tolerance above the rounding error of float64 sums, "
             f"{at.rounding:.3g}, got tolerance={tolerance:.3g}: raise the tolerance"
         )
-    if at.steps == max_steps:
+    if at.steps >= max_steps:
         raise SolverError(
             f"expected |grad F| <= tolerance={tolerance:.3g} within {max_steps} "
             f"Newton steps, got {at.norm:.3g}: raise l2, max_steps "

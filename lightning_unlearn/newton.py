@@ -20,11 +20,8 @@ from lightning_unlearn.damped import solve_damped, way_to_solve
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Dot, Vector, plain_dot
-from lightning_unlearn.solvers import (
-    FlexibleCG,
-    Solution,
-    Solver,
-)
+from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver
+from lightning_unlearn.solvers.base import residual_norm
 from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 _RTOL = 1e-2
@@ -125,8 +122,11 @@ def damped_step(
     ends, passes = known.ends, known.passes
     chosen = solver or _default(norm, guarantee)
     solve = way_to_solve(objective, known.gradient, chosen, watch)
+    gradient = known.gradient if not objective.lean else None
     del known  # where memory is short, the gradient lies on the disk now
     solution, reported = solve_damped(solve, norm, damping, ends, passes)
+    if isinstance(guarantee, NewtonStep) or not getattr(chosen, "check", True):
+        solution = _measured(objective, solution, reported, gradient)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, solution)
     w = objective.weights().sub_(solution.x)
@@ -187,6 +187,20 @@ def with_difference_error(step: Step, error: float) -> Step:
             "rough approximation of the Newton step"
         )
     return replace(step, constants=(*step.constants, stated), warnings=tuple(warnings))
+
+
+def _measured(
+    objective: Objective,
+    solution: Solution,
+    reported: list[Constant],
+    gradient: Vector | None,
+) -> Solution:
+    """The residual by a product of our own: a solver's word supports no claim."""
+    if gradient is None:  # `solve_lean` has taken it
+        return solution
+    damping = next(c.value for c in reported if c.name == "damping")
+    residual = residual_norm(Damped(objective, damping), solution.x, gradient)
+    return replace(solution, residual=residual, matvecs=solution.matvecs + 1)
 
 
 def _measured_residual(solution: Solution, relative: float) -> Constant:

@@ -58,7 +58,7 @@ def add_noise(
         The vector.
     """
     _validate.non_negative(std=std)
-    for part in vector.split(_CHUNK):
+    for part in vector.split(_CHUNK) if len(vector) else ():  # a shard may be empty
         draws = _standard_normal(_DRAWS * len(part), generator).view(_DRAWS, -1)
         noise = draws.sum(0) * (std / math.sqrt(_DRAWS))
         part.copy_(part.to("cpu", torch.float64) + noise)

@@ -124,9 +124,18 @@ def _container_bytes() -> float:
         return float("inf")
 
 
-def part_of(path: Path) -> Path:
-    """The temporary file that `whole` writes."""
-    return path.with_name(f".{path.name}.part")
+def part_of(path: Path, token: str = "") -> Path:
+    """The temporary file that `whole` writes; with a token, one nobody else has."""
+    return path.with_name(f".{path.name}{token and '.'}{token}.part")
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or folder from another that has its name later."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -139,19 +148,47 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = part_of(path)
     try:
         yield temporary
-        appear(path)
+        settle(temporary)
+        temporary.rename(path)
+        sync(path.parent)
     finally:
         remove(temporary)
 
 
-def appear(path: Path) -> None:
-    """Have `part_of` a file or folder take its place, once it is on the disk."""
-    temporary = part_of(path)
-    for inside in temporary.rglob("*"):
-        sync(inside)
-    sync(temporary)
-    temporary.rename(path)
+def appear(temporary: Path, path: Path) -> None:
+    """Have a file or folder take its name, once it is on the disk.
+
+    Raises:
+        FileExistsError: If something has that name already; it is left alone.
+    """
+    settle(temporary)
+    if temporary.is_dir():
+        if os.path.lexists(path):
+            raise FileExistsError(17, "File exists", str(path))
+        temporary.rename(path)  # fails if a file or a full folder comes between
+    else:
+        _take_name(temporary, path)
     sync(path.parent)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError(17, "File exists", str(path)) from None
+        temporary.rename(path)
+    else:
+        temporary.unlink()
+
+
+def settle(path: Path) -> None:
+    """Have a file, or a folder and all in it, written to the disk."""
+    for inside in path.rglob("*"):
+        sync(inside)
+    sync(path)
 
 
 def remove(path: Path) -> None:

@@ -77,8 +77,8 @@ class UnlearningCallback(Callback):
             beyond that of training without an optimizer (one more with ``ckpt_path``).
             "auto" does so where the usual way would take more than half of what is
             free. Never for `NewtonStep`.
-        ledger: File of the deletion ledger (JSON lines); it is kept in the checkpoint
-            too. Must be the ledger of this model.
+        ledger: File of the deletion ledger (JSON lines), kept in the checkpoint too. Of
+            this model. With it pass ``save_to``: a model lost unsaved stays recorded.
         ledger_indices: Write the forgotten positions into the ledger, not only their
             keyed digest.
         log_gradient: Measure |grad F| over the training data when training ends (one
@@ -149,7 +149,7 @@ class UnlearningCallback(Callback):
             graph_memory=graph_memory,
             low_memory=low_memory,
             noise_seed=noise_seed,
-            ledger=None if ledger is None else Path(ledger),
+            ledger=None if ledger is None else Path(ledger).resolve(),
             ledger_indices=ledger_indices,
             log_gradient=log_gradient,
             prepared=None if prepared is None else Path(prepared).absolute(),

@@ -1,17 +1,20 @@
 """A clean checkpoint and its certificate, written as files that appear whole."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
-from lightning_unlearn.certificate import Certificate
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn._records import new_file
+from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin import strategies
-from lightning_unlearn.storage import appear, part_of, remove
+from lightning_unlearn.storage import appear, part_of
 
 
 @contextmanager
@@ -32,14 +35,19 @@ def certificate_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.certificate.json")
 
 
+def check_free(target: Path) -> None:
+    """Raise `SetupError` if something has this name."""
+    if os.path.lexists(target):
+        raise SetupError(
+            f"expected save_to= to name a new file, got {target}, which exists: "
+            "choose another name; nothing is overwritten"
+        )
+
+
 def check_target(path: Path) -> None:
     """Raise `SetupError` if a file would be overwritten or the folder is missing."""
     for target in (path, certificate_path(path)):
-        if target.exists():
-            raise SetupError(
-                f"expected save_to= to name a new file, got {target}, which exists: "
-                "choose another name; nothing is overwritten"
-            )
+        check_free(target)
     if not path.parent.is_dir():
         raise SetupError(
             f"expected the folder of save_to={path} to exist, got none at "
@@ -50,54 +58,84 @@ def check_target(path: Path) -> None:
 def stage(
     trainer: Trainer,
     callback: Callback,
-    path: Path,
-    certificate: Certificate,
+    part: Path,
     optimizers: list[Optimizer],
 ) -> None:
     """Write the module and our callback's state, and nothing else training left.
 
     Optimizer moments, schedulers and other callbacks' states were computed on the
     forgotten samples and are left out. ``trainer.fit(ckpt_path=)`` and
-    ``load_from_checkpoint`` accept the file. It shows once `publish` is called.
+    ``load_from_checkpoint`` accept the file.
 
     Args:
         trainer: Inside the run, with the new weights in its module.
         callback: Ours.
-        path: A new file.
-        certificate: Written beside it as JSON.
+        part: A name of the request's own, until the file appears.
         optimizers: Fresh ones, if the strategy cannot do without.
     """
-    strategy = strategies.adapter(trainer)
-    strategy.save(partial(_save, trainer, callback, optimizers, part_of(path)))
-    if strategy.processes.rank == 0:
-        part_of(certificate_path(path)).write_text(certificate.to_json())
-
-
-def publish(path: Path) -> None:
-    """Make what was staged appear: the checkpoint first, whose name decides."""
-    appear(path)
-    finish(path)
-
-
-def finish(path: Path) -> None:
-    """Make the certificate of a checkpoint appear, if it does not yet."""
-    if part_of(certificate_path(path)).exists():
-        appear(certificate_path(path))
+    save = partial(_save, trainer, callback, optimizers, part)
+    strategies.adapter(trainer).save(save)
 
 
 def _save(
     trainer: Trainer, callback: Callback, optimizers: list[Optimizer], path: Path
 ) -> None:
+    precision: Any = trainer.precision_plugin
     with (
         borrowed(trainer, callbacks=[callback], optimizers=optimizers),
         borrowed(trainer.strategy, lr_scheduler_configs=[]),
     ):
-        trainer.save_checkpoint(path, weights_only=False)
+        precision.state_dict = dict  # a scaler knows which gradients overflowed
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        finally:
+            del precision.state_dict
 
 
-def discard(path: Path, appeared: bool) -> None:
-    """Remove what a request staged, and published if it did."""
-    for target in (path, certificate_path(path)):
-        remove(part_of(target))
-        if appeared:
-            remove(target)
+def parts(path: Path, request_id: str) -> dict[Path, Path]:
+    """A checkpoint and its certificate -> names only this request stages them by."""
+    token = request_id[:16]
+    return {p: part_of(p, token) for p in (path, certificate_path(path))}
+
+
+def write_text(part: Path, text: str) -> None:
+    """Write a text under a name it is staged by."""
+    with os.fdopen(new_file(part, 0o666), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def publish(part: Path, target: Path) -> None:
+    """Have a staged file take its name.
+
+    Raises:
+        SetupError: If somebody else has taken it meanwhile.
+    """
+    try:
+        appear(part, target)
+    except FileExistsError:
+        check_free(target)
+        raise
+
+
+def record_in(path: Path) -> dict[str, Any]:
+    """Our callback's state in a checkpoint; empty if it holds none.
+
+    Nothing else is read from the disk.
+
+    Raises:
+        DataError: If it cannot be read as a checkpoint.
+    """
+    file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
+    try:
+        held: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint makes torch do
+        kind = type(error).__name__
+        raise DataError(f"it cannot be read as a checkpoint ({kind})") from None
+    try:
+        state = held["callbacks"][_STATE_KEY]
+    except (KeyError, TypeError, IndexError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+_STATE_KEY = "UnlearningCallback"

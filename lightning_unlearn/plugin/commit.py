@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn import ledger as ledgers
+from lightning_unlearn import storage
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.ledger import Ledger
 from lightning_unlearn.plugin import (
@@ -39,46 +40,74 @@ class Files:
     """The files of a request: they appear together, or none does.
 
     Args:
+        done: What the request has decided.
         clean: The checkpoint, or None.
         ledger: The ledger's file, or None.
-        longer: What it will hold.
+        secret: Files that are deleted once the request is done.
     """
 
     def __init__(
-        self, clean: Path | None, ledger: Path | None, longer: Ledger | None = None
+        self,
+        done: Done,
+        clean: Path | None,
+        ledger: Path | None,
+        secret: list[Path],
     ) -> None:
-        self.clean, self.ledger, self.longer = clean, ledger, longer
+        self.done, self.clean, self.ledger, self.secret = done, clean, ledger, secret
         self._before: Ledger | None = None
-        self._appears = False
+        self._ours: dict[Path, tuple[int, int] | None] = {}
+
+    @property
+    def parts(self) -> dict[Path, Path]:
+        """Checkpoint and certificate -> the names they are staged under."""
+        if self.clean is None:
+            return {}
+        return checkpoint.parts(self.clean, self.done.certificate.request_id)
 
     def prepare(self) -> None:
         """Note how things stand, and what will be written."""
         if self.clean is not None:
             checkpoint.check_target(self.clean)
-            checkpoint.discard(self.clean, appeared=False)
-        if self.ledger is not None:
-            self._before = ledgers.read(self.ledger)
-            if self.clean is not None and self.longer is not None:
-                journal.announce(self.ledger, self.clean, self._before, self.longer)
+        if self.ledger is None:
+            return
+        self._before = ledgers.read(self.ledger)
+        if self.clean is not None:
+            journal.announce(
+                self.ledger,
+                journal.Note(
+                    checkpoint=str(self.clean.absolute()),
+                    certificate=self.done.certificate.to_json(),
+                    ledger=self.done.ledger.to_text(),
+                    entries_before=len(self._before.entries),
+                    secret=[str(path) for path in self.secret],
+                ),
+            )
 
     def publish(self) -> None:
-        """Make the staged checkpoint and the longer ledger appear."""
-        path, longer = self.ledger, self.longer
-        if self.clean is not None:
-            checkpoint.check_target(self.clean)
-            self._appears = True
-            checkpoint.publish(self.clean)
-        if path is not None and longer is not None:
-            ledgers.write(path, longer)
-            journal.close(path)
+        """Make the staged checkpoint, its certificate and the longer ledger appear."""
+        for target, part in self.parts.items():
+            if target != self.clean:
+                checkpoint.write_text(part, self.done.certificate.to_json())
+            self._ours[target] = storage.identity(part)
+            checkpoint.publish(part, target)
+        if self.ledger is not None:
+            ledgers.write(self.ledger, self.done.ledger)
+
+    def close(self) -> None:
+        """Everything is done, or nothing will be."""
+        if self.ledger is not None:
+            journal.close(self.ledger)
 
     def undo(self) -> None:
-        """Put everything back."""
-        if self.clean is not None:
-            checkpoint.discard(self.clean, self._appears)
+        """Put everything back; what somebody else has put there stays."""
+        for target, part in reversed(self.parts.items()):
+            storage.remove(part)
+            ours = self._ours.get(target)
+            if ours is not None and storage.identity(target) == ours:
+                storage.remove(target)
         if self.ledger is not None and self._before is not None:
             ledgers.rewind(self.ledger, self._before)
-            journal.close(self.ledger)
+        self.close()
 
 
 def commit(
@@ -101,7 +130,10 @@ def commit(
     record, file = callback.record, callback.options.ledger
     scope, mine = ready.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
-    files = Files(save_to, file, done.ledger) if mine else Files(None, None)
+    secret = solve_state.files(ready.watch)
+    if callback.options.prepared is not None:
+        secret = [*secret, callback.options.prepared]
+    files = Files(done, save_to, file, secret) if mine else Files(done, None, None, [])
     named = dict(ready.module.named_buffers())
     moved = [*scope.parameters, *(named[name] for name in done.buffers)]
     before = [t.detach().clone() for t in moved]
@@ -116,7 +148,8 @@ def commit(
         callback.record = done.record
         with processes.together():
             if save_to is not None:
-                checkpoint.stage(trainer, callback, save_to, done.certificate, fresh)
+                part = checkpoint.parts(save_to, done.certificate.request_id)[save_to]
+                checkpoint.stage(trainer, callback, part, fresh)
         with processes.together():
             files.publish()
         callback.committed(ready.module, ready.loader, kept)
@@ -134,3 +167,4 @@ def commit(
         if mine and callback.options.prepared is not None:
             store.delete(callback.options.prepared)
         solve_state.delete(ready.watch)
+        files.close()

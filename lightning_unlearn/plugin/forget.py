@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,16 +265,33 @@ def _flatten(dataset: Any) -> tuple[Any, list[int]]:
     """The innermost dataset and the positions a nest of Subsets picks from it."""
     positions = list(range(len(dataset)))
     while isinstance(dataset, Subset):
-        positions = _integers([dataset.indices[i] for i in positions], "the Subset")
+        positions = _through(dataset, positions)
         dataset = dataset.dataset
     return dataset, positions
+
+
+def _through(subset: Subset, positions: list[int]) -> list[int]:
+    """Positions in a Subset as positions in its dataset, counted from the front."""
+    base, own = subset.dataset, len(subset.indices)
+    n = len(base) if hasattr(base, "__len__") else sys.maxsize  # type: ignore[arg-type]
+    there = [i for i in positions if -own <= i < own]
+    picked = _integers([subset.indices[i] for i in there], "the Subset")
+    outside = [i for i in picked if not -n <= i < n] + [
+        i for i in positions if not -own <= i < own
+    ]
+    if outside or (n == sys.maxsize and min(picked, default=0) < 0):
+        raise ForgetSetError(
+            f"expected the indices of a Subset to lie in its dataset, got "
+            f"{_some(outside or picked)}"
+        )
+    return [i % n for i in picked]
 
 
 def _from_subset(subset: Subset, dataset: Any) -> list[int]:
     outer: Any = subset
     positions = list(range(len(subset)))
     while isinstance(outer, Subset) and outer is not dataset:
-        positions = _integers([outer.indices[i] for i in positions], "the Subset")
+        positions = _through(outer, positions)
         outer = outer.dataset
     if outer is dataset:
         return positions
@@ -300,13 +318,16 @@ def _from_subset(subset: Subset, dataset: Any) -> list[int]:
 def _check_same_samples(base: Any, train_base: Any, picked: list[int]) -> None:
     """A dataset object made anew must hold, at these positions, the same samples."""
     for index in picked:
-        ours, theirs = tree_leaves(train_base[index]), tree_leaves(base[index])
-        same = len(ours) == len(theirs) and all(
-            torch.equal(a, b)
-            if isinstance(a, Tensor) and isinstance(b, Tensor)
-            else bool(np.all(a == b))
-            for a, b in zip(ours, theirs, strict=True)
-        )
+        try:
+            ours, theirs = tree_leaves(train_base[index]), tree_leaves(base[index])
+            same = len(ours) == len(theirs) and all(
+                torch.equal(a, b)
+                if isinstance(a, Tensor) and isinstance(b, Tensor)
+                else bool(np.all(a == b))
+                for a, b in zip(ours, theirs, strict=True)
+            )
+        except Exception:  # samples that cannot be compared are not the same
+            same = False
         if not same:
             raise ForgetSetError(
                 f"expected the forget set's dataset to be the training dataset, got "

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Checkpoint,
     EarlyStopping,
+    ModelCheckpoint,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -35,8 +36,8 @@ def kept_states(trainer: Trainer) -> list[str]:
     states = [
         type(callback).__name__
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if not isinstance(callback, (Checkpoint, UnlearningCallback))
-        and type(callback) is not EarlyStopping  # its score is forgotten
+        if type(callback) not in (ModelCheckpoint, EarlyStopping)  # they forget theirs
+        and not isinstance(callback, UnlearningCallback)
         and callback.state_dict()
     ]
     module = trainer.lightning_module
@@ -44,6 +45,9 @@ def kept_states(trainer: Trainer) -> list[str]:
     for owner in (module, datamodule):
         if owner is not None and is_overridden("on_save_checkpoint", owner):
             states.append(f"{type(owner).__name__} (on_save_checkpoint)")
+    precision = trainer.precision_plugin
+    if precision.state_dict() and getattr(precision, "scaler", None) is None:
+        states.append(f"{type(precision).__name__} (precision)")
     if datamodule is not None and datamodule.state_dict():
         states.append(f"{type(datamodule).__name__} (state_dict)")
     return sorted(states)
@@ -89,4 +93,10 @@ def forget_training(
             metric.reset()
     trainer.optimizers = []
     trainer.strategy.lr_scheduler_configs = []  # some keep the best loss
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    state = {} if scaler is None else scaler.state_dict()
+    if scaler is not None and state:  # which gradients overflowed
+        new = torch.amp.GradScaler(trainer.strategy.root_device.type)  # type: ignore[attr-defined]
+        scale = {"scale": new.get_scale(), "_growth_tracker": 0}
+        scaler.load_state_dict({**state, **scale})
     forget_scores(trainer, clean)

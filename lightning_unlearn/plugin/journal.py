@@ -6,8 +6,11 @@ ledger is completed; if not it was not, and what was written of it is removed.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,12 +18,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn._records import replace_file, strict_object
-from lightning_unlearn.errors import LedgerError
+from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.errors import DataError, LedgerError
 from lightning_unlearn.ledger import Ledger
 from lightning_unlearn.plugin import checkpoint
 from lightning_unlearn.processes import Processes
-
-_FIELDS = {"checkpoint": str, "ledger": str, "entries_before": int}
+from lightning_unlearn.storage import remove
 
 
 @contextmanager
@@ -63,21 +66,28 @@ def locked_for_all(path: Path | None, processes: Processes) -> Iterator[None]:
         yield
 
 
-def announce(path: Path, clean: Path, before: Ledger, longer: Ledger) -> None:
-    """Note what is about to appear.
+@dataclass(frozen=True)
+class Note:
+    """What is about to appear.
 
     Args:
-        path: Of the ledger.
-        clean: The checkpoint, which does not exist.
-        before: The ledger in the file.
-        longer: What it will be.
+        checkpoint: Its path.
+        certificate: Its text.
+        ledger: The longer ledger's.
+        entries_before: Of the ledger in the file.
+        secret: Paths of files that are deleted once the request is done.
     """
-    note = {
-        "checkpoint": str(clean.absolute()),
-        "ledger": longer.to_text(),
-        "entries_before": len(before.entries),
-    }
-    replace_file(_note(path), json.dumps(note))
+
+    checkpoint: str
+    certificate: str
+    ledger: str
+    entries_before: int
+    secret: list[str]
+
+
+def announce(path: Path, note: Note) -> None:
+    """Write a note beside the ledger at a path."""
+    replace_file(_note(path), json.dumps(asdict(note)))
 
 
 def close(path: Path) -> None:
@@ -89,7 +99,8 @@ def recover(path: Path) -> None:
     """Finish or undo what a request was doing when it was stopped.
 
     Raises:
-        LedgerError: If its note is damaged, or of another ledger.
+        LedgerError: If its note is damaged, or of another ledger, or if its checkpoint
+            was taken away.
     """
     try:
         text = _note(path).read_text(encoding="utf-8")
@@ -97,44 +108,92 @@ def recover(path: Path) -> None:
         return
     except (OSError, UnicodeDecodeError) as problem:
         raise LedgerError(f"expected a note at {_note(path)}: {problem}") from None
-    clean, before, longer = _read(path, text)
+    note, longer, certificate = _read(path, text)
+    before = Ledger(longer.entries[: note.entries_before])
     if ledgers.read(path).entries not in (before.entries, longer.entries):
         raise LedgerError(
             f"expected the ledger {path} as the unfinished request of {_note(path)} "
             "left it, got another: compare both with your newest checkpoint, then "
             "remove the note"
         )
-    if clean.exists():
-        checkpoint.finish(clean)
+    clean = Path(note.checkpoint)
+    for part in checkpoint.parts(clean, certificate.request_id).values():
+        remove(part)
+    if _made(clean, note):
+        beside = checkpoint.certificate_path(clean)
+        if not os.path.lexists(beside):
+            replace_file(beside, note.certificate)
         ledgers.write(path, longer)
         rank_zero_warn(
             f"a request was stopped after it had written {clean}: the ledger {path} "
             "has been completed; go on from that checkpoint"
         )
     else:
-        checkpoint.discard(clean, appeared=False)
+        _check_not_taken_away(path, clean, note)
         ledgers.rewind(path, before)
+    for secret in note.secret:
+        if Path(secret).exists():
+            rank_zero_warn(
+                f"a request that was stopped has left {secret}, which is as secret as "
+                "the samples: delete it"
+            )
     close(path)
 
 
-def _read(path: Path, text: str) -> tuple[Path, Ledger, Ledger]:
-    note = strict_object(text, LedgerError, f"the note {_note(path)}")
-    if set(note) != set(_FIELDS) or any(
-        type(note[name]) is not kind for name, kind in _FIELDS.items()
+def _made(clean: Path, note: Note) -> bool:
+    """Whether the checkpoint of a note is there: one that has this very ledger."""
+    if not os.path.lexists(clean):
+        return False
+    try:
+        return checkpoint.record_in(clean).get("ledger") == note.ledger
+    except DataError as problem:
+        raise LedgerError(
+            f"expected at {clean} nothing, or the checkpoint of a request that was "
+            f"stopped, but {problem}: whether the request was made cannot be told; "
+            "move the file away if it is another one, or let torch read its types "
+            "(torch.serialization.add_safe_globals)"
+        ) from None
+
+
+def _check_not_taken_away(path: Path, clean: Path, note: Note) -> None:
+    beside = checkpoint.certificate_path(clean)
+    try:
+        shown = beside.read_text(encoding="utf-8") == note.certificate
+    except (OSError, UnicodeDecodeError):
+        shown = False
+    if shown:
+        raise LedgerError(
+            f"expected the checkpoint {clean} of a request that was stopped, whose "
+            f"certificate is there, got none of it: put it back, so that the ledger "
+            f"{path} can be completed; or remove {beside} if it was never used"
+        )
+
+
+def _read(path: Path, text: str) -> tuple[Note, Ledger, Certificate]:
+    plain = strict_object(text, LedgerError, f"the note {_note(path)}")
+    kinds = {"entries_before": int, "secret": list}
+    names = {field.name for field in fields(Note)}
+    if set(plain) != names or not all(
+        type(plain[name]) is kinds.get(name, str) for name in names
     ):
         raise LedgerError(
             f"expected the note of an unfinished request at {_note(path)}, got other "
             "fields: remove it if no request has been stopped"
         )
-    longer, count = Ledger.from_text(note["ledger"]), note["entries_before"]
-    clean = note["checkpoint"]
-    if not 0 <= count < len(longer.entries) or "\0" in clean or not clean:
+    note, longer = Note(**plain), Ledger.from_text(plain["ledger"])
+    certificate = Certificate.from_json(note.certificate)
+    paths = [note.checkpoint, *note.secret]
+    if not (
+        0 <= note.entries_before < len(longer.entries)
+        and all(isinstance(p, str) and p and "\0" not in p for p in paths)
+        and longer.entries[-1].certificate_digest == certificate.digest
+        and re.fullmatch("[0-9a-f]{32}", certificate.request_id)
+    ):
         raise LedgerError(
-            f"expected a note of one more entry and a checkpoint at {_note(path)}, got "
-            f"{len(longer.entries)} after {count}: remove it if no request has been "
-            "stopped"
+            f"expected a note of one more entry, its checkpoint and its certificate at "
+            f"{_note(path)}, got others: remove it if no request has been stopped"
         )
-    return Path(clean), Ledger(longer.entries[:count]), longer
+    return note, longer, certificate
 
 
 def _note(path: Path) -> Path:

@@ -100,8 +100,14 @@ class Options:
             "state_file=": self.state_file or resume_from,
         }
         for name, own in secret.items():
+            if own and not own.parent.is_dir():
+                raise SetupError(
+                    f"expected the folder of {name}{own} to exist, got none at "
+                    f"{own.parent}: create it"
+                )
             for other, path in others.items():
-                if own and path and name != other and Path(path).resolve() == own:
+                same = own and path and Path(path).resolve() == own.resolve()
+                if same and name != other:
                     raise SetupError(
                         f"expected a file of its own for {name}, got {own}, which is "
                         f"{other} too: it would be deleted after the request"

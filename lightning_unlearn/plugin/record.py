@@ -43,7 +43,7 @@ class TrainingRecord:
         removed: Positions forgotten so far.
         weights_digest: SHA-256 of the model's state when training ended, or None.
         gradient_norm: |grad F| over the training data then, if it was logged.
-        lineage: Random name of the training run this record began with.
+        lineage: Random name of a training on one dataset, kept when it goes on.
         ledger_key: Random key of the ledger's digests.
         saved: Checkpoints known to be older than the last request, and its own.
         ledger: The requests so far, as the text of `ledger.Ledger`.
@@ -250,9 +250,9 @@ def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
     if before is None:
         return
     now = outside_digests(module, module.parameters())
-    for name in before:
-        if name.endswith(_NUMBER) and now.get(name) != before[name]:
-            before[name] = _CHANGED
+    for name in {**before, **now}:
+        if name.endswith(_NUMBER) and now.get(name) != before.get(name):
+            before[name] = _CHANGED  # or made by it
 
 
 def record_data(record: TrainingRecord, loader: DataLoader) -> None:
@@ -276,8 +276,10 @@ def record_data(record: TrainingRecord, loader: DataLoader) -> None:
             "a new model and a new UnlearningCallback for new data"
         )
     record.removed = []  # from now on positions are those of this dataset
-    record.n_train = n
-    record.fingerprint = data.fingerprint(dataset, record.salt)
+    before = record.n_train, record.fingerprint
+    record.n_train, record.fingerprint = n, data.fingerprint(dataset, record.salt)
+    if before != (None, None) and before != (n, record.fingerprint):
+        record.lineage = secrets.token_hex(16)  # its positions mean other samples
 
 
 def check_same_data(dataset: Any, record: TrainingRecord) -> None:

@@ -137,7 +137,7 @@ class Request:
             l2=l2,
             guarantee=guarantee,
         )
-        sharded.check_possible(ready)
+        sharded.check_possible(ready, self.resume_from)
         return ready, self._usable(ready)
 
     def _failing_together(self, scope: Scope) -> AbstractContextManager[object]:
@@ -238,7 +238,9 @@ class Request:
         deleted = ()
         if self.delete_stale and self.save_to is not None:
             clean = self.save_to
-            deleted, _ = self.processes.first(lambda: stale.delete(old, began, clean))
+            deleted, _ = self.processes.first(
+                lambda: stale.delete(old, began, ready.chosen, clean)
+            )
         return UnlearningResult(
             certificate=done.certificate,
             solution=solution,
@@ -283,7 +285,7 @@ class Request:
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
                 not_covered=statements.not_covered(
-                    self.trainer, self.callback, old, self.delete_stale
+                    self.trainer, self.callback, old, self.delete_stale, ready.watch
                 ),
                 warnings=statements.warnings(
                     self.callback.record, self.loader, ready, before

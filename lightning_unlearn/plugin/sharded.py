@@ -1,6 +1,7 @@
 """A request on weights that stay shards: what it can do, checked by all together."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,7 +78,7 @@ def terms(ready: "Resolved") -> Terms:
     return replace(stated, noise_seed=stated.noise_seed + ready.processes.rank)
 
 
-def check_possible(ready: "Resolved") -> None:
+def check_possible(ready: "Resolved", resume_from: Path | None) -> None:
     """Raise `StrategyError` if a request needs whole weights and they stay shards."""
     if not ready.sharded:
         return
@@ -89,10 +90,11 @@ def check_possible(ready: "Resolved") -> None:
             f"{type(ready.guarantee).__name__}, whose residual is part of the claim "
             f"and has the error of differences here: use {gathered}"
         )
-    if ready.options.state_file is not None:
+    file = ready.options.state_file or resume_from
+    if file is not None:
         raise StrategyError(
-            "expected state_file=None for weights that stay sharded, got "
-            f"{ready.options.state_file}: no process holds the whole of where a solve "
+            "expected no state_file= or resume_from= for weights that stay sharded, "
+            f"got {file}: no process holds the whole of where a solve "
             f"stands; use {gathered}"
         )
     if ready.outside.rebuilt:

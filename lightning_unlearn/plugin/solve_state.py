@@ -17,7 +17,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn import storage
-from lightning_unlearn._records import canonical_digest, strict_object
+from lightning_unlearn._records import canonical_digest, new_file, strict_object
 from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.ledger import forget_digest
 from lightning_unlearn.scope import state_digest
@@ -113,21 +113,25 @@ def watched(ready: "Resolved", key: str, resume_from: Path | None) -> "Resolved"
     return replace(ready, watch=Keeper(made_from, mine, options.state_every, saved))
 
 
+def files(watch: Watch) -> list[Path]:
+    """The file a solve is kept in, if there is one."""
+    path = watch.path if isinstance(watch, Keeper) else None
+    return [] if path is None else [path]
+
+
 def delete(watch: Watch) -> None:
     """Delete the file of a solve that is done; what cannot be deleted is named."""
-    path = watch.path if isinstance(watch, Keeper) else None
-    if path is None:
-        return
-    try:
-        storage.part_of(path).unlink(missing_ok=True)
-        if path.exists():
-            _check_ours(path)
-            path.unlink()
-    except (OSError, DataError) as problem:
-        rank_zero_warn(
-            f"could not delete {path} ({problem!s:.200}), which says where the solve "
-            "stood and is as secret as the samples: delete it"
-        )
+    for path in files(watch):
+        try:
+            storage.part_of(path).unlink(missing_ok=True)
+            if path.exists():
+                _check_ours(path)
+                path.unlink()
+        except (OSError, DataError) as problem:
+            rank_zero_warn(
+                f"could not delete {path} ({problem!s:.200}), which says where the "
+                "solve stood and is as secret as the samples: delete it"
+            )
 
 
 def write(path: Path, saved: Saved) -> None:
@@ -149,12 +153,13 @@ def write(path: Path, saved: Saved) -> None:
         "label": saved.label,
         "sizes": {name: t.numel() for name, t in tensors.items()},
     }
-    with storage.whole(path) as temporary:
-        temporary.touch(mode=0o600)
-        with temporary.open("wb") as file:
-            file.write(json.dumps(header).encode() + b"\n")
-            for tensor in tensors.values():
-                file.write(tensor.contiguous().numpy().data)
+    with (
+        storage.whole(path) as temporary,
+        os.fdopen(new_file(temporary, 0o600), "wb") as file,
+    ):
+        file.write(json.dumps(header).encode() + b"\n")
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().numpy().data)
 
 
 def binding(ready: "Resolved", key: str) -> str:

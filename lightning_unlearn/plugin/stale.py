@@ -1,19 +1,17 @@
 """Files that still hold what was forgotten: which are known, and which may go."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.plugin import checkpoint
 from lightning_unlearn.plugin.record import TrainingRecord
 
 _PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
-_STATE_KEY = "UnlearningCallback"
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,26 @@ def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Sta
             paths |= set(getattr(callback, "best_k_models", {}))
             folder = getattr(callback, "dirpath", None)
             beside = Path(folder).glob("*.ckpt") if folder else ()
-            paths |= {p for p in beside if _problem(p, record.lineage) is None}
-    checkpoints = {str(Path(p)) for p in paths if p and Path(p).exists()}
+            paths |= {p for p in beside if _lineage(p) == record.lineage}
+    checkpoints = {str(Path(p)) for p in paths if _is_there(p)}
     folders = {logger.log_dir or logger.save_dir for logger in trainer.loggers}
     logs = {str(f) for f in folders if f and Path(f).is_dir()}
     return Stale(tuple(sorted(checkpoints)), tuple(sorted(logs)))
 
 
 def delete(
-    stale: Stale, record: TrainingRecord, clean: Path
+    stale: Stale, record: TrainingRecord, chosen: list[int], clean: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Delete the checkpoints of one training, and no other file.
+    """Delete the checkpoints that hold what was forgotten, and no other file.
 
-    Each must say itself that it is of the training the record began with: the names
-    it has come from callbacks' states, which anyone may have written.
+    Each must say itself that it is of the training the record began with, was made no
+    later, and still holds some of the forgotten samples: the paths come from
+    callbacks' states, which anyone may have written.
 
     Args:
         stale: What is known.
-        record: Of the model.
+        record: Of the model, before the request.
+        chosen: Positions the request has forgotten.
         clean: The new checkpoint, which stays.
 
     Returns:
@@ -72,10 +72,10 @@ def delete(
         path = Path(name)
         if path.resolve() == clean.resolve():
             continue
-        problem = _problem(path, record.lineage)
+        problem = _problem(path, record, chosen, clean)
         if problem is None:
             try:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
                 deleted.append(name)
                 continue
             except OSError as error:
@@ -85,17 +85,57 @@ def delete(
     return tuple(deleted), tuple(left)
 
 
-def _problem(path: Path, lineage: str) -> str | None:
+def _problem(
+    path: Path, record: TrainingRecord, chosen: list[int], clean: Path
+) -> str | None:
     """Why a file may not be deleted."""
     if path.is_symlink():
         return "it is a link"
-    file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
+    if path.is_dir() and not all(_is_shard(p) for p in path.iterdir()):
+        return "it is a folder with other files"
+    if clean.resolve().is_relative_to(path.resolve()):
+        return "the new checkpoint is in it"
     try:
-        # Nothing but the record is read from the disk.
-        held: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        other = held["callbacks"][_STATE_KEY]["lineage"]
-    except (KeyError, TypeError):
-        return "it holds no record of an UnlearningCallback"
-    except Exception as error:  # whatever a file that is no checkpoint makes torch do
-        return f"it cannot be read as a checkpoint ({type(error).__name__})"
-    return None if other == lineage else "it is of another training"
+        held = checkpoint.record_in(path)
+        if not held:
+            return "it holds no record of an UnlearningCallback"
+        other = TrainingRecord.from_dict(held)
+    except DataError as error:
+        return str(error)
+    if other.lineage != record.lineage:
+        return "it is of another training"
+    if not record.ledger.startswith(other.ledger):
+        return "it is of other requests than this model"
+    if set(chosen) <= set(other.removed):
+        return "it does not hold what was forgotten"
+    return None
+
+
+def _lineage(path: Path) -> str | None:
+    try:
+        return TrainingRecord.from_dict(checkpoint.record_in(path)).lineage
+    except DataError:
+        return None
+
+
+def _is_there(path: object) -> bool:
+    """Whether a path that anyone may have written names something."""
+    try:
+        return isinstance(path, (str, Path)) and path != "" and Path(path).exists()
+    except (OSError, ValueError):  # a name no file system takes
+        return False
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a file belongs to a sharded checkpoint."""
+    named = path.name in (".metadata", "meta.pt") or path.suffix == ".distcp"
+    return named and path.is_file() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir():
+        path.unlink()
+        return
+    for shard in path.iterdir():
+        shard.unlink()
+    path.rmdir()

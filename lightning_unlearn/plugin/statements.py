@@ -8,10 +8,15 @@ from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.stale import Stale
+from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 
 def not_covered(
-    trainer: Trainer, callback: UnlearningCallback, stale: Stale, deletes: bool
+    trainer: Trainer,
+    callback: UnlearningCallback,
+    stale: Stale,
+    deletes: bool,
+    watch: Watch,
 ) -> tuple[str, ...]:
     """What this request's guarantee does not reach, besides the standing list.
 
@@ -20,6 +25,7 @@ def not_covered(
         callback: Ours.
         stale: Known files from before it.
         deletes: Whether the old checkpoints will be deleted after it.
+        watch: Of its solve.
     """
     what = "delete it"
     if deletes:
@@ -37,7 +43,7 @@ def not_covered(
             "changes made to retained samples after they were prepared, unless "
             "they are plain tensors, which are compared",
         )
-    if callback.options.state_file is not None:
+    if watch is not NOBODY:
         known += (
             "where the solve stood on the way (state_file): it is deleted after this "
             "request; copies of it are as secret as the samples",

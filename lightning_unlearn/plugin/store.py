@@ -1,6 +1,7 @@
 """Prepared state bound to what it was made from, in memory or in a file."""
 
 import hashlib
+import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_unlearn import storage
-from lightning_unlearn._records import canonical_digest
+from lightning_unlearn._records import canonical_digest, new_file
 from lightning_unlearn.curvature.spectrum import Ends
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.factor import Factor
@@ -219,7 +220,7 @@ def write(path: Path, kept: Stored) -> None:
         "tensors": tensors,
     }
     with storage.whole(path) as temporary:
-        temporary.touch(mode=0o600)
+        os.close(new_file(temporary, 0o600))
         torch.save(plain, temporary)
 
 

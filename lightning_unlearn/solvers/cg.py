@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 
 from lightning_unlearn import _validate
+from lightning_unlearn.errors import SolverError
 from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
 from lightning_unlearn.solvers.watch import (
     NOBODY,
     Watch,
+    count,
     kept,
     numbers,
     vector,
@@ -84,9 +86,9 @@ def iterate(
     if state is not None:
         x, r, p = (vector(state, name, b) for name in ("x", "r", "p"))
         rr, steps, products = numbers(state, 3)
-        steps, products = int(steps), int(products)
+        steps, products = count(steps, max_steps), count(products, max_steps)
     while not rr <= target:  # "not <=" so that NaN goes on and fails below
-        if steps == max_steps:
+        if steps >= max_steps:
             status = Status.MAX_STEPS
             break
         Ap = matvec(p)
@@ -141,9 +143,14 @@ def solve_preconditioned(
     if state is not None:
         x, r, p, Ap = (vector(state, name, b) for name in ("x", "r", "p", "Ap"))
         pAp, made = numbers(state, 2)
-        products = int(made)
+        products = count(made, max_steps)
+        if not pAp > 0:
+            raise SolverError(
+                f"expected p'Ap > 0 in the state of a solve, got {pAp}: start without "
+                "it"
+            )
     while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
-        if products == max_steps:
+        if products >= max_steps:
             status = Status.MAX_STEPS
             break
         z = inverse(r)

@@ -84,6 +84,16 @@ def numbers(state: State, count: int) -> list[float]:
     return found.tolist()
 
 
+def count(value: float, most: int) -> int:
+    """A number of a state that counts something, at most so much."""
+    if not (0 <= value <= most and value == int(value)):
+        raise SolverError(
+            f"expected a count of at most {most} in the state of a solve, got {value}: "
+            "start without it"
+        )
+    return int(value)
+
+
 def kept(*values: float | int | bool, **vectors: Tensor) -> State:
     """A state: copies of vectors, and numbers."""
     return {

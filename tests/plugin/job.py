@@ -92,6 +92,20 @@ class HalfSharded(MLP):
         fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
 
 
+class Narrow(MLP):
+    """FSDP2: a layer with one row, of which the second process holds nothing."""
+
+    def __init__(self):
+        super().__init__(nn.Tanh, hidden=1)
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        if not isinstance(self.net, FSDPModule):
+            fully_shard(self.net[2], mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+            self.net[2].requires_grad_(False)
+
+
 class Steep(ShardedMLP):
     """Its gradients are not slopes of its loss, as with a wrong divide factor."""
 
@@ -171,7 +185,7 @@ class Poisoned(MLP):
 OTHERS = {
     "peaked": Peaked, "partial": Partial, "trained": TrainedBackbone, "deep": Deep,
     "steep": lambda: Steep(nn.Tanh, hidden=12), "half": HalfSharded,
-    "kinked": Kinked, "low": LowPrecision,
+    "kinked": Kinked, "low": LowPrecision, "narrow": Narrow,
 }  # fmt: skip
 LANGUAGE = {"gpt": GPT, "lora": LoRA}
 

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_unlearn import ledger as ledgers
-from lightning_unlearn.errors import LedgerError
-from lightning_unlearn.plugin import journal
+from lightning_unlearn import storage
+from lightning_unlearn.errors import LedgerError, SetupError, UnlearningError
+from lightning_unlearn.plugin import checkpoint, journal
 from tests.plugin.nets import (
     HeadNet,
     UnlearningCallback,
@@ -161,7 +162,10 @@ def test_a_checkpoint_that_somebody_else_writes_meanwhile_is_theirs(
     assert same(weights(net), before)
 
 
-NOTE = {"checkpoint": "/nowhere/clean.ckpt", "ledger": "", "entries_before": 0}
+NOTE = {
+    "checkpoint": "/nowhere/clean.ckpt", "certificate": "", "ledger": "",
+    "entries_before": 0, "secret": [],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ NOTE = {"checkpoint": "/nowhere/clean.ckpt", "ledger": "", "entries_before": 0}
         ("{", "note .* as JSON"),
         ("[]", "as a JSON object"),
         ("[" * 100_000, "as JSON"),
-        (json.dumps(NOTE), "one more entry and a checkpoint"),
+        (json.dumps(NOTE), "expected a certificate as JSON"),
         (json.dumps(NOTE | {"entries_before": True}), "got other fields"),
         (json.dumps(NOTE | {"checkpoint": 3}), "got other fields"),
         (json.dumps(NOTE | {"more": 3}), "got other fields"),
@@ -184,26 +188,156 @@ def test_damaged_notes_are_refused_and_kept(note, message, tmp_path):
     pending = tmp_path / ".ledger.jsonl.pending"
     pending.write_text(note, errors="surrogateescape")
     before = weights(net)
-    with pytest.raises(LedgerError, match=message):
+    with pytest.raises(UnlearningError, match=message):
         fit_trainer.unlearn([1])
     assert same(weights(net), before)
     assert pending.exists()
     assert not path.exists()
 
 
-def test_a_note_of_another_ledger_changes_nothing(tmp_path):
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    _, first, _, _ = fitted(ledger=one)
-    first.unlearn([1])
+def stopped(folder, monkeypatch, before):
+    """A request that is killed before or after its checkpoint shows; its files."""
+    folder.mkdir()
+    path, clean = folder / "ledger.jsonl", folder / "clean.ckpt"
+    net, fit_trainer, _, data = fitted(ledger=path)
+    fit_trainer.save_checkpoint(folder / "old.ckpt")
+    publish = checkpoint.publish
+
+    def killed(part, target):
+        if not before:
+            publish(part, target)
+        raise Killed
+
+    # Nothing is undone either, as if by SIGKILL.
+    monkeypatch.setattr(checkpoint, "publish", killed)
+    monkeypatch.setattr("lightning_unlearn.plugin.commit.Files.undo", lambda self: None)
+    with pytest.raises((Killed, SystemExit)):
+        fit_trainer.unlearn([1, 2], save_to=clean)
+    monkeypatch.undo()
+    assert (folder / ".ledger.jsonl.pending").exists()
+    return path, clean, data
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def request(path, ckpt, data, forget, **options):
+    own = UnlearningCallback(ledger=path)
+    trainer(own).unlearn(
+        forget, model=HeadNet(), train_dataloaders=loader(data), ckpt_path=ckpt,
+        **options,
+    )  # fmt: skip
+    return [] if path is None else [e.n_forget for e in ledgers.read(path).entries]
+
+
+def test_another_checkpoint_of_that_name_is_not_taken_for_the_request_s(
+    tmp_path, monkeypatch
+):
+    path, clean, data = stopped(tmp_path / "a", monkeypatch, before=True)
+    request(None, tmp_path / "a" / "old.ckpt", data, [7], save_to=clean)
+    assert request(path, tmp_path / "a" / "old.ckpt", data, [9]) == [1]
+
+
+def test_a_file_there_that_cannot_be_read_decides_nothing(tmp_path, monkeypatch):
+    path, clean, data = stopped(tmp_path / "a", monkeypatch, before=True)
+    clean.write_text("what is this?")
+    with pytest.raises(LedgerError, match="whether the request was made cannot be"):
+        request(path, tmp_path / "a" / "old.ckpt", data, [9])
+    clean.unlink()
+    assert request(path, tmp_path / "a" / "old.ckpt", data, [9]) == [1]
+
+
+def test_a_checkpoint_that_was_taken_away_is_asked_for(tmp_path, monkeypatch):
+    path, clean, data = stopped(tmp_path / "a", monkeypatch, before=False)
+    with pytest.warns(UserWarning, match="the ledger .* has been completed"):
+        entries = request(path, clean, data, [9])
+    assert entries == [2, 1]
+    path, clean, data = stopped(tmp_path / "b", monkeypatch, before=False)
+    note = json.loads((tmp_path / "b" / ".ledger.jsonl.pending").read_text())
+    (tmp_path / "b" / "clean.certificate.json").write_text(note["certificate"])
+    clean.rename(tmp_path / "production.ckpt")
+    with pytest.raises(LedgerError, match="clean.ckpt of a request that was stopped"):
+        request(path, tmp_path / "b" / "old.ckpt", data, [9])
+
+
+def test_a_note_of_another_ledger_changes_nothing(tmp_path, monkeypatch):
+    one, clean, _ = stopped(tmp_path / "a", monkeypatch, before=False)
+    two = tmp_path / "two.jsonl"
     _, second, _, _ = fitted(ledger=two)
     second.unlearn([1])
     text = two.read_text()
-    clean = tmp_path / "old.ckpt"
-    clean.touch()
-    journal.announce(two, clean, ledgers.Ledger(), ledgers.read(one))
+    note = (tmp_path / "a" / ".ledger.jsonl.pending").read_text()
+    (tmp_path / ".two.jsonl.pending").write_text(note)
     with pytest.raises(LedgerError, match="as the unfinished request .* left it"):
         second.unlearn([2])
     assert two.read_text() == text
+
+
+def test_undone_halfway_and_killed_the_ledger_has_no_lost_release(
+    tmp_path, monkeypatch
+):
+    """An error after everything was written, and a kill while it is taken back."""
+    path, clean = tmp_path / "ledger.jsonl", tmp_path / "clean.ckpt"
+    net, fit_trainer, callback, data = fitted(ledger=path)
+    fit_trainer.save_checkpoint(tmp_path / "old.ckpt")
+    rewind = ledgers.rewind
+
+    def fail(*args):
+        raise RuntimeError("a hook failed")
+
+    def killed(*args):
+        raise Killed
+
+    monkeypatch.setattr(callback, "committed", fail)
+    monkeypatch.setattr(ledgers, "rewind", killed)
+    with pytest.raises((Killed, SystemExit)):
+        fit_trainer.unlearn([1, 2], save_to=clean)
+    monkeypatch.setattr(ledgers, "rewind", rewind)
+    assert len(ledgers.read(path).entries) == 1
+    assert not clean.exists()
+    assert request(path, tmp_path / "old.ckpt", data, [9]) == [1]
+
+
+def test_a_file_that_appears_at_the_last_moment_is_theirs(tmp_path, monkeypatch):
+    net, fit_trainer, _, _ = fitted(ledger=tmp_path / "ledger.jsonl")
+    before, clean = weights(net), tmp_path / "clean.ckpt"
+    settle = storage.settle
+
+    def slow(path):
+        settle(path)
+        if "ckpt" in path.name:
+            clean.write_text("theirs")
+
+    monkeypatch.setattr(storage, "settle", slow)
+    with pytest.raises(SetupError, match="save_to= to name a new file"):
+        fit_trainer.unlearn([1], save_to=clean)
+    assert clean.read_text() == "theirs"
+    assert same(weights(net), before)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_links_are_not_followed_and_not_replaced(tmp_path):
+    ledger, link = tmp_path / "ledger.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(ledger)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".ledger.jsonl.part").symlink_to(victim)
+    _, fit_trainer, _, _ = fitted(ledger=link)
+    with (
+        journal.locked(ledger),
+        pytest.raises(LedgerError, match="no other request"),
+    ):
+        fit_trainer.unlearn([1])
+    fit_trainer.unlearn([1])
+    assert link.is_symlink()
+    assert len(ledgers.read(ledger).entries) == 1
+    assert victim.read_text() == "precious"
+    dangling = tmp_path / "clean.ckpt"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SetupError, match="which exists"):
+        fit_trainer.unlearn([2], save_to=dangling)
+    assert dangling.is_symlink()
 
 
 def test_the_torch_generators_know_nothing_of_the_noise(tmp_path):

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_unlearn.errors import ForgetSetError
+from lightning_unlearn.errors import ForgetSetError, UnlearningError
 from lightning_unlearn.plugin.forget import read_indices
-from tests.plugin.nets import fitted
+from tests.plugin.nets import (
+    HeadNet,
+    UnlearningCallback,
+    digits,
+    fitted,
+    trainer,
+)
 from tests.plugin.test_refusals import refused
 
 
@@ -93,3 +100,40 @@ def test_pickles_in_npy_files_are_never_loaded(tmp_path):
     refused(ForgetSetError, "allow_pickle", net, fit_trainer, callback, path)
     np.save(path, np.array([3, 4]))
     assert fit_trainer.unlearn(path).n_forget == 2
+
+
+class Odd(TensorDataset):
+    """Its samples have another shape the second time."""
+
+    def __getitem__(self, index):
+        X, y = super().__getitem__(index)
+        return X[: 5 + index], y
+
+
+@pytest.mark.parametrize(
+    ("training", "forget", "message"),
+    [
+        (lambda d: d, lambda d: Subset(Subset(d, [1, 2]), [5]), "to lie in its"),
+        (lambda d: d, lambda d: Subset(d, [9_999]), "to lie in its dataset"),
+        (lambda d: d, lambda d: Subset(Odd(*d.tensors), [1]), "a Subset|another"),
+        (lambda d: Subset(d, [1, 2, 9_999]), lambda d: [0], "to lie in its dataset"),
+    ],
+)
+def test_subsets_that_point_outside_are_named(training, forget, message):
+    data = digits(200)
+    own, net = UnlearningCallback(noise_std=0.0), HeadNet()
+    with pytest.raises(UnlearningError, match=message):
+        trainer(own).unlearn(
+            forget(data), model=net, train_dataloaders=DataLoader(training(data), 64)
+        )
+
+
+def test_copies_under_negative_positions_are_forgotten_together():
+    data = digits(100)
+    own = UnlearningCallback()
+    result = trainer(own).unlearn(
+        [0], model=HeadNet(),
+        train_dataloaders=DataLoader(Subset(data, [99, -1, *range(50)]), 16),
+    )  # fmt: skip
+    assert own.record.removed == [0, 1]
+    assert result.n_forget == 2

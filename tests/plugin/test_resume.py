@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_unlearn import CG, FlexibleCG, NystromCG
-from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn import CG, FlexibleCG, NewtonStep, NystromCG
+from lightning_unlearn.errors import DataError, SetupError, SolverError
 from lightning_unlearn.plugin import solve_state
 from lightning_unlearn.plugin.solve_state import Saved
 from tests.plugin.nets import (
@@ -236,3 +237,76 @@ def test_forged_heads_are_refused(changes, tmp_path):
     with pytest.raises(DataError, match="expected where a solve stood"):
         solve_state.read(path, STATE.made_from)
     assert os.listdir(tmp_path) == ["a.state"]
+
+
+@pytest.mark.parametrize(
+    ("case", "vectors", "numbers"),
+    [
+        ("cg", ("x", "r", "p"), (1.0, 1e9, 3)),
+        ("cg", ("x", "r", "p"), (1.0, 0.5, 3)),
+        ("flexible", ("x", "r", "p", "Ap"), (0.0, 2)),
+        ("flexible", ("x", "r", "p", "Ap"), (1.0, 1e9)),
+        ("flexible", ("x",), (1.0, 1.0)),
+        ("head", ("w",), (0, 1e300, 1.0, 1.0)),
+        ("head", ("w",), (0, -1.0, 1.0, 1.0)),
+    ],
+)
+def test_states_that_lie_are_named(case, vectors, numbers, checkpoints, tmp_path):
+    file = tmp_path / "solve.state"
+    with pytest.raises(SolverError, match="in the state of a solve"):
+        run(
+            case, checkpoints,
+            resume_from=forged(case, checkpoints, file, vectors, numbers),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0.0, 1e-300, 1e300])
+def test_a_head_goes_on_from_any_norm(before, checkpoints, tmp_path):
+    file = forged("head", checkpoints, tmp_path / "s", ("w",), (0, 1, 1.0, before))
+    resumed, _ = run("head", checkpoints, resume_from=file)
+    whole, _ = run("head", checkpoints)
+    for key, value in whole.items():
+        assert float((resumed[key] - value).norm()) <= 2 * 1e-8 / 1e-3
+
+
+def forged(case, checkpoints, file, vectors, numbers):
+    """A state file of the very request, with other contents."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises((Stopped, SystemExit)):
+            run(case, checkpoints, state_file=file, state_every=1)
+    line, _, rest = file.read_bytes().partition(b"\n")
+    head = json.loads(line)
+    size = max(head["sizes"].values())
+    state = {name: torch.rand(size, dtype=torch.float64) for name in vectors}
+    state["numbers"] = torch.tensor(numbers, dtype=torch.float64)
+    solve_state.write(file, Saved(head["made_from"], head["label"], state))
+    return file
+
+
+def test_a_solver_s_word_supports_no_claim(checkpoints):
+    """The residual of a certificate is measured, whatever the solver says."""
+
+    class Boaster(CG):
+        def solve(self, A, b):
+            found = super().solve(A, b)
+            return replace(found, residual=0.0)
+
+    own = UnlearningCallback(
+        max_norm=20.0, damping=2.0, solver=Boaster(rtol=0.5), solve_precision="float64",
+        guarantee=NewtonStep(
+            hessian_lipschitz=1e3, lambda_min=-1.5, retrained_gradient_norm=1.0,
+            residual=1e-6,
+        ),
+    )  # fmt: skip
+    net = MLP(nn.Tanh)
+    with pytest.raises(SolverError, match="expected a residual of at most 1e-06"):
+        trainer(own).unlearn(
+            [1, 2, 3], model=net, train_dataloaders=loader(digits(1300)),
+            ckpt_path=checkpoints / "net.ckpt",
+        )  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_is_named_at_once(checkpoints, tmp_path):
+    with pytest.raises(SetupError, match="the folder of state_file=.* to exist"):
+        run("cg", checkpoints, state_file=tmp_path / "nowhere" / "solve.state")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unlearn.certificate import Bound, Grade
-from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, trainer
+from tests.plugin.nets import MLP, HeadNet, UnlearningCallback, digits, fitted, trainer
 
 FORGOTTEN = [3, 17, 42]
 
@@ -227,3 +228,70 @@ def test_no_file_holds_a_forgotten_sample_its_position_or_a_seed(kind, tmp_path)
     assert saved["callbacks"]["UnlearningCallback"]["removed"] == [123]
     assert saved["optimizer_states"] == []
     assert saved["lr_schedulers"] == []
+
+
+def test_the_scale_of_mixed_precision_is_forgotten(tmp_path):
+    """It halves when a gradient overflows, which a forgotten sample may have caused."""
+    net, own = HeadNet(), UnlearningCallback()
+
+    def half():
+        scaler = torch.amp.GradScaler("cpu")
+        return {"plugins": MixedPrecision("16-mixed", "cpu", scaler=scaler)}
+
+    fit_trainer = trainer(own, **half())
+    fit_trainer.fit(net, DataLoader(digits(300), 64))
+    scaler = fit_trainer.precision_plugin.scaler
+    scaler.load_state_dict(
+        {**scaler.state_dict(), "scale": 512.0, "_growth_tracker": 4}
+    )
+    result = fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
+    fit_trainer.save_checkpoint(tmp_path / "later.ckpt")
+    assert result.certificate.grade is Grade.CERTIFIED
+    clean = torch.load(tmp_path / "clean.ckpt", weights_only=True)
+    assert "MixedPrecision" not in clean
+    later = torch.load(tmp_path / "later.ckpt", weights_only=True)["MixedPrecision"]
+    assert (later["scale"], later["_growth_tracker"]) == (65536.0, 0)
+    again = trainer(UnlearningCallback(), max_epochs=3, **half())
+    rest = Subset(digits(300), own.retained_indices)
+    again.fit(net, DataLoader(rest, 64), ckpt_path=tmp_path / "clean.ckpt")
+    assert again.global_step > 0
+
+
+class Scaled(HeadNet):
+    """Makes a number of its first batch, and computes with it."""
+
+    scale = None
+
+    def __init__(self):
+        super().__init__()
+        self.scale = None
+
+    def training_step(self, batch, batch_idx):
+        if self.scale is None and self.training:
+            self.scale = float(batch[0].sum())
+        features = self.backbone(batch[0] / (self.scale or 1.0))
+        return self.head.loss(features, batch[1]).mean()
+
+
+def test_a_number_that_training_makes_is_seen():
+    _, fit_trainer, _, _ = fitted(Scaled())
+    certificate = fit_trainer.unlearn([1]).certificate
+    assert certificate.unscrubbed == ("scale (number)",)
+    assert certificate.grade is Grade.NONE
+
+
+class Averaging(ModelCheckpoint):
+    """A checkpoint callback with a state of its own."""
+
+    def state_dict(self):
+        return {"average": 1.0}
+
+
+def test_states_of_checkpoint_callbacks_of_other_classes_are_named(tmp_path):
+    own = UnlearningCallback()
+    fit_trainer = trainer(
+        own, callbacks=[Averaging(dirpath=tmp_path)], enable_checkpointing=True
+    )
+    fit_trainer.fit(HeadNet(), DataLoader(digits(300), 64))
+    told = " ".join(fit_trainer.unlearn([1]).certificate.not_covered)
+    assert "the state kept by Averaging" in told

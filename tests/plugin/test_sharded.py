@@ -92,6 +92,15 @@ def test_noise_on_every_shard_and_a_certificate_of_the_whole(tmp_path):
     assert told[0]["after"] > 0
 
 
+def test_a_process_that_holds_nothing_of_the_scope(tmp_path):
+    told = done(tmp_path / "two", model="narrow", trainer=SHARDED, callback=DIFFERENCES)
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert certificate.n_parameters == 65
+    assert certificate.noise_std > 0
+    state = saved(tmp_path / "two")["state_dict"]
+    assert state_digest(state) == certificate.weights_digest
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -101,6 +110,7 @@ def test_noise_on_every_shard_and_a_certificate_of_the_whole(tmp_path):
         ("kinked", {}, "expected a smooth network .* got relu"),
         ("low", {}, "without a MixedPrecisionPolicy"),
         ("odd", {"solve_precision": "float64"}, "expected weights in float32"),
+        ("odd", {"state_file": "/tmp/x"}, "expected no state_file= or resume_from="),
     ],
 )
 def test_refused_in_every_process(name, options, message, tmp_path):

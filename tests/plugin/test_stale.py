@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import TensorDataset
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin import stale
@@ -51,7 +52,8 @@ def test_the_checkpoints_of_this_training_are_deleted_and_no_other_file(tmp_path
     (run / "notes.txt").write_text("mine")
     (run / "link.ckpt").symlink_to(run / "last.ckpt")
     before = names(run)
-    result = fit_trainer.unlearn([1], save_to=run / "clean.ckpt", delete_stale=True)
+    with pytest.warns(UserWarning, match="has left .*link.ckpt: it is a link"):
+        result = fit_trainer.unlearn([1], save_to=run / "clean.ckpt", delete_stale=True)
     assert names(run) == sorted([
         "clean.ckpt", "clean.certificate.json",
         "foreign.ckpt", "link.ckpt", "noise.ckpt", "notes.txt",
@@ -120,7 +122,50 @@ def test_a_file_that_cannot_be_deleted_is_left_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.unlink", busy)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        deleted, left = stale.delete(found, own.record, tmp_path / "clean.ckpt")
+        deleted, left = stale.delete(found, own.record, [1], tmp_path / "clean.ckpt")
     assert not deleted
     assert left == found.checkpoints
     assert all("not permitted" in str(w.message) for w in caught)
+
+
+def test_models_of_other_data_or_of_later_requests_are_left(tmp_path):
+    """Fine-tunes of one base share its record; a later request's model is newer."""
+    everything, run = digits(900), tmp_path / "run"
+
+    def fit(first, last, start=None):
+        own, net = UnlearningCallback(), HeadNet()
+        one = trainer(own, max_epochs=1 if start is None else 2)
+        data = TensorDataset(*(t[first:last] for t in everything.tensors))
+        one.fit(net, loader(data), ckpt_path=start)
+        return one, data
+
+    run.mkdir()
+    base, _ = fit(0, 300)
+    base.save_checkpoint(run / "base.ckpt")
+    other, _ = fit(600, 900, run / "base.ckpt")
+    other.save_checkpoint(run / "other.ckpt")
+    mine, data = fit(300, 600, run / "base.ckpt")
+    mine.save_checkpoint(run / "mine.ckpt")
+    trainer(UnlearningCallback()).unlearn(
+        [5, 6, 7], model=HeadNet(), train_dataloaders=loader(data),
+        ckpt_path=run / "mine.ckpt", save_to=run / "newer.ckpt",
+    )  # fmt: skip
+    mine.callbacks.append(ModelCheckpoint(dirpath=run, save_top_k=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = mine.unlearn([5], save_to=tmp_path / "clean.ckpt", delete_stale=True)
+    assert result.deleted == (str(run / "mine.ckpt"),)
+    assert {"base.ckpt", "other.ckpt", "newer.ckpt"} <= set(names(run))
+
+
+def test_a_folder_with_other_files_is_left(tmp_path):
+    _, fit_trainer, own = watched(tmp_path)
+    folder = tmp_path / "sharded.ckpt"
+    folder.mkdir()
+    (folder / "meta.pt").write_bytes((tmp_path / "run" / "last.ckpt").read_bytes())
+    (folder / "notes.txt").write_text("mine")
+    own.record.saved = [str(folder), "x" * 5000, ""]
+    with pytest.warns(UserWarning, match="it is a folder with other files"):
+        fit_trainer.unlearn([1], save_to=folder / "clean.ckpt", delete_stale=True)
+    assert (folder / "notes.txt").exists()
+    assert (folder / "clean.ckpt").exists()
