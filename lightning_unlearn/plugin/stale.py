@@ -43,8 +43,12 @@ def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Sta
             folder = getattr(callback, "dirpath", None)
             beside = Path(folder).glob("*.ckpt") if folder else ()
             paths |= {p for p in beside if _lineage(p) == record.lineage}
-    checkpoints = {str(Path(p)) for p in paths if _is_there(p)}
-    folders = {logger.log_dir or logger.save_dir for logger in trainer.loggers}
+    checkpoints = {str(Path(str(p)).absolute()) for p in paths if _is_there(p)}
+    # The folder of all versions: a training in another process logged to another one.
+    folders = {
+        getattr(logger, "root_dir", None) or logger.log_dir or logger.save_dir
+        for logger in trainer.loggers
+    }
     logs = {str(f) for f in folders if f and Path(f).is_dir()}
     return Stale(tuple(sorted(checkpoints)), tuple(sorted(logs)))
 

@@ -158,6 +158,15 @@ def test_models_of_other_data_or_of_later_requests_are_left(tmp_path):
     assert {"base.ckpt", "other.ckpt", "newer.ckpt"} <= set(names(run))
 
 
+def test_one_file_under_two_names_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, fit_trainer, own = watched(tmp_path)
+    own.record.saved = ["run/last.ckpt"]
+    found = stale.find(fit_trainer, "run/last.ckpt", own.record)
+    assert len(found.checkpoints) == 3
+    assert found.logs == (str(tmp_path / "logs" / "lightning_logs"),)
+
+
 def test_a_folder_with_other_files_is_left(tmp_path):
     _, fit_trainer, own = watched(tmp_path)
     folder = tmp_path / "sharded.ckpt"
