@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 N = 397  # divisible neither by two processes nor by a batch of 64
 BARE = {"noise_std": 0.0, "tolerance": 1e-9, "max_norm": 20.0}
 TWO = {"devices": 2}
+LEFT = {"job.json", ".ledger.jsonl.lock"}  # after a request that failed: an empty lock
 
 
 def start(folder, **job):
@@ -202,7 +203,7 @@ def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_pa
     if name == "poisoned":
         assert ended.stderr.count("ModelError: expected a finite loss") == 2
     left = {path.name for path in (tmp_path / "two").iterdir()}
-    assert left == {"job.json"}  # no checkpoint, no part of one, no ledger
+    assert left == LEFT  # no checkpoint, no part of one, no ledger
     assert (trained / "mlp.ckpt").read_bytes() == before
 
 
@@ -213,7 +214,7 @@ def test_processes_that_disagree_are_refused(trained, tmp_path):
     )  # fmt: skip
     assert ended.returncode != 0
     assert "expected the same forget set in every process" in ended.stderr
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"job.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == LEFT
 
 
 @pytest.mark.parametrize("name", ["gpt", "lora"])
