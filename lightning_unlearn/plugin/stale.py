@@ -108,6 +108,8 @@ def _problem(
         return str(error)
     if other.lineage != record.lineage:
         return "it is of another training"
+    if other.fingerprint is None:
+        return "its data has no fingerprint: it may be of a training on other samples"
     if not record.ledger.startswith(other.ledger):
         return "it is of other requests than this model"
     if set(chosen) <= set(other.removed):

@@ -158,6 +158,28 @@ def test_models_of_other_data_or_of_later_requests_are_left(tmp_path):
     assert {"base.ckpt", "other.ckpt", "newer.ckpt"} <= set(names(run))
 
 
+class Noisy(TensorDataset):
+    """Has no fingerprint: it is another one at every read."""
+
+    def __getitem__(self, index):
+        X, y = super().__getitem__(index)
+        return X + 1e-6 * torch.rand(64), y
+
+
+def test_trainings_on_data_without_a_fingerprint_cannot_be_told_apart(tmp_path):
+    own, net = UnlearningCallback(), HeadNet()
+    keeps = ModelCheckpoint(dirpath=tmp_path / "run")
+    one = trainer(own, callbacks=[keeps], enable_checkpointing=True)
+    one.fit(net, loader(Noisy(*digits(300).tensors)))
+    with pytest.warns(UserWarning, match="its data has no fingerprint"):
+        result = one.unlearn(
+            [1], train_dataloaders=loader(digits(300)),
+            save_to=tmp_path / "clean.ckpt", delete_stale=True,
+        )  # fmt: skip
+    assert result.deleted == ()
+    assert len(names(tmp_path / "run")) == 1
+
+
 def test_one_file_under_two_names_is_named_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, fit_trainer, own = watched(tmp_path)
