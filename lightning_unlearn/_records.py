@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.errors import UnlearningError
@@ -16,36 +14,6 @@ def canonical_digest(plain: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a plain dictionary."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace a file by a text in one step: no half shows, whatever crashes."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with os.fdopen(new_file(temporary, 0o666), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def new_file(path: Path, mode: int) -> int:
-    """A descriptor of a new file in place of one that was left; no link is followed."""
-    path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.open(path, flags, mode)
-
-
-def sync(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[str, Any]:

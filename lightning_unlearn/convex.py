@@ -17,7 +17,7 @@ from lightning_unlearn.certificate.rounding import gradient_rounding_upper
 from lightning_unlearn.features import FeatureData
 from lightning_unlearn.heads import LINKS, Bend, ConvexHead
 from lightning_unlearn.processes import ALONE, Processes
-from lightning_unlearn.scope import Vector
+from lightning_unlearn.scope import Vector, plain_dot
 
 _CHUNK = 4096
 #: Rows are kept in float64 between passes up to this size; casting them anew costs
@@ -82,7 +82,7 @@ class ConvexObjective:
 
     def dot(self, a: Vector, b: Vector) -> float:
         """Inner product of two vectors."""
-        return float(a @ b)
+        return plain_dot(a, b)
 
     @property
     def n(self) -> int:

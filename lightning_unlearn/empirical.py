@@ -105,8 +105,8 @@ class EmpiricalObjective:
         return self.scope.n_parameters
 
     def dot(self, a: Vector, b: Vector) -> float:
-        """Inner product of two vectors."""
-        return float(a @ b)
+        """Inner product of two vectors, over all processes if each holds a part."""
+        return self.scope.dot(self.processes)(a, b)
 
     @property
     def n(self) -> int:

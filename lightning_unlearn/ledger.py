@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from lightning_unlearn._records import canonical_digest, replace_file, strict_object
+from lightning_unlearn._files import replace_file
+from lightning_unlearn._records import canonical_digest, strict_object
 from lightning_unlearn.errors import BudgetError, LedgerError
 
 SCHEMA = 1

@@ -222,8 +222,7 @@ def _forcing(norm: float, before: float | None, tolerance: float) -> float:
     """
     rtol = _FIRST
     if before is not None:
-        shorter = norm / max(before, 1e-3 * norm)  # a state may say anything
-        rtol = min(_LOOSEST, 0.9 * shorter**1.618)
+        rtol = min(_LOOSEST, 0.9 * (norm / before) ** 1.618)
     return rtol if rtol * norm > 5 * tolerance else min(0.5 * tolerance / norm, 0.5)
 
 
@@ -253,7 +252,8 @@ class _Iterate:
         self.exact = self.exact or exact == 1
         self.steps = count(steps, max_steps)
         self.passes = min(max(passes, 0.0), 1e9)  # told, and used for nothing
-        return None if before < 0 else before
+        # A file may say anything: no ratio of norms to this one overflows.
+        return max(before, 1e-100) if before > 0 else None
 
     @property
     def norm(self) -> float:

@@ -20,8 +20,7 @@ from lightning_unlearn.damped import solve_damped, way_to_solve
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.objective import Objective
 from lightning_unlearn.scope import Dot, Vector, plain_dot
-from lightning_unlearn.solvers import Damped, FlexibleCG, Solution, Solver
-from lightning_unlearn.solvers.base import residual_norm
+from lightning_unlearn.solvers import FlexibleCG, Solution, Solver
 from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 _RTOL = 1e-2
@@ -117,16 +116,13 @@ def damped_step(
     _check_guarantee(guarantee, objective, damping, max_norm, kinks)
     if known is None or isinstance(guarantee, NewtonStep):
         known = look(objective, spectrum=damping is None)
-
     norm = math.sqrt(objective.dot(known.gradient, known.gradient))
     ends, passes = known.ends, known.passes
     chosen = solver or _default(norm, guarantee)
-    solve = way_to_solve(objective, known.gradient, chosen, watch)
-    gradient = known.gradient if not objective.lean else None
+    measure = isinstance(guarantee, NewtonStep) or not getattr(chosen, "check", True)
+    solve = way_to_solve(objective, known.gradient, chosen, watch, measure)
     del known  # where memory is short, the gradient lies on the disk now
     solution, reported = solve_damped(solve, norm, damping, ends, passes)
-    if isinstance(guarantee, NewtonStep) or not getattr(chosen, "check", True):
-        solution = _measured(objective, solution, reported, gradient)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, solution)
     w = objective.weights().sub_(solution.x)
@@ -160,10 +156,10 @@ def damped_step(
 
 def _default(norm: float, guarantee: NormBall | NewtonStep | None) -> Solver:
     """A residual of a hundredth moves |grad F| as far as one step can."""
-    rtol = _RTOL
-    if isinstance(guarantee, NewtonStep):
-        rtol = min(rtol, 0.5 * guarantee.residual / max(norm, 1e-300))
-    return FlexibleCG(rtol=max(rtol, 1e-14))
+    if not isinstance(guarantee, NewtonStep):
+        return FlexibleCG(rtol=_RTOL)
+    rtol = min(_RTOL, 0.5 * guarantee.residual / max(norm, 1e-300))
+    return FlexibleCG(rtol=max(rtol, 1e-14), check=False)  # `measure` does
 
 
 def with_difference_error(step: Step, error: float) -> Step:
@@ -187,20 +183,6 @@ def with_difference_error(step: Step, error: float) -> Step:
             "rough approximation of the Newton step"
         )
     return replace(step, constants=(*step.constants, stated), warnings=tuple(warnings))
-
-
-def _measured(
-    objective: Objective,
-    solution: Solution,
-    reported: list[Constant],
-    gradient: Vector | None,
-) -> Solution:
-    """The residual by a product of our own: a solver's word supports no claim."""
-    if gradient is None:  # `solve_lean` has taken it
-        return solution
-    damping = next(c.value for c in reported if c.name == "damping")
-    residual = residual_norm(Damped(objective, damping), solution.x, gradient)
-    return replace(solution, residual=residual, matvecs=solution.matvecs + 1)
 
 
 def _measured_residual(solution: Solution, relative: float) -> Constant:

@@ -68,7 +68,7 @@ class Surroundings:
         not_covered: Besides the standing list, such as known old checkpoints.
         warnings: Besides those of the step.
         digest: Digest of the model's state with a flat vector as its weights.
-        n_parameters: Weights in scope; None if the vectors hold them all.
+        n_parameters: Weights in scope, over all processes.
         dot: Inner product of vectors, of which a process may hold a part.
         request_id: Random name of the request.
     """
@@ -83,7 +83,7 @@ class Surroundings:
     warnings: tuple[str, ...]
     digest: Callable[[Vector], str]
     request_id: str
-    n_parameters: int | None = None
+    n_parameters: int
     dot: Dot = plain_dot
 
 
@@ -154,7 +154,7 @@ def release(
         constants=step.constants,
         n_forget=around.n_forget,
         n_retain=around.n_retain,
-        n_parameters=around.n_parameters or len(released),
+        n_parameters=around.n_parameters,
         releases=terms.releases,
         release=around.release,
         release_mus=mus,
@@ -201,7 +201,7 @@ def _add_noise(step: Step, noise_std: float, terms: Terms, dot: Dot) -> Vector:
 def _warnings(
     step: Step, grade: Grade, noise_std: float, terms: Terms, around: Surroundings
 ) -> list[str]:
-    p = around.n_parameters or len(step.weights)
+    p = around.n_parameters
     found = []
     if grade is Grade.VACUOUS and terms.max_norm is not None:
         ratio = noise_std * p**0.5 / terms.max_norm

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.errors import ModelError
+from lightning_unlearn.processes import Processes
 
 Vector = Float[Tensor, " p"]
 Dot = Callable[[Vector, Vector], float]
@@ -86,6 +87,11 @@ class Scope:
         parts = zip(self.parameters, self.split(vector), strict=True)
         return [part.to(p.dtype) for p, part in parts]
 
+    def dot(self, processes: Processes) -> Dot:
+        """Inner product of vectors of these weights."""
+        del processes  # each has them whole
+        return plain_dot
+
     def check_finite(self) -> None:
         """Raise `ModelError` if a weight in scope is NaN or infinite."""
         _check_finite(self.names, (whole(p.detach()) for p in self.parameters))
@@ -141,6 +147,10 @@ class Shards(Scope):
         """Views of a vector (p,) in the shapes of the shards."""
         parts = zip(self.parameters, torch.split(vector, self.sizes), strict=True)
         return [part.view(local(p).shape) for p, part in parts]
+
+    def dot(self, processes: Processes) -> Dot:
+        """Inner product of vectors of which every process holds a part."""
+        return processes.dot
 
     def check_finite(self) -> None:
         """Raise `ModelError` if a weight of a shard here is NaN or infinite."""

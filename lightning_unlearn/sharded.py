@@ -64,10 +64,6 @@ class ShardedObjective(EmpiricalObjective):
         self.reshard = reshard
         self._step = torch.finfo(self.dtype).eps ** (1 / 3)
 
-    def dot(self, a: Vector, b: Vector) -> float:
-        """Inner product of two vectors, over all processes."""
-        return self.processes.dot(a, b)
-
     def value_and_gradient(self) -> tuple[float, Vector]:
         """F and this process's part of its gradient (p,), in one pass.
 
@@ -98,16 +94,16 @@ class ShardedObjective(EmpiricalObjective):
     ) -> Callable[[Vector], Vector]:
         """Products with the Hessian of one random draw, plus l2, by differences."""
         drawn = self._draw(samples, generator)
+        return lambda v: self._difference(lambda: self._dealt(drawn), v, samples)
+
+    def _dealt(self, drawn: list[int]) -> Iterator[tuple[int, Any]]:
+        """This process's part of a draw, in as many steps as every other takes."""
         rounds = -(-len(drawn) // (self.chunk * self.processes.world))
         own = self.processes.share(drawn)
-        parts = [own[i * self.chunk : (i + 1) * self.chunk] for i in range(rounds)]
-
-        def steps() -> Iterator[tuple[int, Any]]:
-            for part in parts:
-                weight, batch = self.batches.take(part or drawn[:1])
-                yield (weight if part else 0), batch
-
-        return lambda v: self._difference(steps, v, samples)
+        for start in range(0, rounds * self.chunk, self.chunk):
+            part = own[start : start + self.chunk]
+            weight, batch = self.batches.take(part or drawn[:1])
+            yield (weight if part else 0), batch
 
     @contextmanager
     def moved_to(self, w: Vector) -> Iterator[None]:
@@ -134,14 +130,7 @@ class ShardedObjective(EmpiricalObjective):
             samples: The first of them are used.
         """
         drawn = list(range(min(samples, self.n)))
-        world, rank = self.processes.world, self.processes.rank
-
-        def steps() -> Iterator[tuple[int, Any]]:
-            own = drawn[rank::world]
-            weight, batch = self.batches.take(own or drawn[:1])
-            yield (weight if own else 0), batch
-
-        value, gradient = self._sums(steps())
+        value, gradient = self._sums(self._dealt(drawn))
         slope = math.sqrt(self.dot(gradient, gradient))
         if slope == 0:
             return
@@ -149,7 +138,7 @@ class ShardedObjective(EmpiricalObjective):
         h, ends = self._step * max(1.0, math.sqrt(self.dot(w, w))), []
         for sign in (1, -1):
             with self.moved_to(torch.add(w, v, alpha=sign * h)):
-                ends.append(self._sums(steps())[0])
+                ends.append(self._sums(self._dealt(drawn))[0])
         found = (ends[0] - ends[1]) / (2 * h)
         rounding = 50 * torch.finfo(self.dtype).eps * abs(value) / h
         if not abs(found - slope) <= 0.1 * slope + rounding:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_unlearn._records import sync
+from lightning_unlearn._files import part_of, sync
 from lightning_unlearn.errors import DataError
 
 _SHARE = 0.5  # of the free memory, for one array
@@ -122,11 +122,6 @@ def _container_bytes() -> float:
         return max(limit - int((group / "memory.current").read_text()), 0)
     except (OSError, ValueError):  # no such group, or "max"
         return float("inf")
-
-
-def part_of(path: Path, token: str = "") -> Path:
-    """The temporary file that `whole` writes; with a token, one nobody else has."""
-    return path.with_name(f".{path.name}{token and '.'}{token}.part")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ FLOORS = {
     "errors": (0, set()),
     "_validate": (0, set()),
     "_records": (0, set()),
+    "_files": (0, set()),
     "ledger": (1, set()),
     "certificate": (1, {"scipy", "cryptography"}),
     "verification": (1, set()),

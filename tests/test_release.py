@@ -33,7 +33,7 @@ def around(**changes):
     fields = {
         "n_forget": 5, "n_retain": 100_000, "release": 1, "earlier_mus": (),
         "public_parts": (), "unscrubbed": (), "not_covered": (), "warnings": (),
-        "digest": lambda w: "d" * 64, "request_id": "r", **changes,
+        "digest": lambda w: "d" * 64, "request_id": "r", "n_parameters": P, **changes,
     }  # fmt: skip
     return Surroundings(**fields)
 

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
-from lightning_unlearn._records import new_file
+from lightning_unlearn._files import part_of
 from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin import strategies
-from lightning_unlearn.storage import appear, part_of
+from lightning_unlearn.storage import appear
 
 
 @contextmanager
@@ -96,12 +96,6 @@ def parts(path: Path, request_id: str) -> dict[Path, Path]:
     """A checkpoint and its certificate -> names only this request stages them by."""
     token = request_id[:16]
     return {p: part_of(p, token) for p in (path, certificate_path(path))}
-
-
-def write_text(part: Path, text: str) -> None:
-    """Write a text under a name it is staged by."""
-    with os.fdopen(new_file(part, 0o666), "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def publish(part: Path, target: Path) -> None:

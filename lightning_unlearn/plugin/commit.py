@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn import storage
+from lightning_unlearn._files import write_new
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.ledger import Ledger
 from lightning_unlearn.plugin import (
@@ -16,11 +17,11 @@ from lightning_unlearn.plugin import (
     journal,
     solve_state,
     store,
-    strategies,
 )
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.resolved import Resolved
+from lightning_unlearn.plugin.stale import Stale
 from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.scope import Vector
 
@@ -34,6 +35,7 @@ class Done:
     ledger: Ledger
     record: TrainingRecord
     buffers: dict[str, Tensor]
+    stale: Stale
 
 
 class Files:
@@ -87,7 +89,7 @@ class Files:
         """Make the staged checkpoint, its certificate and the longer ledger appear."""
         for target, part in self.parts.items():
             if target != self.clean:
-                checkpoint.write_text(part, self.done.certificate.to_json())
+                write_new(part, self.done.certificate.to_json())
             self._ours[target] = storage.identity(part)
             checkpoint.publish(part, target)
         if self.ledger is not None:
@@ -141,7 +143,7 @@ def commit(
         with processes.together():
             files.prepare()
             if save_to is not None:
-                fresh = strategies.adapter(trainer).fresh_optimizers()
+                fresh = ready.strategy.fresh_optimizers()
         scope.assign(done.weights)
         for name, value in done.buffers.items():
             named[name].copy_(value)

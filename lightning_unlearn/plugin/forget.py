@@ -273,16 +273,18 @@ def _flatten(dataset: Any) -> tuple[Any, list[int]]:
 def _through(subset: Subset, positions: list[int]) -> list[int]:
     """Positions in a Subset as positions in its dataset, counted from the front."""
     base, own = subset.dataset, len(subset.indices)
-    n = len(base) if hasattr(base, "__len__") else sys.maxsize  # type: ignore[arg-type]
+    first, n = 0, sys.maxsize  # of a dataset that does not say how long it is
+    if hasattr(base, "__len__"):
+        n = len(base)  # type: ignore[arg-type]
+        first = -n
     there = [i for i in positions if -own <= i < own]
     picked = _integers([subset.indices[i] for i in there], "the Subset")
-    outside = [i for i in picked if not -n <= i < n] + [
-        i for i in positions if not -own <= i < own
-    ]
-    if outside or (n == sys.maxsize and min(picked, default=0) < 0):
+    outside = [i for i in positions if not -own <= i < own]
+    outside += [i for i in picked if not first <= i < n]
+    if outside:
         raise ForgetSetError(
             f"expected the indices of a Subset to lie in its dataset, got "
-            f"{_some(outside or picked)}"
+            f"{_some(outside)}"
         )
     return [i % n for i in picked]
 
@@ -326,8 +328,12 @@ def _check_same_samples(base: Any, train_base: Any, picked: list[int]) -> None:
                 else bool(np.all(a == b))
                 for a, b in zip(ours, theirs, strict=True)
             )
-        except Exception:  # samples that cannot be compared are not the same
-            same = False
+        except Exception as problem:  # whatever reading or comparing them provokes
+            raise ForgetSetError(
+                f"expected samples that can be compared at position {index} of the "
+                f"forget set's dataset and of the training dataset, got another kind "
+                f"({type(problem).__name__}: {problem!s:.200})"
+            ) from None
         if not same:
             raise ForgetSetError(
                 f"expected the forget set's dataset to be the training dataset, got "

@@ -21,7 +21,7 @@ from lightning_unlearn.plugin.record import TrainingRecord
 from lightning_unlearn.plugin.weight_decay import stated_l2
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import NO_SENSITIVITY
-from lightning_unlearn.scope import Scope, Shards, in_shards, plain_dot
+from lightning_unlearn.scope import Scope, Shards, in_shards
 
 
 def convex_head(module: nn.Module, scope: Scope) -> ConvexHead | None:
@@ -99,8 +99,7 @@ def kept_in_ball(
     weights = scope_of(module)
     shards = all(in_shards(p) for p in weights)
     scope = (Shards if shards else Scope)(module, weights)
-    dot = processes.dot if shards else plain_dot
-    w = scope.flatten()
+    w, dot = scope.flatten(), scope.dot(processes)
     if not math.sqrt(dot(w, w)) > max_norm:
         return False
     # The cast to float32 must not leave the ball: aim a rounding error inside.

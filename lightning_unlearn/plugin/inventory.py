@@ -93,10 +93,15 @@ def forget_training(
             metric.reset()
     trainer.optimizers = []
     trainer.strategy.lr_scheduler_configs = []  # some keep the best loss
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    state = {} if scaler is None else scaler.state_dict()
-    if scaler is not None and state:  # which gradients overflowed
-        new = torch.amp.GradScaler(trainer.strategy.root_device.type)  # type: ignore[attr-defined]
-        scale = {"scale": new.get_scale(), "_growth_tracker": 0}
-        scaler.load_state_dict({**state, **scale})
+    _forget_scale(trainer)
     forget_scores(trainer, clean)
+
+
+def _forget_scale(trainer: Trainer) -> None:
+    """That of 16-mixed precision knows which gradients overflowed."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.state_dict():  # it is off
+        return
+    new = torch.amp.GradScaler(trainer.strategy.root_device.type)  # type: ignore[attr-defined]
+    scale = {"scale": new.get_scale(), "_growth_tracker": 0}
+    scaler.load_state_dict({**scaler.state_dict(), **scale})

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn import ledger as ledgers
-from lightning_unlearn._records import replace_file, strict_object
+from lightning_unlearn._files import replace_file
+from lightning_unlearn._records import strict_object
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import DataError, LedgerError
 from lightning_unlearn.ledger import Ledger

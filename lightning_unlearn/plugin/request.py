@@ -233,13 +233,13 @@ class Request:
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         kept = None if rest is None else store.stored(ready, rest)
-        old, began = self._stale(), self.callback.record
+        began = self.callback.record
         commit(ready, done, self.callback, self.save_to, kept)
         deleted = ()
         if self.delete_stale and self.save_to is not None:
             clean = self.save_to
             deleted, _ = self.processes.first(
-                lambda: stale.delete(old, began, ready.chosen, clean)
+                lambda: stale.delete(done.stale, began, ready.chosen, clean)
             )
         return UnlearningResult(
             certificate=done.certificate,
@@ -250,9 +250,6 @@ class Request:
             checkpoint_path=self.save_to,
             deleted=deleted,
         )
-
-    def _stale(self) -> stale.Stale:
-        return stale.find(self.trainer, self.ckpt_path, self.callback.record)
 
     def _decide(self, ready: Resolved, step: Step) -> Done:
         """Noise, certificate, ledger entry and record: made once, known to all."""
@@ -268,7 +265,8 @@ class Request:
 
     def _release(self, ready: Resolved, step: Step) -> _Released:
         before = state_digest(self.module.state_dict())
-        old, buffers = self._stale(), {}
+        old = stale.find(self.trainer, self.ckpt_path, self.callback.record)
+        buffers: dict[str, torch.Tensor] = {}
 
         def digest(weights: Vector) -> str:
             buffers.update(statistics.recomputed(ready, weights))
@@ -292,7 +290,7 @@ class Request:
                 ),
                 digest=digest,
                 n_parameters=ready.scope.n_parameters,
-                dot=sharded.dot(ready.scope, self.processes),
+                dot=ready.scope.dot(self.processes),
                 request_id=uuid.uuid4().hex,
             ),
         )
@@ -306,7 +304,7 @@ class Request:
         if self.processes.world > 1:  # every process has a CPU to unpack it on
             weights = weights.cpu()
             buffers = {name: value.cpu() for name, value in buffers.items()}
-        return Done(weights, certificate, longer, after, buffers)
+        return Done(weights, certificate, longer, after, buffers, own.old)
 
     def _after(
         self,

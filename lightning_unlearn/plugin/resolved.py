@@ -273,9 +273,9 @@ class Resolved:
         """Inside `scope.passes`; `prepared` names the samples it has too many of."""
         options, guarantee = self.options, self.guarantee
         assert not isinstance(guarantee, StronglyConvex)
-        known = None
+        known, kinks = None, ()
         if self.sharded:
-            kinks, objective = sharded.checked_objective(self, indices)
+            objective = sharded.checked_objective(self, indices)
         else:
             # What is prepared has its vectors in float64 already.
             kinks, fit = self._check_first(indices, roomy=prepared is not None)

@@ -10,9 +10,8 @@ from lightning_unlearn.certificate.guarantees import NewtonStep, StronglyConvex
 from lightning_unlearn.curvature import checks
 from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.strategies import sharded_parts
-from lightning_unlearn.processes import Processes
 from lightning_unlearn.release import Terms
-from lightning_unlearn.scope import Dot, Scope, Shards, plain_dot
+from lightning_unlearn.scope import Shards
 from lightning_unlearn.sharded import ShardedObjective
 
 if TYPE_CHECKING:
@@ -42,10 +41,8 @@ def objective(ready: "Resolved", indices: list[int]) -> ShardedObjective:
     )
 
 
-def checked_objective(
-    ready: "Resolved", indices: list[int]
-) -> tuple[tuple[str, ...], ShardedObjective]:
-    """F over chosen samples, and the kinks its loss meets: none.
+def checked_objective(ready: "Resolved", indices: list[int]) -> ShardedObjective:
+    """F over chosen samples, of a loss that meets no kinks.
 
     The same samples are read in every process, so that all of them pass or fail.
 
@@ -62,12 +59,7 @@ def checked_objective(
     loss = found.batch_loss(batch, 0, weight)
     checks.check_smooth(loss)
     found.check_gradient(_CHECKED)
-    return (), found
-
-
-def dot(scope: Scope, processes: Processes) -> Dot:
-    """Inner product of vectors of a scope, whole or of shards."""
-    return processes.dot if isinstance(scope, Shards) else plain_dot
+    return found
 
 
 def terms(ready: "Resolved") -> Terms:

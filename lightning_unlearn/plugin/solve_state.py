@@ -17,7 +17,8 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn import storage
-from lightning_unlearn._records import canonical_digest, new_file, strict_object
+from lightning_unlearn._files import new_file, part_of
+from lightning_unlearn._records import canonical_digest, strict_object
 from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.ledger import forget_digest
 from lightning_unlearn.scope import state_digest
@@ -66,7 +67,7 @@ class Keeper(Watch):
 
     def of(self, label: float) -> "Keeper":
         """See `Watch`."""
-        return Keeper(self.made_from, self.path, self.every, self.saved, label)
+        return replace(self, label=label)
 
     def start(self) -> State | None:
         """See `Watch`."""
@@ -123,7 +124,7 @@ def delete(watch: Watch) -> None:
     """Delete the file of a solve that is done; what cannot be deleted is named."""
     for path in files(watch):
         try:
-            storage.part_of(path).unlink(missing_ok=True)
+            part_of(path).unlink(missing_ok=True)
             if path.exists():
                 _check_ours(path)
                 path.unlink()

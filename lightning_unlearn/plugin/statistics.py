@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -127,19 +128,15 @@ def _buffers(name: str, total: _Sums) -> dict[str, Tensor]:
 def _counted(layers: dict[str, nn.Module]) -> Iterator[dict[str, _Sums]]:
     """Layers that normalise by their batch, and count it."""
     sums = {name: _Sums() for name in layers}
-
-    def counting(layer: nn.Module, total: _Sums) -> None:
-        def forward(x: Tensor) -> Tensor:
-            total.add(x)
-            weight, bias, eps = layer.weight, layer.bias, layer.eps
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)  # type: ignore[arg-type]
-
-        layer.forward = forward
-
     try:
         for name, layer in layers.items():
-            counting(layer, sums[name])
+            layer.forward = partial(_by_batch, layer, sums[name])
         yield sums
     finally:
         for layer in layers.values():
             vars(layer).pop("forward", None)
+
+
+def _by_batch(layer: Any, total: _Sums, x: Tensor) -> Tensor:
+    total.add(x)
+    return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_unlearn import storage
-from lightning_unlearn._records import canonical_digest, new_file
+from lightning_unlearn._files import new_file, part_of
+from lightning_unlearn._records import canonical_digest
 from lightning_unlearn.curvature.spectrum import Ends
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.factor import Factor
@@ -184,7 +185,7 @@ def delete(path: Path) -> None:
     Anything else that stands there is left alone, with a warning.
     """
     try:
-        storage.part_of(path).unlink(missing_ok=True)
+        part_of(path).unlink(missing_ok=True)
         if path.exists():
             plain = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if plain["format"] != _FORMAT:
