@@ -39,6 +39,11 @@ from lightning_unlearn.scope import Scope, Shards, passes
 from lightning_unlearn.solvers import Solver
 from lightning_unlearn.solvers.watch import NOBODY, Watch
 
+# As the value of a SystemExit: printed, and an exit code of 1.
+_ENDED = (
+    "expected to finish the request, got SIGTERM: nothing was changed; ask again, with "
+    "resume_from= if the callback has a state_file"
+)
 _FEW = 8  # samples on which products are compared with differences of gradients
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -113,7 +118,7 @@ class Resolved:
 
         def transfer(batch: Any) -> Any:
             if trainer.received_sigterm:  # Lightning only notes it
-                raise SIGTERMException
+                raise SIGTERMException(_ENDED)
             return _cast(strategy.transfer(batch), dtype or self.dtype)
 
         size = batch_size or self._batch_size(loader)
