@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import pickle
-import stat
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from lightning_unlearn import (
     prepare,
 )
 from lightning_unlearn.certificate import Grade
-from lightning_unlearn.errors import DataError, ModelError, SetupError
-from lightning_unlearn.plugin import store
+from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.prepared import PreparedHead
 from lightning_unlearn.scope import Scope, passes
 from tests.plugin.nets import (
@@ -28,6 +26,8 @@ from tests.plugin.nets import (
 )
 
 FORGET = [0, 5, 77]
+
+
 NOT_USED = "what was prepared is of another model.*prepare again"
 
 
@@ -78,27 +78,6 @@ def test_a_prepared_network_takes_the_same_step_in_fewer_passes():
     (cold, _), (fast, _) = cold_and_prepared(MLP, **options)
     assert cold.certificate.sensitivity == fast.certificate.sensitivity
     assert fast.certificate.grade is Grade.VACUOUS
-
-
-@pytest.mark.parametrize("make", [HeadNet, MLP])
-def test_a_file_serves_another_process(make):
-    options = {"prepared": "secret.pt"} | ({"noise_std": 0.0} if make is MLP else {})
-    _, fit_trainer, _, dataset = fitted(make(), **options)
-    fit_trainer.save_checkpoint("trained.ckpt")
-    done = prepare(fit_trainer)
-    assert done.path.name == "secret.pt"
-    assert stat.S_IMODE(os.stat("secret.pt").st_mode) == 0o600
-    fresh = trainer(UnlearningCallback(**options))
-    result = fresh.unlearn(
-        FORGET,
-        model=make(),
-        train_dataloaders=loader(dataset),
-        ckpt_path="trained.ckpt",
-    )
-    passes = result.solution.matvecs
-    assert "factor" in result.solution.method if make is HeadNet else passes < 40
-    assert not os.path.exists("secret.pt")
-    assert any("what was prepared" in t for t in result.certificate.not_covered)
 
 
 def test_after_a_request_only_retained_features_stay():
@@ -235,53 +214,6 @@ def test_a_failed_request_leaves_it(monkeypatch):
     assert callback.kept is kept
     assert os.path.exists("secret.pt")
     assert same(before, weights(net))
-
-
-def test_a_file_that_cannot_be_deleted_is_named(monkeypatch, tmp_path):
-    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
-    prepare(fit_trainer)
-    path = callback.options.prepared
-    assert path == tmp_path / "secret.pt"  # wherever the process goes later
-
-    def refuse(self, missing_ok=False):
-        raise PermissionError("no")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(path), "unlink", refuse)
-        with pytest.warns(UserWarning, match="could not delete .*secret.pt.*delete it"):
-            store.delete(path)
-    (tmp_path / ".secret.pt.part").write_text("left by a killed process")
-    store.delete(path)
-    assert not list(tmp_path.glob("*secret*"))
-
-
-def test_a_file_of_something_else_is_not_deleted(tmp_path):
-    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
-    prepare(fit_trainer)
-    fit_trainer.unlearn([0])  # from memory from now on
-    (tmp_path / "secret.pt").write_text("somebody else's by now")
-    with pytest.warns(UserWarning, match="could not delete"):
-        fit_trainer.unlearn([1])
-    assert (tmp_path / "secret.pt").exists()
-
-
-@pytest.mark.parametrize("name", ["save_to=", "ledger=", "ckpt_path="])
-def test_the_file_must_be_no_other_one(name):
-    options = {"ledger": "same.file"} if name == "ledger=" else {}
-    _, fit_trainer, _, dataset = fitted(prepared="same.file", **options)
-    request = {} if name == "ledger=" else {name.strip("="): "same.file"}
-    if name == "ckpt_path=":
-        fit_trainer.save_checkpoint("same.file")
-    with pytest.raises(SetupError, match=f"file of its own.*which is {name} too"):
-        fit_trainer.unlearn(FORGET, **request)
-
-
-def test_a_missing_folder_is_said_before_the_work(monkeypatch):
-    _, fit_trainer, callback, _ = fitted(prepared="nowhere/secret.pt")
-    monkeypatch.setattr("lightning_unlearn.plugin.resolved.prepare_head", None)
-    with pytest.raises(SetupError, match="folder of prepared=.*create it"):
-        prepare(fit_trainer)
-    assert callback.kept is None
 
 
 def test_an_interrupt_after_the_commit_leaves_nothing(monkeypatch, tmp_path):
