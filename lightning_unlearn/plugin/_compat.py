@@ -36,6 +36,12 @@ def is_spawning(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+def pickles(trainer: Trainer) -> bool:
+    """Whether what a run needs travels to its processes as a pickle."""
+    launcher = trainer.strategy.launcher
+    return is_spawning(trainer) and launcher._start_method == "spawn"  # type: ignore[union-attr]
+
+
 def run_stage(
     trainer: Trainer,
     model: LightningModule,

@@ -82,6 +82,11 @@ def spread(n: int) -> list[int]:
     return np.unique(places).tolist()
 
 
+def sample_digest(sample: Any) -> str | None:
+    """SHA-256 of one sample, or None if it holds what cannot be hashed."""
+    return _digest([sample], 1, "")
+
+
 def _digest(samples: list[Any], n: int, salt: str) -> str | None:
     sha = hashlib.sha256(f"{salt}|{n}|".encode())
     for leaf in tree_leaves(samples):

@@ -1,55 +1,79 @@
 """The forget set as people have it -> positions in the training dataset."""
 
-import csv
-import json
-import math
-import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     Dataset,
-    RandomSampler,
-    SequentialSampler,
     Subset,
-    SubsetRandomSampler,
 )
 
 from lightning_unlearn.errors import ForgetSetError
+from lightning_unlearn.plugin.forget_files import (
+    Value,
+    integers,
+    read_indices,
+    read_values,
+    values,
+)
+from lightning_unlearn.plugin.subsets import (
+    flatten,
+    from_loader,
+    from_subset,
+    some,
+    through,
+)
 
-_MOST_BYTES = 256 << 20
-_INTEGER = re.compile("[+-]?[0-9]{1,18}")
-Forget = Any  # indices, a file of them, a Subset, or a DataLoader over one
+Forget = Any  # positions, ids, a file of either, a Subset, a loader, or a predicate
+Hook = Callable[[list[Value]], Any]
 
 
-def resolve(forget: Forget, dataset: Any, removed: Sequence[int]) -> list[int]:
+def resolve(
+    forget: Forget,
+    dataset: Any,
+    removed: Sequence[int],
+    by: str | None = None,
+    hook: Hook | None = None,
+) -> list[int]:
     """Positions to forget, sorted, each in the dataset and still in the model.
 
     Args:
         forget: Indices (int, list, tuple, set, range, array, tensor), the path of a
             .txt, .json, .npy or .csv file of them, a `Subset` of the training data,
-            or a DataLoader over one.
+            a DataLoader over one, or a predicate that is asked for every sample. With
+            `by` or `hook`, a list or a file of ids.
         dataset: The training dataset.
         removed: Positions earlier requests have removed.
+        by: Attribute of the dataset that holds each sample's id; column of a file.
+        hook: Ids -> positions, the user's own ``forget_indices``.
 
     Returns:
         Sorted positions.
 
     Raises:
         ForgetSetError: If the set is empty, everything, repeated, out of range,
-            already forgotten, or not of the training data.
+            already forgotten, names somebody unknown, or is not of the training data.
     """
+    listed = not (isinstance(forget, (Dataset, DataLoader)) or callable(forget))
+    if by is not None and not listed:
+        raise ForgetSetError(
+            f"expected a list or a file of ids with by={by!r}, got "
+            f"{type(forget).__name__}, which says by itself what to forget: leave out "
+            "by="
+        )
+    if listed and (by is not None or hook is not None):
+        named = _named(forget, by)
+        found = _by_hook(named, hook) if hook else _by_attribute(named, dataset, by)
+        chosen = _checked(_still_in(found, removed), len(dataset), removed)
+        return _with_copies(chosen, dataset, removed)
     if isinstance(forget, DataLoader):
-        forget = _from_loader(forget, dataset)
+        forget = from_loader(forget, dataset)
     if isinstance(forget, Subset):
-        indices = _from_subset(forget, dataset)
+        indices = from_subset(forget, dataset)
     elif isinstance(forget, Dataset):
         raise ForgetSetError(
             f"expected a Subset of the training dataset, got {type(forget).__name__}: "
@@ -57,17 +81,120 @@ def resolve(forget: Forget, dataset: Any, removed: Sequence[int]) -> list[int]:
         )
     elif isinstance(forget, (str, Path)):
         indices = read_indices(Path(forget))
+    elif callable(forget):
+        indices = _by_predicate(forget, dataset, removed)
     else:
-        indices = _integers(forget, "the forget set")
+        indices = integers(forget, "the forget set")
     chosen = _checked(indices, len(dataset), removed)
     return _with_copies(chosen, dataset, removed)
+
+
+def _named(forget: Any, by: str | None) -> list[Value]:
+    if isinstance(forget, (str, Path)):
+        return read_values(Path(forget), by)
+    return values(forget, "the forget set")
+
+
+def _still_in(found: list[int], removed: Sequence[int]) -> list[int]:
+    """What an id stands for, less what went with an earlier request."""
+    left = sorted({*found} - {*removed})
+    return left or sorted({*found})  # all gone: `_checked` says so
+
+
+def _by_hook(named: list[Value], hook: Hook) -> list[int]:
+    try:
+        found = hook(named)
+    except Exception as problem:  # the user's own code
+        raise ForgetSetError(
+            f"expected forget_indices(request) to return positions, got "
+            f"{type(problem).__name__}: {problem!s:.200}"
+        ) from problem
+    return integers(found, "what forget_indices(request) returned")
+
+
+def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]:
+    assert by is not None  # or there is a hook
+    places: dict[str, list[int]] = {}
+    kinds: dict[str, Value] = {}
+    for position, value in enumerate(_ids_of(dataset, by)):
+        # A file knows text only: 7 and "7" are one id, and must not be two.
+        text = str(value)
+        places.setdefault(text, []).append(position)
+        if kinds.setdefault(text, value) != value:
+            raise ForgetSetError(
+                f"expected ids that differ as text in {by!r}, got {value!r:.60} twice, "
+                "as a number and as text: use one of them"
+            )
+    if unknown := sorted({str(v) for v in named} - set(places)):
+        raise ForgetSetError(
+            f"expected ids that occur in {by!r} of the training dataset, got "
+            f"{some([repr(u)[:60] for u in unknown])}: they were not trained on, or "
+            "are written differently"
+        )
+    return [i for value in named for i in places[str(value)]]
+
+
+def _ids_of(dataset: Any, by: str) -> list[Value]:
+    """Each sample's id: of the dataset, or of the one its Subsets pick from."""
+    level: Any = dataset
+    positions = list(range(len(level)))
+    while getattr(level, by, None) is None and isinstance(level, Subset):
+        positions = through(level, positions)
+        level = level.dataset
+    labels = getattr(level, by, None)
+    n = len(level)
+    if labels is not None and hasattr(labels, "tolist"):  # tensors, arrays, pandas
+        labels = labels.tolist()
+    if not (isinstance(labels, (list, tuple)) and len(labels) == n):
+        raise ForgetSetError(
+            f"expected an attribute {by!r} of {type(level).__name__} with one id for "
+            f"each of its {n} samples, got {_described(labels)}; "
+            f"{_candidates(level, n)}or give the DataModule a forget_indices(request)"
+        )
+    return values([labels[i] for i in positions], f"the attribute {by!r}")
+
+
+def _described(labels: Any) -> str:
+    if labels is None:
+        return "none"
+    size = f" of length {len(labels)}" if hasattr(labels, "__len__") else ""
+    return f"{type(labels).__name__}{size}"
+
+
+def _candidates(level: Any, n: int) -> str:
+    fit = [
+        name
+        for name, value in vars(level).items()
+        if isinstance(value, (list, tuple, np.ndarray, Tensor)) and len(value) == n
+    ]
+    return f"of that length are {', '.join(fit[:5])}; add it, " if fit else "add it, "
+
+
+def _by_predicate(
+    wanted: Callable[[Any], Any], dataset: Any, removed: Sequence[int]
+) -> list[int]:
+    gone, found = {*removed}, []
+    for i in range(len(dataset)):
+        if i in gone:
+            continue
+        answer = wanted(dataset[i])
+        if isinstance(answer, Tensor) and answer.numel() == 1:
+            answer = answer.item()
+        if not isinstance(answer, (bool, np.bool_)):
+            raise ForgetSetError(
+                f"expected True or False from the predicate on sample {i}, got "
+                f"{answer!r:.60} ({type(answer).__name__})"
+            )
+        if answer:
+            found.append(i)
+    return found
 
 
 def _with_copies(chosen: list[int], dataset: Any, removed: Sequence[int]) -> list[int]:
     """Add the other positions at which a Subset repeats a chosen sample."""
     if not isinstance(dataset, Subset):
         return chosen
-    _, picked = _flatten(dataset)
+    _, picked = flatten(dataset)
     wanted = {picked[i] for i in chosen}
     copies = {i for i, index in enumerate(picked) if index in wanted} - set(removed)
     if len(copies) + len(removed) == len(picked):
@@ -85,7 +212,7 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
     if outside:
         raise ForgetSetError(
             f"expected indices from 0 to {n - 1} of the training dataset, got "
-            f"{_some(outside)}"
+            f"{some(outside)}"
         )
     unique = sorted(set(indices))
     if len(unique) != len(indices):
@@ -96,12 +223,12 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
         )
         raise ForgetSetError(
             f"expected every sample once, got {len(indices) - len(unique)} "
-            f"repetitions{': ' + _some(repeated) if repeated else ''}: remove them"
+            f"repetitions{': ' + some(repeated) if repeated else ''}: remove them"
         )
     again = sorted(set(unique) & set(removed))
     if again:
         raise ForgetSetError(
-            f"expected samples that are still in, got {_some(again)}, which an earlier "
+            f"expected samples that are still in, got {some(again)}, which an earlier "
             "request has already removed: leave them out"
         )
     if len(unique) + len(removed) == n:
@@ -110,232 +237,3 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
             f"{len(unique)}: to forget everything, delete the model"
         )
     return unique
-
-
-def _some(indices: list[int]) -> str:
-    shown = ", ".join(str(i) for i in indices[:5])
-    return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
-
-
-def _integers(values: Any, what: str) -> list[int]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().tolist()
-    if isinstance(values, (int, np.integer)) and not isinstance(values, bool):
-        values = [values]
-    if not isinstance(values, Iterable) or isinstance(values, (bytes, dict)):
-        raise ForgetSetError(
-            f"expected {what} as indices, a path, a Subset or a DataLoader over one, "
-            f"got {type(values).__name__}"
-        )
-    if isinstance(values, np.ndarray) and values.ndim != 1:
-        raise ForgetSetError(
-            f"expected {what} as a flat list of indices, got shape {values.shape}"
-        )
-    indices = []
-    for value in values:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(
-            value, (int, np.integer)
-        ):
-            raise ForgetSetError(
-                f"expected {what} to hold integers, got {value!r} "
-                f"({type(value).__name__}): pass positions in the training dataset"
-            )
-        indices.append(int(value))
-    return indices
-
-
-def read_indices(path: Path) -> list[int]:
-    """Read indices from a .txt, .json, .npy or .csv file.
-
-    .txt: one a line, blank lines and ``#`` comments ignored. .json: a list. .npy: a
-    one-dimensional integer array. .csv: the column named ``index``, or a single column
-    without a header.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The indices, in the file's order.
-
-    Raises:
-        ForgetSetError: If the file is missing, of another kind or malformed.
-    """
-    readers = {".txt": _txt, ".json": _json, ".npy": _npy, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ForgetSetError(
-            f"expected a forget file ending in {', '.join(readers)}, got {path}"
-        )
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a name no file system takes
-        there = False
-    if not there:
-        raise ForgetSetError(
-            f"expected a file of indices at {str(path)[:200]}, found none there"
-        )
-    size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise ForgetSetError(
-            f"expected a forget file of at most {_MOST_BYTES >> 20} MiB, got {path} "
-            f"with {size >> 20}: pass a list of indices in Python"
-        )
-    try:
-        return _integers(reader(path), str(path))
-    except ForgetSetError:
-        raise
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise ForgetSetError(
-            f"expected indices in {path}: {type(error).__name__}: {error}"
-        ) from None
-
-
-def _txt(path: Path) -> list[int]:
-    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    return [_one(line, path, "one index a line") for line in lines if line]
-
-
-def _one(text: str, path: Path, expected: str) -> int:
-    if _INTEGER.fullmatch(text) is None:  # int() takes 1_0 for ten
-        raise ForgetSetError(f"expected {expected} in {path}, got {text[:40]!r}")
-    return int(text)
-
-
-def _json(path: Path) -> Any:
-    values = json.loads(path.read_text())
-    if not isinstance(values, list):
-        raise ForgetSetError(
-            f"expected a JSON list of indices in {path}, got {type(values).__name__}"
-        )
-    return values
-
-
-def _npy(path: Path) -> Any:
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"a .npy file of version {version}")
-        shape, _, dtype = read(file)
-        if math.prod(shape) * dtype.itemsize > path.stat().st_size:
-            raise ValueError(f"an array of shape {shape} in a smaller file")
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _csv(path: Path) -> list[int]:
-    with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    header = [name.strip() for name in rows[0]] if rows else []
-    if "index" in header:
-        column = header.index("index")
-        rows = rows[1:]
-    elif all(len(row) == 1 for row in rows):
-        column = 0
-    else:
-        raise ForgetSetError(
-            f"expected a column named 'index', or a single column without a header, in "
-            f"{path}, got columns {header}: other columns would be taken for positions"
-        )
-    if any(len(row) <= column for row in rows):
-        raise ForgetSetError(f"expected the same columns in every row of {path}")
-    expected = "a column named 'index', or a single column of integers,"
-    return [_one(row[column].strip(), path, expected) for row in rows]
-
-
-def _from_loader(loader: DataLoader, dataset: Any) -> Subset | list[int]:
-    sampler = loader.sampler
-    if loader.dataset is dataset and isinstance(sampler, SubsetRandomSampler):
-        return list(sampler.indices)
-    if isinstance(loader.dataset, Subset) and isinstance(
-        sampler, (SequentialSampler, RandomSampler)
-    ):
-        return loader.dataset
-    raise ForgetSetError(
-        "expected a DataLoader over a Subset of the training dataset, got one over "
-        f"{type(loader.dataset).__name__} with {type(sampler).__name__}: use "
-        "DataLoader(Subset(train_dataset, indices))"
-    )
-
-
-def _flatten(dataset: Any) -> tuple[Any, list[int]]:
-    """The innermost dataset and the positions a nest of Subsets picks from it."""
-    positions = list(range(len(dataset)))
-    while isinstance(dataset, Subset):
-        positions = _through(dataset, positions)
-        dataset = dataset.dataset
-    return dataset, positions
-
-
-def _through(subset: Subset, positions: list[int]) -> list[int]:
-    """Positions in a Subset as positions in its dataset, counted from the front."""
-    base, own = subset.dataset, len(subset.indices)
-    first, n = 0, sys.maxsize  # of a dataset that does not say how long it is
-    if hasattr(base, "__len__"):
-        n = len(base)  # type: ignore[arg-type]
-        first = -n
-    there = [i for i in positions if -own <= i < own]
-    picked = _integers([subset.indices[i] for i in there], "the Subset")
-    outside = [i for i in positions if not -own <= i < own]
-    outside += [i for i in picked if not first <= i < n]
-    if outside:
-        raise ForgetSetError(
-            f"expected the indices of a Subset to lie in its dataset, got "
-            f"{_some(outside)}"
-        )
-    return [i % n for i in picked]
-
-
-def _from_subset(subset: Subset, dataset: Any) -> list[int]:
-    outer: Any = subset
-    positions = list(range(len(subset)))
-    while isinstance(outer, Subset) and outer is not dataset:
-        positions = _through(outer, positions)
-        outer = outer.dataset
-    if outer is dataset:
-        return positions
-    base, picked = _flatten(subset)
-    train_base, train_picked = _flatten(dataset)
-    if base is not train_base:
-        if type(base) is not type(train_base) or len(base) != len(train_base):
-            raise ForgetSetError(
-                f"expected a Subset of the training dataset, got one of another "
-                f"{type(base).__name__} with {len(base)} samples: a set that was never "
-                "trained on cannot be forgotten"
-            )
-        _check_same_samples(base, train_base, picked)
-    where = {index: position for position, index in enumerate(train_picked)}
-    missing = [index for index in picked if index not in where]
-    if missing:
-        raise ForgetSetError(
-            f"expected a Subset of the training data, got samples {_some(missing)} "
-            "that are not in it (a validation split?)"
-        )
-    return [where[index] for index in picked]
-
-
-def _check_same_samples(base: Any, train_base: Any, picked: list[int]) -> None:
-    """A dataset object made anew must hold, at these positions, the same samples."""
-    for index in picked:
-        try:
-            ours, theirs = tree_leaves(train_base[index]), tree_leaves(base[index])
-            same = len(ours) == len(theirs) and all(
-                torch.equal(a, b)
-                if isinstance(a, Tensor) and isinstance(b, Tensor)
-                else bool(np.all(a == b))
-                for a, b in zip(ours, theirs, strict=True)
-            )
-        except Exception as problem:  # whatever reading or comparing them provokes
-            raise ForgetSetError(
-                f"expected samples that can be compared at position {index} of the "
-                f"forget set's dataset and of the training dataset, got another kind "
-                f"({type(problem).__name__}: {problem!s:.200})"
-            ) from None
-        if not same:
-            raise ForgetSetError(
-                f"expected the forget set's dataset to be the training dataset, got "
-                f"another sample at position {index}"
-            )

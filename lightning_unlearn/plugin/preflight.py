@@ -1,7 +1,7 @@
 """``preflight``: what a request will prove and cost, before anything is changed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from lightning_unlearn.certificate import (
     gaussian_mu,
 )
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
-from lightning_unlearn.plugin import forecast, strategies
+from lightning_unlearn.plugin import duplicates, forecast, strategies
+from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.mixin import quiet
@@ -55,6 +56,8 @@ class Preflight:
         n_forget: Samples to forget.
         n_retain: Samples retained.
         advice: What to change, and what it would give.
+        duplicates: Positions of retained samples that are exact copies of forgotten
+            ones; None if they were not looked for.
     """
 
     grade: Grade
@@ -74,6 +77,7 @@ class Preflight:
     n_forget: int
     n_retain: int
     advice: tuple[str, ...]
+    duplicates: tuple[int, ...] | None = None
 
     def epsilon_at(self, loss: float) -> float | None:
         """The least epsilon of `curve` that costs at most this much of the metric.
@@ -107,8 +111,11 @@ class Preflight:
             ("time", f"about {self.seconds:.2g} s"),
             ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
         ]
+        if self.duplicates is not None:
+            found = f"{len(self.duplicates)} exact copies among the retained"
+            rows.insert(2, ("duplicates", found))
         if self.logit_noise is not None:
-            rows.insert(5, ("logit noise", f"{self.logit_noise:.3g}"))
+            rows.append(("logit noise", f"{self.logit_noise:.3g}"))
         lines = ["PREFLIGHT: nothing was changed", ""]
         lines += [f"  {name:<22} {value}" for name, value in rows]
         lines += [f"  - {text}" for text in self.advice]
@@ -124,6 +131,8 @@ def preflight(
     ckpt_path: str | Path | None = None,
     weights_only: bool | None = None,
     val_dataloaders: DataLoader | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
 ) -> Preflight:
     """Look before unlearning: grade, noise, expected metric, time, memory, advice.
 
@@ -139,6 +148,8 @@ def preflight(
         weights_only: As for `unlearn`.
         val_dataloaders: Data for the expected metric; that of the datamodule or the
             model by default, else the retained samples.
+        by: As for `unlearn`.
+        find_duplicates: As for `unlearn`.
 
     Returns:
         The forecast.
@@ -154,14 +165,19 @@ def preflight(
             trainer=run.trainer,
             module=run.model,
             callback=run.callback,
-            forget=forget,
             loader=run.loader,
-            save_to=None,
             ckpt_path=run.ckpt_path,
+            asked=Asked(forget=forget, by=by),
         )
         validation = _validation(run, val_dataloaders)
         with isolate_rng(), quiet(run.model, restore=True):
-            return _look(*request.resolve(), run.callback, validation)
+            ready, kept = request.resolve()
+            copies = None
+            if find_duplicates:
+                dataset = run.loader.dataset
+                copies = duplicates.find(dataset, ready.chosen, ready.retained)
+            look = _look(ready, kept, run.callback, validation)
+            return replace(look, duplicates=copies)
 
     return run_inside(
         trainer,

@@ -95,9 +95,7 @@ def prepare(
             trainer=run.trainer,
             module=run.model,
             callback=run.callback,
-            forget=(),
             loader=run.loader,
-            save_to=None,
             ckpt_path=run.ckpt_path,
         )
         with isolate_rng(), quiet(run.model, restore=True):

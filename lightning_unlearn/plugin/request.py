@@ -1,12 +1,10 @@
 """One request, inside the Trainer's run: resolve, validate, solve, release, write."""
 
-import secrets
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn.certificate import Certificate
@@ -25,7 +23,8 @@ from lightning_unlearn.newton import Step
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import (
     data,
-    forget,
+    duplicates,
+    entries,
     inventory,
     journal,
     sharded,
@@ -36,6 +35,7 @@ from lightning_unlearn.plugin import (
     store,
     strategies,
 )
+from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.commit import Done, commit
 from lightning_unlearn.plugin.guarantee import chosen_guarantee, convex_head
@@ -78,12 +78,9 @@ class Request:
     trainer: Trainer
     module: LightningModule
     callback: UnlearningCallback
-    forget: Any
     loader: DataLoader
-    save_to: Path | None
     ckpt_path: str | None
-    delete_stale: bool = False
-    resume_from: Path | None = None
+    asked: Asked = field(default_factory=Asked)
 
     def resolve(self) -> tuple[Resolved, Stored | None]:
         """Resolve and validate everything; nothing is computed yet.
@@ -94,9 +91,9 @@ class Request:
         Raises:
             UnlearningError: If the request will be refused.
         """
-        record, dataset = self.callback.record, self.loader.dataset
+        removed, dataset = self.callback.record.removed, self.loader.dataset
         return self._resolve(
-            lambda: forget.resolve(self.forget, dataset, record.removed)
+            lambda: self.asked.positions(dataset, removed, self.trainer, self.module)
         )
 
     def resolve_none(self) -> tuple[Resolved, Stored | None]:
@@ -109,7 +106,8 @@ class Request:
         record, options = self.callback.record, self.callback.options
         dataset: Any = self.loader.dataset
         with self.processes.together():  # no process may wait for one that refuses
-            options.check_paths(self.save_to, self.ckpt_path, self.resume_from)
+            asked = self.asked
+            options.check_paths(asked.save_to, self.ckpt_path, asked.resume_from)
             loss, scope, head, module_l2 = self._scope()
             check_same_data(dataset, record)
             chosen = forgets()
@@ -137,7 +135,7 @@ class Request:
             l2=l2,
             guarantee=guarantee,
         )
-        sharded.check_possible(ready, self.resume_from)
+        sharded.check_possible(ready, self.asked.resume_from)
         return ready, self._usable(ready)
 
     def _failing_together(self, scope: Scope) -> AbstractContextManager[object]:
@@ -217,8 +215,9 @@ class Request:
         with self.strategy.whole(self.module):
             ready, kept = self.resolve()
             self._check_agreement(ready)
+            copies = self._duplicates(ready)
             key = self.callback.record.ledger_key
-            ready = solve_state.watched(ready, key, self.resume_from)
+            ready = solve_state.watched(ready, key, self.asked.resume_from)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
                 if kept is None:
@@ -233,11 +232,10 @@ class Request:
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         kept = None if rest is None else store.stored(ready, rest)
-        began = self.callback.record
-        commit(ready, done, self.callback, self.save_to, kept)
+        began, clean = self.callback.record, self.asked.save_to
+        commit(ready, done, self.callback, clean, kept)
         deleted = ()
-        if self.delete_stale and self.save_to is not None:
-            clean = self.save_to
+        if self.asked.delete_stale and clean is not None:
             deleted, _ = self.processes.first(
                 lambda: stale.delete(done.stale, began, ready.chosen, clean)
             )
@@ -247,9 +245,24 @@ class Request:
             n_forget=len(ready.chosen),
             n_retain=len(ready.retained),
             seconds=seconds,
-            checkpoint_path=self.save_to,
+            checkpoint_path=clean,
             deleted=deleted,
+            duplicates=copies,
         )
+
+    def _duplicates(self, ready: Resolved) -> tuple[int, ...] | None:
+        if not self.asked.find_duplicates:
+            return None
+        dataset = self.loader.dataset
+        found = self.processes.first(
+            lambda: duplicates.find(dataset, ready.chosen, ready.retained)
+        )
+        if found:
+            rank_zero_warn(
+                f"exact copies of forgotten samples are retained, and will still be in "
+                f"the model: {len(found)} (result.duplicates has their positions)"
+            )
+        return found
 
     def _decide(self, ready: Resolved, step: Step) -> Done:
         """Noise, certificate, ledger entry and record: made once, known to all."""
@@ -283,7 +296,11 @@ class Request:
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
                 not_covered=statements.not_covered(
-                    self.trainer, self.callback, old, self.delete_stale, ready.watch
+                    self.trainer,
+                    self.callback,
+                    old,
+                    self.asked.delete_stale,
+                    ready.watch,
                 ),
                 warnings=statements.warnings(
                     self.callback.record, self.loader, ready, before
@@ -298,41 +315,17 @@ class Request:
 
     def _recorded(self, ready: Resolved, own: _Released) -> Done:
         certificate = own.certificate
-        longer = ready.ledger.append(self._entry(ready, certificate, own.before))
-        after = self._after(ready, certificate, longer, own.old)
+        record = self.callback.record
+        line = entries.entry(ready, certificate, own.before, record.ledger_key)
+        longer = ready.ledger.append(line)
+        after = entries.after(
+            record, ready, certificate, longer, own.old, self.asked.save_to
+        )
         weights, buffers = own.weights, own.buffers
         if self.processes.world > 1:  # every process has a CPU to unpack it on
             weights = weights.cpu()
             buffers = {name: value.cpu() for name, value in buffers.items()}
         return Done(weights, certificate, longer, after, buffers, own.old)
-
-    def _after(
-        self,
-        ready: Resolved,
-        certificate: Certificate,
-        ledger: ledgers.Ledger,
-        old: stale.Stale,
-    ) -> TrainingRecord:
-        """The record once the request is done, free of what was forgotten."""
-        record, dataset = self.callback.record, self.loader.dataset
-        salt = secrets.token_hex(16)
-        # This request's own file is old at the next one; those known now stay known.
-        saved = [] if self.save_to is None else [str(self.save_to)]
-        return replace(
-            record,
-            weights_digest=certificate.weights_digest,
-            gradient_norm=None,
-            n_train=len(dataset),  # type: ignore[arg-type]
-            salt=salt,
-            fingerprint=data.fingerprint(dataset, salt, removed=ready.removed),
-            retained_fingerprint=data.fingerprint(
-                Subset(dataset, ready.retained), salt
-            ),
-            removed=ready.removed,
-            saved=[*old.checkpoints, *saved],
-            ledger=ledger.to_text(),
-            certificate=certificate.to_json(),
-        )
 
     def _scope(self) -> tuple[LossFunction, Scope, ConvexHead | None, float | None]:
         loss, in_scope, module_l2 = hooks(self.module)
@@ -352,36 +345,6 @@ class Request:
         if options.noise_std is None:
             ledger.check_budget(options.releases)
         return ledger
-
-    def _entry(
-        self, ready: Resolved, certificate: Certificate, before: str
-    ) -> ledgers.Entry:
-        """The request's line; its place in the chain is filled in by `append`.
-
-        The digest of weights trained on the forgotten samples is not written down, only
-        that of an earlier release: it would let anyone test guesses of them by training
-        again.
-        """
-        entries = ready.ledger.entries
-        released = bool(entries) and entries[-1].weights_after == before
-        options, record = self.callback.options, self.callback.record
-        return ledgers.Entry(
-            ledger_id=secrets.token_hex(16),
-            index=0,
-            previous=ledgers.GENESIS,
-            request_id=certificate.request_id,
-            time=certificate.created,
-            n_forget=certificate.n_forget,
-            n_retain=certificate.n_retain,
-            forget_digest=ledgers.forget_digest(record.ledger_key, ready.chosen),
-            forget_indices=ready.chosen if options.ledger_indices else None,
-            weights_before=before if released else "not recorded",
-            weights_after=certificate.weights_digest,
-            certificate_digest=certificate.digest,
-            grade=certificate.grade.value,
-            mu=certificate.release_mus[-1] if certificate.release_mus else None,
-            releases=certificate.releases,
-        )
 
     def _l2(self, scope: Scope, module_l2: float | None) -> float:
         options, record = self.callback.options, self.callback.record

@@ -20,6 +20,8 @@ class UnlearningResult:
         seconds: Wall time of the request, without writing the checkpoint.
         checkpoint_path: Where the clean checkpoint was written, or None.
         deleted: Older checkpoints that were deleted after it (``delete_stale``).
+        duplicates: Positions of retained samples that are exact copies of forgotten
+            ones, and still in the model; None if they were not looked for.
     """
 
     certificate: Certificate
@@ -29,3 +31,4 @@ class UnlearningResult:
     seconds: float
     checkpoint_path: Path | None
     deleted: tuple[str, ...] = ()
+    duplicates: tuple[int, ...] | None = None

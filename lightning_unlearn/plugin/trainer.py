@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin import (
     _compat,
-    checkpoint,
     data,
     inventory,
     spawned,
     strategies,
 )
+from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.request import Request
@@ -40,6 +40,8 @@ def unlearn(
     save_to: str | Path | None = None,
     delete_stale: bool = False,
     resume_from: str | Path | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -50,8 +52,11 @@ def unlearn(
     Args:
         trainer: With an `UnlearningCallback`.
         forget: Positions in the training dataset (indices, or the path of a .txt,
-            .json, .npy or .csv file of them), a `Subset` of it, or a DataLoader over
-            one.
+            .json, .npy or .csv file of them), a `Subset` of it, a DataLoader over one,
+            or a predicate that is given each sample and returns True or False. With
+            `by`, a list or a file of ids. If the DataModule (or the model) has a
+            method ``forget_indices(request)``, lists and files go to it: it is given
+            the listed values and returns positions.
         model: The module; by default the one the Trainer was last used with.
         train_dataloaders: The training loader; by default that of the last fit, of
             the datamodule, or of the model.
@@ -65,6 +70,11 @@ def unlearn(
             them. Files that are not checkpoints of this training are left.
         resume_from: The callback's ``state_file`` of a request that was stopped: the
             same request goes on from there.
+        by: What `forget` lists in place of positions: an attribute of the dataset with
+            one value for each sample, such as ``user_id``; in a .csv or .json file
+            also the column or key. An id that does not occur is an error.
+        find_duplicates: Look for exact copies of forgotten samples among the retained
+            ones (each sample is read once more); they are reported, not removed.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -72,19 +82,18 @@ def unlearn(
     Raises:
         UnlearningError: Of a kind that says what was expected, got and to do.
     """
-    target = None if save_to is None else Path(save_to)
-    if target is not None:
-        checkpoint.check_target(target)
-    elif delete_stale:
-        raise SetupError(
-            "expected save_to= with delete_stale=True, got None: without a new "
-            "checkpoint the model would be lost with the old ones"
-        )
-
-    resume = None if resume_from is None else Path(resume_from).absolute()
+    asked = Asked(
+        forget=forget,
+        by=by,
+        save_to=None if save_to is None else Path(save_to),
+        delete_stale=delete_stale,
+        resume_from=None if resume_from is None else Path(resume_from).absolute(),
+        find_duplicates=find_duplicates,
+    )
+    asked.check(trainer)
     return run_inside(
         trainer,
-        _Unlearn(forget, target, delete_stale, resume),
+        _Unlearn(asked),
         model=model,
         train_dataloaders=train_dataloaders,
         datamodule=datamodule,
@@ -109,27 +118,17 @@ class Run:
 class _Unlearn:
     """The stage of `unlearn`."""
 
-    def __init__(
-        self,
-        forget: Forget,
-        save_to: Path | None,
-        delete_stale: bool,
-        resume_from: Path | None,
-    ) -> None:
-        self.forget, self.save_to = forget, save_to
-        self.delete_stale, self.resume_from = delete_stale, resume_from
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
 
     def __call__(self, run: Run) -> UnlearningResult:
         return Request(
             trainer=run.trainer,
             module=run.model,
             callback=run.callback,
-            forget=self.forget,
             loader=run.loader,
-            save_to=self.save_to,
             ckpt_path=run.ckpt_path,
-            delete_stale=self.delete_stale,
-            resume_from=self.resume_from,
+            asked=self.asked,
         ).run()
 
 
@@ -304,6 +303,8 @@ class Trainer(pl.Trainer):
         save_to: str | Path | None = None,
         delete_stale: bool = False,
         resume_from: str | Path | None = None,
+        by: str | None = None,
+        find_duplicates: bool = False,
     ) -> UnlearningResult:
         """Remove the influence of some training samples; see `unlearn`."""
         return unlearn(
@@ -317,6 +318,8 @@ class Trainer(pl.Trainer):
             save_to=save_to,
             delete_stale=delete_stale,
             resume_from=resume_from,
+            by=by,
+            find_duplicates=find_duplicates,
         )
 
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 
 from lightning_unlearn.plugin import sharded, strategies
+from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import run_inside
@@ -212,7 +213,7 @@ class Vectors:
     def __call__(self, run):
         request = Request(
             trainer=run.trainer, module=run.model, callback=run.callback,
-            forget=self.forget, loader=run.loader, save_to=None, ckpt_path=None,
+            loader=run.loader, ckpt_path=None, asked=Asked(forget=self.forget),
         )  # fmt: skip
         curvature = run.callback.options.curvature
         strategy = strategies.adapter(run.trainer, curvature)

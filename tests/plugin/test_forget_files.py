@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unlearn.errors import ForgetSetError, UnlearningError
-from lightning_unlearn.plugin.forget import read_indices
+from lightning_unlearn.plugin.forget_files import read_indices
 from tests.plugin.nets import (
     HeadNet,
     UnlearningCallback,

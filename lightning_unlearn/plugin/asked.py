@@ -1,0 +1,74 @@
+"""What a user asks for in one request."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin import _compat, checkpoint, forget
+from lightning_unlearn.plugin.forget import Forget, Hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """See `unlearn`, which documents each."""
+
+    forget: Forget = ()
+    by: str | None = None
+    save_to: Path | None = None
+    delete_stale: bool = False
+    resume_from: Path | None = None
+    find_duplicates: bool = False
+    evaluate: bool = False
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuse what needs no model to be refused.
+
+        Raises:
+            SetupError: If the new checkpoint is missing or cannot be written, or the
+                request cannot travel to the processes that will run it.
+        """
+        if callable(self.forget) and _compat.pickles(trainer):
+            try:
+                pickle.dumps(self.forget)
+            except Exception as problem:  # whatever cannot be pickled raises
+                raise SetupError(
+                    "expected a predicate that can be pickled with ddp_spawn, got "
+                    f"{self.forget!r:.80} ({type(problem).__name__}): define it at the "
+                    "top of a module, or pass positions"
+                ) from None
+        if self.save_to is not None:
+            checkpoint.check_target(self.save_to)
+        elif self.delete_stale:
+            raise SetupError(
+                "expected save_to= with delete_stale=True, got None: without a new "
+                "checkpoint the model would be lost with the old ones"
+            )
+
+    def positions(
+        self,
+        dataset: Any,
+        removed: list[int],
+        trainer: Trainer,
+        module: LightningModule,
+    ) -> list[int]:
+        """The positions to forget, sorted.
+
+        Raises:
+            ForgetSetError: If there are none, or they cannot be told.
+        """
+        hook = _hook(trainer, module)
+        return forget.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
+
+
+def _hook(trainer: Trainer, module: LightningModule) -> Hook | None:
+    """The user's own ``forget_indices(request)``: of the data, or of the model."""
+    for owner in (getattr(trainer, "datamodule", None), module):
+        hook: Callable[..., Any] | None = getattr(owner, "forget_indices", None)
+        if callable(hook):
+            return hook
+    return None
