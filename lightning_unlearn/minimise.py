@@ -135,6 +135,7 @@ def minimise(
 
     at, before = _Iterate(objective, w0), None
     method, leaping = "Newton by a stored factor", factor is not None
+    watch.stage("gradient")
     state = watch.start()
     if state is not None:
         before, leaping = at.go_on_from(state, max_steps), False
@@ -143,9 +144,10 @@ def minimise(
         leaping = at.leap(factor.solve(start), float(start.norm()), method)
     if not at.evaluated:
         at.evaluate()
+    watch.stage("solving")
     while not at.proves(tolerance):
         _check_worthwhile(at, tolerance, max_steps)
-        watch.milestone(partial(at.state, before))
+        watch.milestone(at.norm, partial(at.state, before))
         at.steps += 1
         if factor is not None and leaping:
             leaped = at.leap(factor.solve(at.gradient), at.norm, method)

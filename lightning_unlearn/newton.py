@@ -114,6 +114,7 @@ def damped_step(
         GuaranteeError: If the guarantee needs what is not there.
     """
     _check_guarantee(guarantee, objective, damping, max_norm, kinks)
+    watch.stage("gradient")
     if known is None or isinstance(guarantee, NewtonStep):
         known = look(objective, spectrum=damping is None)
     norm = math.sqrt(objective.dot(known.gradient, known.gradient))
@@ -122,6 +123,7 @@ def damped_step(
     measure = isinstance(guarantee, NewtonStep) or not getattr(chosen, "check", True)
     solve = way_to_solve(objective, known.gradient, chosen, watch, measure)
     del known  # where memory is short, the gradient lies on the disk now
+    watch.stage("solving")
     solution, reported = solve_damped(solve, norm, damping, ends, passes)
     if isinstance(guarantee, NewtonStep):
         _check_constants(objective, guarantee, solution)

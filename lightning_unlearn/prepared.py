@@ -22,6 +22,7 @@ from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Known, Step, look
 from lightning_unlearn.scope import Vector
 from lightning_unlearn.solvers import Solver
+from lightning_unlearn.solvers.watch import NOBODY, Watch
 
 # Rows of the factor: more of them save passes, and cost p^2 multiplications each.
 _ROWS_PER_WEIGHT = 4
@@ -102,6 +103,7 @@ class PreparedHead:
         tolerance: float,
         max_steps: int,
         solver: Solver | None = None,
+        watch: Watch = NOBODY,
     ) -> Step:
         """`minimise` over all rows but the forgotten ones, from what is known.
 
@@ -117,6 +119,7 @@ class PreparedHead:
             tolerance: tau.
             max_steps: Newton steps at most.
             solver: Used in place of the factor.
+            watch: Looks on, from Newton step to Newton step.
 
         Returns:
             The step from w0.
@@ -134,6 +137,7 @@ class PreparedHead:
                 max_steps=max_steps,
                 solver=solver,
                 refactor=cheap_factor(retained),
+                watch=watch,
             )
         start, gradient = self.start.to(w0.device), self.gradient.to(w0.device)
         factor = None
@@ -153,6 +157,7 @@ class PreparedHead:
             start=gradient,
             factor=factor,
             refactor=cheap_factor(retained),
+            watch=watch,
         )
         passes = step.solution.matvecs + n_forget / retained.n
         solution = replace(step.solution, x=w0 - step.weights, matvecs=passes)

@@ -42,6 +42,7 @@ FLOORS = {
          "typing_extensions", "filelock"},
     ),
     "console": (5, {"torch"}),
+    "cli": (5, {"lightning", "lightning_utilities", "typing_extensions"}),
     "__init__": (5, set()),
 }  # fmt: skip
 STANDARD = {

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from lightning_unlearn import _validate
 
 
+class Guarantee:
+    """What a request may ask for: one of the classes below."""
+
+
 @dataclass(frozen=True)
-class StronglyConvex:
+class StronglyConvex(Guarantee):
     """Sensitivity ``2 tolerance / l2``: the scope is one ConvexHead.
 
     The only guarantee that is real and useful today (docs/theory.md section 4).
@@ -22,12 +26,12 @@ class StronglyConvex:
 
 
 @dataclass(frozen=True)
-class NormBall:
+class NormBall(Guarantee):
     """Sensitivity ``2 max_norm``, whatever the model: true, and useless (vacuous)."""
 
 
 @dataclass(frozen=True)
-class NewtonStep:
+class NewtonStep(Guarantee):
     """Theorem A from constants the user vouches for: grade ``conditional`` at best.
 
     Everything the noise depends on is fixed before the data is seen: these constants,
@@ -56,6 +60,3 @@ class NewtonStep:
         )
         _validate.finite(lambda_min=self.lambda_min)
         _validate.positive(residual=self.residual)
-
-
-Guarantee = StronglyConvex | NormBall | NewtonStep

@@ -7,6 +7,7 @@ were compared over Lightning 2.4 to 2.6; the one difference is found by inspecti
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -113,7 +114,9 @@ def _in_process(
     others = [c for c in callbacks if not isinstance(c, BatchSizeFinder)]
     trainer.callbacks = others  # type: ignore[attr-defined]
     try:
-        with _callbacks_restored(trainer):
+        with _callbacks_restored(trainer), warnings.catch_warnings():
+            # It is told of the new run's folder; what it would write, we do not use.
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
             return trainer._run(model, **kwargs)
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]

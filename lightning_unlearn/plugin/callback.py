@@ -35,7 +35,7 @@ from lightning_unlearn.plugin.record import (
 from lightning_unlearn.plugin.store import Stored
 from lightning_unlearn.plugin.weight_decay import l2_of
 from lightning_unlearn.scope import state_digest
-from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG
+from lightning_unlearn.solvers import Solver
 
 
 class UnlearningCallback(Callback):
@@ -113,7 +113,7 @@ class UnlearningCallback(Callback):
         max_norm: float | None = None,
         damping: float | Literal["auto"] = "auto",
         guarantee: Guarantee | Literal["auto"] = "auto",
-        solver: FlexibleCG | NystromCG | CG | LiSSA | Dense | Literal["auto"] = "auto",
+        solver: Solver | Literal["auto"] = "auto",
         curvature: Curvature = "hessian",
         l2: float | Literal["auto"] = "auto",
         tolerance: float = 1e-6,

@@ -125,6 +125,12 @@ def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]
                 f"expected ids that differ as text in {by!r}, got {value!r:.60} twice, "
                 "as a number and as text: use one of them"
             )
+    number = next((v for v in named if isinstance(v, int)), None)
+    if number is not None and any(isinstance(v, str) for v in kinds.values()):
+        raise ForgetSetError(
+            f"expected text, as {by!r} holds, got the number {number}: quote it (007 "
+            "without quotes is 7, which may be somebody else)"
+        )
     if unknown := sorted({str(v) for v in named} - set(places)):
         raise ForgetSetError(
             f"expected ids that occur in {by!r} of the training dataset, got "

@@ -66,7 +66,7 @@ def chosen_guarantee(
             "expected curvature='hessian' for guarantee=NewtonStep, got "
             f"{options.curvature!r}: Theorem A speaks of the Hessian"
         )
-    if guarantee != "auto":
+    if isinstance(guarantee, (NormBall, NewtonStep)):
         return guarantee
     if options.max_norm is not None:
         return NormBall()

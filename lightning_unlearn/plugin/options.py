@@ -15,7 +15,7 @@ from lightning_unlearn.certificate.guarantees import (
 from lightning_unlearn.curvature.products import PRODUCTS
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.release import Terms
-from lightning_unlearn.solvers import CG, Dense, FlexibleCG, LiSSA, NystromCG, Solver
+from lightning_unlearn.solvers import Solver
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
 Precision = Literal["auto", "float32", "float64"]
@@ -30,7 +30,7 @@ class Options:
     max_norm: float | None
     damping: float | Literal["auto"]
     guarantee: Guarantee | Literal["auto"]
-    solver: FlexibleCG | NystromCG | CG | LiSSA | Dense | Solver | Literal["auto"]
+    solver: Solver | Literal["auto"]
     curvature: Curvature
     l2: float | Literal["auto"]
     tolerance: float

@@ -24,11 +24,11 @@ from lightning_unlearn.plugin import duplicates, forecast, strategies
 from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
+from lightning_unlearn.plugin.inside import Run, run_inside
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.plugin.store import Stored
-from lightning_unlearn.plugin.trainer import Run, run_inside
 
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 

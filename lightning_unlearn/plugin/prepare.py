@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin import store, strategies
+from lightning_unlearn.plugin.inside import Run, run_inside
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
-from lightning_unlearn.plugin.trainer import Run, run_inside
 from lightning_unlearn.prepared import PreparedHead, PreparedNetwork
 
 _log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are

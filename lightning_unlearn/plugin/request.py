@@ -27,6 +27,7 @@ from lightning_unlearn.plugin import (
     entries,
     inventory,
     journal,
+    progress,
     sharded,
     solve_state,
     stale,
@@ -207,10 +208,14 @@ class Request:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start = time.perf_counter()
         file = self.callback.options.ledger
-        with journal.locked_for_all(file, self.processes):
-            return self._run(start)
+        with (
+            journal.locked_for_all(file, self.processes),
+            progress.shown(self.trainer, self.module) as display,
+        ):
+            return self._run(start, display)
 
-    def _run(self, start: float) -> UnlearningResult:
+    def _run(self, start: float, display: progress.Display) -> UnlearningResult:
+        display.stage("reading")
         self._share_record()
         with self.strategy.whole(self.module):
             ready, kept = self.resolve()
@@ -218,6 +223,7 @@ class Request:
             copies = self._duplicates(ready)
             key = self.callback.record.ledger_key
             ready = solve_state.watched(ready, key, self.asked.resume_from)
+            ready = replace(ready, display=display)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
                 if kept is None:
@@ -225,20 +231,24 @@ class Request:
                 else:
                     kept.check_data(ready)
                     step, rest = ready.step_from(kept.state)
-            done = self._decide(ready, step)
             solution = step.solution
+            display.residual(solution.residual)
+            display.stage("certificate")
+            done = self._decide(ready, step)
             if done.certificate.noise_std > 0:  # or it would give away the step
                 here = ready.scope.flatten(done.weights.dtype)
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         kept = None if rest is None else store.stored(ready, rest)
         began, clean = self.callback.record, self.asked.save_to
+        display.stage("writing")
         commit(ready, done, self.callback, clean, kept)
         deleted = ()
         if self.asked.delete_stale and clean is not None:
             deleted, _ = self.processes.first(
                 lambda: stale.delete(done.stale, began, ready.chosen, clean)
             )
+        display.finish(done.certificate, solution.matvecs, seconds)
         return UnlearningResult(
             certificate=done.certificate,
             solution=solution,
@@ -247,6 +257,7 @@ class Request:
             seconds=seconds,
             checkpoint_path=clean,
             deleted=deleted,
+            residuals=tuple(display.residuals),
             duplicates=copies,
         )
 

@@ -27,6 +27,7 @@ from lightning_unlearn.newton import Step, damped_step, with_difference_error
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import data, memory, sharded, strategies
 from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.progress import Display, Onlooker
 from lightning_unlearn.plugin.record import Outside
 from lightning_unlearn.prepared import (
     PreparedHead,
@@ -67,6 +68,14 @@ class Resolved:
     l2: float
     guarantee: StronglyConvex | NormBall | NewtonStep | None
     watch: Watch = NOBODY
+    display: Display | None = None
+
+    @property
+    def onlooker(self) -> Watch:
+        """Who looks on at the solve: it is kept in a file, shown, or neither."""
+        if self.display is None:
+            return self.watch
+        return Onlooker(self.display, self.watch)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,7 +168,7 @@ class Resolved:
                 solver=self._solver,
                 proxy_samples=proxy_samples,
                 refactor=cheap_factor(objective),
-                watch=self.watch,
+                watch=self.onlooker,
             )
 
     def step_from(
@@ -184,6 +193,7 @@ class Resolved:
             tolerance=self.options.tolerance,
             max_steps=self.guarantee.max_steps,
             solver=self._solver,
+            watch=NOBODY if self.display is None else Onlooker(self.display),
         )
         return step, rest
 
@@ -302,7 +312,7 @@ class Resolved:
             max_norm=options.max_norm,
             kinks=kinks,
             known=known,
-            watch=self.watch,
+            watch=self.onlooker,
         )
         error = objective.difference_error(step.solution.x)
         return step if error is None else with_difference_error(step, error)

@@ -20,6 +20,8 @@ class UnlearningResult:
         seconds: Wall time of the request, without writing the checkpoint.
         checkpoint_path: Where the clean checkpoint was written, or None.
         deleted: Older checkpoints that were deleted after it (``delete_stale``).
+        residuals: (solver step, residual), the last recomputed from the solution.
+            Internal: it depends on the forgotten samples, epsilon does not cover it.
         duplicates: Positions of retained samples that are exact copies of forgotten
             ones, and still in the model; None if they were not looked for.
     """
@@ -31,4 +33,5 @@ class UnlearningResult:
     seconds: float
     checkpoint_path: Path | None
     deleted: tuple[str, ...] = ()
+    residuals: tuple[tuple[float, float], ...] = ()
     duplicates: tuple[int, ...] | None = None

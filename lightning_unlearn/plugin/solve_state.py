@@ -75,13 +75,14 @@ class Keeper(Watch):
             return None
         return self.saved.state
 
-    def step(self, number: int, state: Callable[[], State]) -> None:
+    def step(self, number: int, residual: float, state: Callable[[], State]) -> None:
         """See `Watch`."""
         if number % self.every == 0:
-            self.milestone(state)
+            self.milestone(residual, state)
 
-    def milestone(self, state: Callable[[], State]) -> None:
+    def milestone(self, residual: float, state: Callable[[], State]) -> None:
         """See `Watch`."""
+        del residual
         if self.path is not None:
             write(self.path, Saved(self.made_from, self.label, state()))
 

@@ -104,7 +104,8 @@ def iterate(
         rr, rr_old = dot(r, r), rr
         p.mul_(rr / rr_old).add_(r)
         steps += 1
-        watch.step(steps, partial(kept, rr, steps, products, x=x, r=r, p=p))
+        state = partial(kept, rr, steps, products, x=x, r=r, p=p)
+        watch.step(steps, math.sqrt(rr), state)
     return Iterate(x, status, steps, products)
 
 
@@ -149,7 +150,8 @@ def solve_preconditioned(
                 f"expected p'Ap > 0 in the state of a solve, got {pAp}: start without "
                 "it"
             )
-    while not float(r.norm()) <= target:  # "not <=" so that NaN fails below
+    left = float(r.norm())
+    while not left <= target:  # "not <=" so that NaN fails below
         if products >= max_steps:
             status = Status.MAX_STEPS
             break
@@ -164,10 +166,12 @@ def solve_preconditioned(
         alpha = float(p @ r) / pAp
         x += alpha * p
         r -= alpha * Ap
-        watch.step(products, partial(kept, pAp, products, x=x, r=r, p=p, Ap=Ap))
+        left = float(r.norm())
+        state = partial(kept, pAp, products, x=x, r=r, p=p, Ap=Ap)
+        watch.step(products, left, state)
     return Solution(
         x=x,
-        residual=residual_norm(A, x, b) if check else float(r.norm()),
+        residual=residual_norm(A, x, b) if check else left,
         status=status,
         steps=products,
         matvecs=spent + products + check,

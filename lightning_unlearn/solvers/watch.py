@@ -1,4 +1,4 @@
-"""Who looks on while a system is solved: to save where it stands, and to go on."""
+"""Who looks on while a system is solved: to show it, to save where it stands."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
@@ -24,16 +24,25 @@ class Watch:
         """Where an earlier solve of the same system stood, or None."""
         return None
 
-    def step(self, number: int, state: Callable[[], State]) -> None:
+    def stage(self, name: str) -> None:
+        """What begins now: "gradient" or "solving"."""
+
+    def step(self, number: int, residual: float, state: Callable[[], State]) -> None:
         """A step of a linear solve has been made.
 
         Args:
             number: Steps so far.
+            residual: |A x - b| by the solver's recurrence.
             state: Copies where it stands; to be asked for only if it is wanted.
         """
 
-    def milestone(self, state: Callable[[], State]) -> None:
-        """As `step`, where each is worth keeping: a Newton step of many products."""
+    def milestone(self, residual: float, state: Callable[[], State]) -> None:
+        """As `step`, where each is worth keeping: before a Newton step.
+
+        Args:
+            residual: |grad F|.
+            state: As for `step`.
+        """
 
 
 NOBODY = Watch()

@@ -22,9 +22,9 @@ from torch.utils.data import Subset
 
 from lightning_unlearn.plugin import sharded, strategies
 from lightning_unlearn.plugin.asked import Asked
+from lightning_unlearn.plugin.inside import run_inside
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import Request
-from lightning_unlearn.plugin.trainer import run_inside
 from lightning_unlearn.scope import (
     Shards,
     of_shards,

@@ -146,6 +146,14 @@ def test_ids_that_are_equal_only_as_text_are_refused():
         resolved(["7"], users, by="user_id")
 
 
+def test_a_number_never_stands_for_text():
+    users = Users(20)
+    users.user_id = ["7", "007"] * 10
+    with pytest.raises(ForgetSetError, match="as 'user_id' holds, got the number 7"):
+        resolved([7], users, by="user_id")
+    assert resolved(["007"], users, by="user_id") == list(range(1, 20, 2))
+
+
 def test_what_an_earlier_request_took_is_not_asked_for_again():
     first = by_hand(3)[:5]
     assert resolved(["u3"], removed=first, by="user_id") == by_hand(3)[5:]

@@ -1,0 +1,159 @@
+"""How a request gets on: in the user's own progress bar and loggers."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.solvers.watch import NOBODY, State, Watch
+
+_EVERY = 0.05  # seconds between two texts of a fast solver
+STAGES = ("reading", "gradient", "solving", "certificate", "writing")
+
+
+class _Bar:
+    """The user's bar: what Lightning shows for ``predict``, with our words on it."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer, self.module = trainer, module
+        shown = trainer.progress_bar_callback
+        known = isinstance(shown, (TQDMProgressBar, RichProgressBar))
+        self.bar: ProgressBar | None = shown if known else None
+        self.task: Any = None
+        self.shown = -math.inf
+        if self.bar is not None:
+            self.bar.on_predict_start(trainer, module)
+        if isinstance(self.bar, TQDMProgressBar):
+            self.bar.predict_progress_bar.reset(len(STAGES))
+        elif isinstance(self.bar, RichProgressBar) and self.bar.progress is not None:
+            self.task = self.bar.progress.add_task("Unlearning", total=len(STAGES))
+
+    def show(self, done: int, text: str, passing: bool = False) -> None:
+        """Stages done, and what is going on; a `passing` text may be left out."""
+        now = time.monotonic()
+        if passing and now < self.shown + _EVERY:
+            return
+        self.shown = now
+        if isinstance(self.bar, TQDMProgressBar):
+            line = self.bar.predict_progress_bar
+            line.n = done
+            line.set_description_str(f"Unlearning: {text}", refresh=False)
+            line.refresh()
+        elif isinstance(self.bar, RichProgressBar) and self.task is not None:
+            assert self.bar.progress is not None  # or there were no task
+            self.bar.progress.update(
+                self.task, completed=done, description=f"Unlearning: {text}"
+            )
+            self.bar.refresh()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self.bar is not None:
+            self.bar.on_predict_end(self.trainer, self.module)
+
+
+@dataclass
+class Display:
+    """Stages and residuals of one request, shown and logged as they come.
+
+    Args:
+        trainer: Whose bar and loggers they go to.
+        bar: The bar.
+        residuals: (solver step, residual) so far. Of weights that saw the forgotten
+            samples, so as secret as they are.
+    """
+
+    trainer: Trainer
+    bar: _Bar
+    residuals: list[tuple[float, float]] = field(default_factory=list)
+    done: int = 0
+
+    def stage(self, name: str) -> None:
+        """One of `STAGES` begins."""
+        self.done = STAGES.index(name)
+        self.bar.show(self.done, name)
+
+    def residual(self, value: float) -> None:
+        """The solver has made a step."""
+        number = len(self.residuals) + 1
+        self.residuals.append((float(number), value))
+        text = f"solving, step {number}, residual={value:.2e}"
+        self.bar.show(self.done, text, passing=True)
+        self._log({"unlearn/residual": value}, number)
+
+    def finish(self, certificate: Certificate, matvecs: float, seconds: float) -> None:
+        """Everything is done: log what the certificate says, and the cost."""
+        self.bar.show(len(STAGES), f"done, {certificate.grade.value}")
+        found = {
+            "noise_std": certificate.noise_std,
+            "sensitivity": certificate.sensitivity,
+            # No epsilon is ever told without its grade.
+            f"epsilon_{certificate.grade.value}": certificate.epsilon,
+            "n_forget": certificate.n_forget,
+            "n_retain": certificate.n_retain,
+        }
+        stated = {f"unlearn/{k}": float(v) for k, v in found.items() if v is not None}
+        metrics = self.trainer.callback_metrics
+        metrics.update({name: torch.tensor(value) for name, value in stated.items()})
+        cost = {"unlearn/matvecs": matvecs, "unlearn/seconds": seconds}
+        try:
+            self._log({**stated, **cost}, len(self.residuals))
+            for logger in self.trainer.loggers:
+                logger.save()
+        except Exception as problem:  # the model has moved: nothing can be undone
+            rank_zero_warn(
+                "the request is done, but its metrics were not logged: "
+                f"{type(problem).__name__}: {problem!s:.200}"
+            )
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+
+@contextmanager
+def shown(trainer: Trainer, module: LightningModule) -> Iterator[Display]:
+    """A display that is taken down when the block ends, whatever happens."""
+    bar = _Bar(trainer, module)
+    try:
+        yield Display(trainer, bar)
+    finally:
+        bar.close()
+
+
+@dataclass
+class Onlooker(Watch):
+    """Shows a solve, and lets it be kept in a file by another watch."""
+
+    display: Display
+    keeper: Watch = NOBODY
+
+    def of(self, label: float) -> "Onlooker":
+        """See `Watch`."""
+        return Onlooker(self.display, self.keeper.of(label))
+
+    def stage(self, name: str) -> None:
+        """See `Watch`."""
+        self.display.stage(name)
+
+    def start(self) -> State | None:
+        """See `Watch`."""
+        return self.keeper.start()
+
+    def step(self, number: int, residual: float, state: Callable[[], State]) -> None:
+        """See `Watch`."""
+        self.display.residual(residual)
+        self.keeper.step(number, residual, state)
+
+    def milestone(self, residual: float, state: Callable[[], State]) -> None:
+        """See `Watch`."""
+        self.display.residual(residual)
+        self.keeper.milestone(residual, state)
