@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -80,10 +80,24 @@ class LightningCLI(_LightningCLI):
         finally:
             self.save_config_callback = saving
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's reading of the checkpoint's hyper-parameters (from 2.6)."""
+        parse = getattr(super(), "_parse_ckpt_path", None)
+        if parse is not None:
+            with self._failing_in_one_line():
+                parse()
+
     @override
     def instantiate_classes(self) -> None:
-        with _one_line(self._debug) if self.subcommand in _OURS else nullcontext():
+        with self._failing_in_one_line():
             super().instantiate_classes()
+
+    def _failing_in_one_line(self) -> AbstractContextManager[None]:
+        """As `_one_line`, for a subcommand of ours."""
+        name = self.config.get("subcommand")
+        if name not in _OURS:
+            return nullcontext()
+        return _one_line(bool(self.config[name].get("debug")))
 
     def _check_group(self, group: UnlearningCallback) -> None:
         if group.options != UnlearningCallback().options:
@@ -94,7 +108,7 @@ class LightningCLI(_LightningCLI):
 
     def unlearn(self, model: LightningModule, **options: Any) -> None:
         """Run the subcommand."""
-        with _one_line(self._debug):
+        with self._failing_in_one_line():
             result = unlearn(self.trainer, model=model, **options)
             _say(result.certificate)
             clean = result.checkpoint_path
@@ -104,12 +118,8 @@ class LightningCLI(_LightningCLI):
 
     def preflight(self, model: LightningModule, **options: Any) -> None:
         """Run the subcommand."""
-        with _one_line(self._debug):
+        with self._failing_in_one_line():
             _say(preflight(self.trainer, model=model, **options))
-
-    @property
-    def _debug(self) -> bool:
-        return bool(self._get(self.config, "debug"))
 
 
 class _Verbs:

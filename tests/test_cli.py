@@ -1,0 +1,321 @@
+"""``python train.py unlearn``: the example's project, as an operator runs it."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI as PlainCLI
+
+from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer
+from lightning_unlearn.cli import LightningCLI
+
+ROOT = Path(__file__).parent.parent
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+EXAMPLE = runpy.run_path(str(ROOT / "examples" / "cli" / "train.py"))
+Classifier, Digits = EXAMPLE["Classifier"], EXAMPLE["Digits"]
+QUIET = ["--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The example's folder, and ``python train.py`` for the current process."""
+    shutil.copytree(ROOT / "examples" / "cli", tmp_path / "cli")
+    monkeypatch.chdir(tmp_path / "cli")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path / "cli"
+
+
+def run(*arguments, cli=LightningCLI, **options):
+    return cli(Classifier, Digits, args=[str(a) for a in arguments], **options)
+
+
+def fit(*extra, cli=LightningCLI, config="config.yaml"):
+    return run(
+        "fit", "--config", config, "--trainer.max_epochs=2", *QUIET, *extra, cli=cli
+    )
+
+
+def verb(name, *extra, ckpt="run.ckpt", forget="forget.txt", **options):
+    return run(
+        name, "--config", "config.yaml", "--ckpt_path", ckpt, "--forget", forget,
+        *QUIET, *extra, **options,
+    )  # fmt: skip
+
+
+def refused(message, *arguments, capsys, **options):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        verb(*arguments, **options)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, error), error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    return error
+
+
+def snapshot(name, text):
+    """Compare with the file; LIGHTNING_UNLEARN_SNAPSHOTS=write makes it anew."""
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("LIGHTNING_UNLEARN_SNAPSHOTS") == "write":
+        path.write_text(text)
+    assert text == path.read_text(), f"see {path}"
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def state(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_request_from_fit_to_the_clean_checkpoint(project, capsys):
+    fit()
+    verb("preflight")
+    assert capsys.readouterr().out.startswith("PREFLIGHT: nothing was changed")
+    assert not (project / "deletions.jsonl").exists()
+    before = sorted(project.rglob("config.yaml"))
+    verb("unlearn", "--save_to", "clean.ckpt")
+    assert sorted(project.rglob("config.yaml")) == before  # none that names samples
+    out = capsys.readouterr().out
+    assert out.startswith("CERTIFIED")
+    assert out.endswith("wrote clean.ckpt and clean.certificate.json\n")
+    assert json.loads((project / "clean.certificate.json").read_text())["n_forget"] == 3
+    assert len((project / "deletions.jsonl").read_text().splitlines()) == 1
+    verb("unlearn", "--save_to", "two.ckpt", "--by", "user_id", "--delete_stale=true",
+         ckpt="clean.ckpt", forget='["user-07"]')  # fmt: skip
+    out = capsys.readouterr().out
+    assert "release               2 of 10 announced" in out
+    deleted = re.findall(r"^deleted (.*)", out, re.M)
+    assert sorted(Path(p).name for p in deleted) == ["clean.ckpt", "run.ckpt"]
+    assert not (project / "run.ckpt").exists()
+    n = state(project / "two.ckpt")
+    assert all(bool(torch.isfinite(t).all()) for t in n.values())
+
+
+def test_what_is_refused_is_one_line_and_changes_nothing(project, capsys):
+    fit()
+    files = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    new = ("unlearn", "--save_to", "clean.ckpt")
+    (project / "empty.txt").write_text("")
+    (project / "everything.txt").write_text("\n".join(map(str, range(1500))))
+    files |= {p: p.read_bytes() for p in project.glob("*.txt")}
+    for message, forget, extra, ckpt in (
+        ("found none there", "nowhere.txt", (), "run.ckpt"),
+        ("expected a checkpoint at gone.ckpt", "forget.txt", (), "gone.ckpt"),
+        ("at least one sample to forget", "empty.txt", (), "run.ckpt"),
+        ("delete the model", "everything.txt", (), "run.ckpt"),
+        ("got 'nobody'", '["nobody"]', ("--by", "user_id"), "run.ckpt"),
+        ("quote it", "[7]", ("--by", "user_id"), "run.ckpt"),
+        ("hold integers, got 'user-07'", "[user-07]", (), "run.ckpt"),
+        ("from 0 to 1499", "[1500]", (), "run.ckpt"),
+        ("expected epsilon", "[1]", ("--unlearning.epsilon=-1",), "run.ckpt"),
+        (r"\(--debug shows the traceback\)", "[1]", (), "config.yaml"),
+    ):
+        refused(message, *new, *extra, forget=forget, ckpt=ckpt, capsys=capsys)
+    (project / ".deletions.jsonl.lock").unlink(missing_ok=True)
+    now = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    logs = {p for p in now if "logs" in p.parts}  # the Trainer's own
+    assert {p: now[p] for p in now.keys() - logs} == {
+        p: files[p] for p in files.keys() - logs
+    }
+
+
+def test_debug_shows_the_traceback(project, capsys):
+    fit()
+    with pytest.raises(ValueError, match="found none there"):
+        verb("unlearn", "--save_to", "clean.ckpt", "--debug", forget="nowhere.txt")
+
+
+def test_a_clean_checkpoint_is_asked_for(project, capsys):
+    fit()
+    with pytest.raises(SystemExit) as stop:
+        verb("unlearn")
+    assert stop.value.code == 2
+    assert "unlearn.save_to" in capsys.readouterr().err
+
+
+def test_the_config_of_a_plain_fit_is_accepted(project, capsys):
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    options = config.pop("unlearning")
+    (project / "plain.yaml").write_text(yaml.safe_dump(config))
+    fit(cli=PlainCLI, config="plain.yaml")
+    saved = next((project / "logs").rglob("config.yaml"))
+    assert "unlearning" not in yaml.safe_load(saved.read_text())
+    run("unlearn", "--config", saved, "--ckpt_path", "run.ckpt", "--forget",
+        "forget.txt", "--save_to", "clean.ckpt", *QUIET)  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith("CERTIFIED")  # there is nothing outside the head
+    assert "no record of a training run" in out
+    assert options["ledger"] not in out
+
+
+def test_every_option_of_the_callback_has_help(project, capsys):
+    import inspect
+
+    from lightning_unlearn import UnlearningCallback
+
+    with pytest.raises(SystemExit):
+        run("unlearn", "--help")
+    text = capsys.readouterr().out
+    group = text[text.index("Makes a Trainer's model") : text.index("Base class for")]
+    names = list(inspect.signature(UnlearningCallback.__init__).parameters)[1:]
+    for name in names:
+        found = re.search(rf"--unlearning.{name} .*?(?=\n  --|\Z)", group, re.S)
+        assert found, name
+        assert len(found[0].split()) > 6, found[0]  # more than its name and type
+
+
+def test_help_reads_well(project, capsys):
+    with pytest.raises(SystemExit):
+        run("unlearn", "--help")
+    text = capsys.readouterr().out
+    snapshot("cli_help", text[text.rindex("Remove the influence") :])
+    with pytest.raises(SystemExit):
+        run("--help")
+    text = capsys.readouterr().out
+    snapshot("cli_subcommands", text[text.index("Available subcommands") :])
+
+
+def test_a_certified_request_reads_well(project, capsys):
+    fit()
+    capsys.readouterr()
+    verb("unlearn", "--save_to", "clean.ckpt")
+    out = capsys.readouterr().out
+    # Its place on the disk decides how this one is wrapped.
+    out = re.sub(r"- the older checkpoint.*?delete it", "- (old)", out, flags=re.S)
+    snapshot("cli_certified", out)
+
+
+def test_a_refused_request_reads_well(project, capsys):
+    fit()
+    error = refused("already exists|which exists", "unlearn", "--save_to", "run.ckpt",
+                    capsys=capsys)  # fmt: skip
+    snapshot("cli_refused", textwrap.fill(error, 80) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--unlearning.guarantee=NormBall"], NormBall()),
+        (["--unlearning.guarantee=lightning_unlearn.NormBall"], NormBall()),
+        (
+            [
+                '--unlearning.guarantee={"class_path": "lightning_unlearn.NewtonStep", '
+                '"init_args": {"hessian_lipschitz": 1, "lambda_min": 0.1, '
+                '"retrained_gradient_norm": 0.2}}'
+            ],
+            NewtonStep(1.0, 0.1, 0.2),
+        ),
+        (
+            [
+                "--unlearning.solver=lightning_unlearn.NystromCG",
+                "--unlearning.solver.rank=7",
+            ],
+            NystromCG(rank=7),
+        ),
+    ],
+)
+def test_solvers_and_guarantees_are_class_paths(arguments, expected, project):
+    cli = fit(*arguments, "--trainer.fast_dev_run=true")
+    callback = cli.trainer.callbacks
+    options = next(c.options for c in callback if hasattr(c, "options"))
+    assert expected in (options.guarantee, options.solver)
+
+
+def test_a_callback_of_ones_own_takes_the_groups_place(project, capsys):
+    own = '--trainer.callbacks+={"class_path": "lightning_unlearn.UnlearningCallback"}'
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    config.pop("unlearning")
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    cli = fit(own)
+    found = [c for c in cli.trainer.callbacks if type(c).__name__.startswith("Unlear")]
+    assert len(found) == 1
+    verb("unlearn", "--save_to", "clean.ckpt", own)
+    assert capsys.readouterr().out.startswith("CERTIFIED")
+    refused("options of one UnlearningCallback", "unlearn", "--save_to", "b.ckpt", own,
+            "--unlearning.epsilon=2", capsys=capsys)  # fmt: skip
+
+
+def test_a_trainer_class_of_ones_own(project, capsys):
+    class Mine(Trainer):
+        pass
+
+    cli = run("fit", "--config", "config.yaml", "--trainer.fast_dev_run=true", *QUIET,
+              trainer_class=Mine)  # fmt: skip
+    assert type(cli.trainer) is Mine
+    fit()
+    verb("preflight", trainer_class=Mine)
+    assert "PREFLIGHT" in capsys.readouterr().out
+
+
+BARE = ("--unlearning.noise_std=0",)
+FRESH = """
+import runpy, sys
+import lightning as L
+from lightning_unlearn import UnlearningCallback
+names = runpy.run_path("train.py")
+callback = UnlearningCallback(tolerance=2e-7, noise_std=0.0)
+trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[callback],
+                    enable_checkpointing=False, enable_progress_bar=False)
+trainer.unlearn("forget.txt", model=names["Classifier"](), datamodule=names["Digits"](),
+                ckpt_path="run.ckpt", save_to="fresh.ckpt")
+"""
+
+
+def shell(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["PYTHONPATH"] = str(ROOT)
+    found = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True,
+        env=environment, timeout=300, **options,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found
+
+
+def test_python_cli_and_a_fresh_process_take_the_same_step(project):
+    cli = fit(*BARE)
+    cli.trainer.unlearn([3, 14, 15], save_to="python.ckpt")
+    (project / "deletions.jsonl").unlink()
+    shell("train.py", "unlearn", "--config", "config.yaml", "--ckpt_path", "run.ckpt",
+          "--forget", "forget.txt", "--save_to", "cli.ckpt", *BARE)  # fmt: skip
+    shell("-c", FRESH)
+    one, two, three = (state(f"{n}.ckpt") for n in ("python", "cli", "fresh"))
+    original = state("run.ckpt")
+    for name, weights in one.items():
+        assert torch.equal(weights, two[name])
+        assert torch.equal(weights, three[name])
+        assert not torch.equal(weights, original[name])
+
+
+@pytest.mark.slow
+def test_two_processes(project):
+    fit()
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    request = ("train.py", "unlearn", "--config", "config.yaml", "--ckpt_path",
+               "run.ckpt", "--forget", "forget.txt", *BARE)  # fmt: skip
+    one = shell(*request, "--save_to", "one.ckpt", "--unlearning.ledger=a.jsonl")
+    both = shell(*request, *two, "--save_to", "two.ckpt")
+    assert one.stdout.count("NO GUARANTEE: ") == 1
+    assert both.stdout.count("NO GUARANTEE: ") == 1
+    assert both.stdout.count("wrote two.ckpt") == 1
+    assert both.stdout.count("Unlearning: done") <= 1  # the first one's bar
+    alone, shared = state("one.ckpt"), state("two.ckpt")
+    for name, weights in alone.items():
+        assert torch.allclose(weights, shared[name], rtol=0, atol=2e-6)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    again = subprocess.run(
+        [sys.executable, *request, *two, "--save_to", "two.ckpt"], env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 1
+    assert again.stderr.count("error: expected save_to= to name a new file") == 1
