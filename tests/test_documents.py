@@ -1,39 +1,141 @@
-"""The README's code runs, its commands name what exists, examples do what they say."""
+"""The documents' code runs and prints what they say, commands and names exist."""
 
+import inspect
 import re
 import runpy
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import lightning_unlearn
+from lightning_unlearn import console
 from lightning_unlearn.certificate import Grade
 from tests.plugin.nets import digits
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+# "-later": needs what is being written; renamed when it is there.
+LANGUAGES = {"python", "text", "bash", "python-later", "bash-later"}
+PENDING = {"report", "ledger"}  # subcommands that are being written
 
 
-def test_readme_code_runs(capsys):
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    assert len(blocks) == 2
-    namespace = {"train_set": digits(300)}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["result"].certificate.grade is Grade.CERTIFIED
-    assert Path("clean.ckpt").exists()
-    assert "CERTIFIED" in capsys.readouterr().out
+def blocks(path):
+    """(language, body) of every fenced block of a page, in order."""
+    text = path.read_text()
+    found = re.findall(r"^```(\S*)\n(.*?)^```$", text, re.S | re.M)
+    assert 2 * len(found) == text.count("```"), path
+    return found
+
+
+def commands(path):
+    """The arguments of every ``lightning-unlearn`` command a page shows."""
+    for language, body in blocks(path):
+        if language in {"bash", "text"}:
+            for line in body.splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True) or [""]
+                if words[0] == "lightning-unlearn":
+                    yield words[1:]
+
+
+def with_code(path):
+    return any(language == "python" for language, _ in blocks(path))
+
+
+@pytest.mark.parametrize("path", list(filter(with_code, PAGES)), ids=lambda p: p.name)
+def test_code_of_a_page_runs_and_prints_what_the_page_says(path, capsys):
+    # Lightning finds the file of a class by its module.
+    namespace = {"__name__": "__main__"}
+    if path == README:
+        namespace["train_set"] = digits(300)
+    printed = None
+    for language, body in blocks(path):
+        if language == "python":
+            exec(compile(body, path.name, "exec"), namespace)
+            printed = capsys.readouterr().out
+        elif language == "text" and not body.startswith("$"):
+            assert body in printed
+        elif language == "text" and path != README:  # the files are there
+            command, expected = body.split("\n", 1)
+            assert console.main(shlex.split(command)[2:]) == 0
+            assert capsys.readouterr().out == expected
+    result = namespace["result"]
+    assert result.certificate.grade is Grade.CERTIFIED
+    assert result.checkpoint_path.exists()
+
+
+def test_pages_with_code_are_found_and_their_languages_known():
+    found = [path.name for path in PAGES if with_code(path)]
+    assert found == ["README.md", "deletion-request.md", "which-guarantee.md"]
+    for path in PAGES:
+        assert {language for language, _ in blocks(path)} <= LANGUAGES, path
+
+
+def test_commands_of_the_documents_parse():
+    parser, seen = console._parser(), []
+    for path in PAGES:
+        for arguments in commands(path):
+            seen.append(arguments[0])
+            if arguments[0] in PENDING:
+                with pytest.raises(SystemExit):  # else take it out of PENDING
+                    parser.parse_args(arguments)
+            else:
+                assert parser.parse_args(arguments).run
+    assert {"verify", "sign", "show"} <= set(seen)
+
+
+def public_names():
+    return [
+        name
+        for name, value in vars(lightning_unlearn).items()
+        if not (name.startswith("_") or inspect.ismodule(value))
+    ]
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    own = [name for name in listed if name.count(".") == 1]
+    names = {f"lightning_unlearn.{name}" for name in public_names()}
+    assert sorted(own) == sorted({*names, "lightning_unlearn.errors"})
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    # Not --quiet: it hides warnings from --strict too.
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mkdocs", "build", "--strict"),
+            *("-f", str(ROOT / "mkdocs.yml"), "-d", str(tmp_path / "site")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "WARNING" not in said, said
+    page = (tmp_path / "site" / "api.html").read_text()
+    for name in public_names():
+        assert f'id="lightning_unlearn.{name}"' in page, name
+    assert not (ROOT / "site").exists()
+    loaded = [
+        line
+        for html in (tmp_path / "site").rglob("*.html")
+        for line in re.findall(r"<(?:script|link|img)[^>]*//[^>]*>", html.read_text())
+    ]
+    assert not loaded, "a page loads something from elsewhere"
 
 
 def test_readme_opens_with_two_commands():
-    commands = re.findall(r"```bash\n(.*?)\n```", (ROOT / "README.md").read_text())
+    commands = re.findall(r"```bash\n(.*?)\n```", README.read_text())
     assert commands[0].endswith("python examples/quickstart.py")
     assert commands[1].endswith("python -m pytest")
     assert all('pip install -e ".[' in command for command in commands[:2])
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_links_between_documents_exist(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
@@ -42,7 +144,7 @@ def test_links_between_documents_exist(path):
 def test_no_file_names_a_machine_of_ours():
     for path in ROOT.rglob("*"):
         if (
-            path.suffix in {".py", ".md", ".toml", ".yaml"}
+            path.suffix in {".py", ".md", ".toml", ".yaml", ".yml"}
             and ".venv" not in path.parts
         ):
             text = path.read_text()
@@ -75,3 +177,57 @@ def test_mnist_mlp(capsys, real_data):
     assert out.startswith("VACUOUS")
     assert "Delta/(2C) = 1" in out
     assert "relu" in out
+
+
+def test_sequential(capsys, tmp_path):
+    namespace = runpy.run_path(str(ROOT / "examples" / "sequential.py"))
+    certificates, tested, refusal = namespace["main"]()
+    assert not list(tmp_path.iterdir())  # without a folder nothing is left behind
+    assert [c.grade for c in certificates] == [Grade.CERTIFIED] * 5
+    epsilons = [c.composed_epsilon for c in certificates]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == pytest.approx(1.0, rel=1e-6)
+    assert len({c.noise_std for c in certificates}) == 1
+    assert [c.n_retain for c in certificates] == [1420, 1400, 1380, 1360, 1340]
+    assert min(tested) > 0.93
+    assert abs(tested[0] - tested[1]) < 0.03
+    assert refusal.startswith("expected at most 5 announced releases, all 5 have")
+    out = capsys.readouterr().out
+    assert "sixth request: BudgetError: expected at most 5" in out
+    assert out.splitlines()[-1].startswith("test accuracy after five requests")
+
+
+def test_sequential_keeps_its_files_in_a_folder_that_is_named(tmp_path, capsys):
+    namespace = runpy.run_path(str(ROOT / "examples" / "sequential.py"))
+    namespace["main"](str(tmp_path))
+    ledger = ["--ledger", str(tmp_path / "deletions.jsonl")]
+    for number in range(1, 6):
+        certificate = tmp_path / f"clean{number}.certificate.json"
+        assert console.main(["verify", str(certificate), *ledger]) == 0
+    assert "chain of 5 entries holds; this is entry 5" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_finetune_head(capsys, real_data):
+    namespace = runpy.run_path(str(ROOT / "examples" / "finetune_head.py"))
+    result, rows = namespace["main"]()
+    certificate = result.certificate
+    assert certificate.grade is Grade.CERTIFIED
+    assert [part.name for part in certificate.public_parts] == ["backbone"]
+    assert (certificate.n_forget, certificate.n_retain) == (52, 9948)
+    accuracy = dict(rows)
+    assert accuracy["after unlearning"][2] > 0.25  # of 100 classes, from 64 features
+    gap = accuracy["after unlearning"][2] - accuracy["retrained without"][2]
+    assert abs(gap) < 0.03
+    out = capsys.readouterr().out
+    assert out.startswith("CERTIFIED: indistinguishable from retraining without these")
+    assert "taking backbone as public" in out
+    assert "52 images of u17 deleted in" in out
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "finetune_head"])
+def test_examples_on_real_data_say_when_there_is_none(name, monkeypatch):
+    monkeypatch.delenv("LIGHTNING_UNLEARN_DATA", raising=False)
+    namespace = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    with pytest.raises(SystemExit, match="^no .* set LIGHTNING_UNLEARN_DATA to its"):
+        namespace["main"]()
