@@ -145,11 +145,13 @@ def accuracies(net, parts):
 def main(user="u17"):
     L.seed_everything(0, verbose=False)
     folder = Path(os.environ.get("LIGHTNING_UNLEARN_DATA", "."))
-    if not (folder / "cifar100").is_dir():
-        sys.exit(f"no cifar100 in {folder}: set LIGHTNING_UNLEARN_DATA to its parent")
+    weights = folder / "weights" / "resnet20-12fca82f.th"
+    images = folder / "cifar100" / "subset_10k_2k.npz"
+    if not (weights.is_file() and images.is_file()):
+        sys.exit(f"no {weights} or no {images}: set LIGHTNING_UNLEARN_DATA")
     start = time.perf_counter()
-    backbone = public_backbone(folder / "weights" / "resnet20-12fca82f.th")
-    with np.load(folder / "cifar100" / "subset_10k_2k.npz") as file:
+    backbone = public_backbone(weights)
+    with np.load(images) as file:
         train_set, test_set = (features(backbone, file, k) for k in ("train", "test"))
     read_in = time.perf_counter() - start
 
