@@ -180,4 +180,5 @@ def main(user="u17"):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # batches are small: on a busy machine more are slower
     main(*sys.argv[1:])
