@@ -1,7 +1,10 @@
 """Files that appear whole, and new ones that follow no link."""
 
 import os
+import secrets
 from pathlib import Path
+
+from lightning_unlearn.errors import SetupError
 
 
 def part_of(path: Path, token: str = "") -> Path:
@@ -33,6 +36,50 @@ def replace_file(path: Path, text: str) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def create_file(path: Path, text: str) -> None:
+    """Write a file that must not be there yet, in one step.
+
+    Raises:
+        SetupError: If the name is taken, or nothing can be written there.
+    """
+    temporary = part_of(path, secrets.token_hex(4))
+    try:
+        write_new(temporary, text)
+        sync(temporary)
+        take_name(temporary, path)
+        sync(path.parent)
+    except FileExistsError:
+        raise SetupError(
+            f"expected a name that is not taken, got {path}: nothing is overwritten; "
+            "choose another name, or remove that file"
+        ) from None
+    except OSError as error:
+        raise SetupError(
+            f"expected to write {path}, got {type(error).__name__} "
+            f"({error.strerror}): choose a folder that exists and can be written"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def take_name(temporary: Path, path: Path) -> None:
+    """Rename a file; one that has the name already is never replaced.
+
+    Raises:
+        FileExistsError: If the name is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError(17, "File exists", str(path)) from None
+        temporary.rename(path)
+    else:
+        temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_unlearn._files import part_of, sync
+from lightning_unlearn._files import part_of, sync, take_name
 from lightning_unlearn.errors import DataError
 
 _SHARE = 0.5  # of the free memory, for one array
@@ -162,21 +162,8 @@ def appear(temporary: Path, path: Path) -> None:
             raise FileExistsError(17, "File exists", str(path))
         temporary.rename(path)  # fails if a file or a full folder comes between
     else:
-        _take_name(temporary, path)
+        take_name(temporary, path)
     sync(path.parent)
-
-
-def _take_name(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if os.path.lexists(path):
-            raise FileExistsError(17, "File exists", str(path)) from None
-        temporary.rename(path)
-    else:
-        temporary.unlink()
 
 
 def settle(path: Path) -> None:

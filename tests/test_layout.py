@@ -15,9 +15,11 @@ FLOORS = {
     "_validate": (0, set()),
     "_records": (0, set()),
     "_files": (0, set()),
+    "_text": (0, set()),
     "ledger": (1, set()),
     "certificate": (1, {"scipy", "cryptography"}),
     "verification": (1, set()),
+    "report": (1, {"jinja2"}),
     "scope": (2, {"torch", "jaxtyping"}),
     "empirical": (2, {"torch", "jaxtyping"}),
     "processes": (2, {"torch"}),
@@ -50,7 +52,7 @@ STANDARD = {
     "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
     "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
     "pickle", "re", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
-    "typing", "uuid", "warnings",
+    "traceback", "typing", "uuid", "warnings",
     "weakref",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ a guarantee rests on return the checked safe end of a bracket, never a root.
 import math
 from collections.abc import Callable
 
-from scipy.special import erfcx, log_ndtr
+from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
 from lightning_unlearn import _validate
 from lightning_unlearn.errors import ArgumentError
@@ -213,3 +213,31 @@ def compose_mu(*mus: float) -> float:
     for mu in mus:
         _validate.positive(mu=mu)
     return math.hypot(*mus)
+
+
+def gaussian_power_upper(false_positive_rate: float, mu: float) -> float:
+    """The most a test of a mu-GDP release finds at this rate of false alarms.
+
+    ``1 - G_mu(alpha) = Phi(Phi^-1(alpha) + mu)`` (Dong, Roth, Su 2022, arXiv
+    1905.02383, Definition 2.6): no test that raises a false alarm with probability
+    alpha raises a true one more often, whatever its maker knows besides. With the
+    mu of `compose_mu`, this holds for whoever sees all those releases.
+
+    Args:
+        false_positive_rate: alpha, in (0, 1).
+        mu: Sensitivity over noise standard deviation, > 0.
+
+    Returns:
+        An upper bound on the true positive rate, at most 1.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+
+    Example:
+        >>> round(gaussian_power_upper(0.01, 1.0), 4)
+        0.0924
+    """
+    _validate.probability(false_positive_rate=false_positive_rate)
+    _validate.positive(mu=mu)
+    power = float(ndtr(float(ndtri(false_positive_rate)) + mu))
+    return min(1.0, power * (1 + 1e-9))

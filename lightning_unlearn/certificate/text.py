@@ -2,6 +2,7 @@
 
 import textwrap
 
+from lightning_unlearn._text import number, printable
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Origin
 from lightning_unlearn.certificate.record import Certificate
@@ -34,7 +35,7 @@ def headline(c: Certificate) -> str:
 def _promise(c: Certificate) -> str:
     if c.epsilon is None or c.delta is None:
         return "no epsilon"
-    return f"epsilon = {_number(c.epsilon)}, delta = {_number(c.delta)}"
+    return f"epsilon = {number(c.epsilon)}, delta = {number(c.delta)}"
 
 
 def _taking(c: Certificate) -> str:
@@ -72,15 +73,6 @@ def _item(head: str, text: str) -> list[str]:
     return [head + first.lstrip(), *rest]
 
 
-def _printable(line: str) -> str:
-    """Escapes what could act on a terminal: a certificate may come from anyone."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
-
-
 def _facts(c: Certificate) -> list[str]:
     mechanism = {
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
@@ -88,12 +80,12 @@ def _facts(c: Certificate) -> list[str]:
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
         Bound.NO_BOUND: "no bound",
     }[c.bound]
-    sensitivity = "none" if c.sensitivity is None else _number(c.sensitivity)
+    sensitivity = "none" if c.sensitivity is None else number(c.sensitivity)
     rows = [
         ("forgotten / retained", f"{c.n_forget:,} / {c.n_retain:,} samples"),
         ("weights in scope", f"{c.n_parameters:,}"),
         ("sensitivity", f"{sensitivity}  ({mechanism})"),
-        ("noise_std", f"{_number(c.noise_std)} per weight"),
+        ("noise_std", f"{number(c.noise_std)} per weight"),
         ("release", _release(c)),
     ]
     return [f"  {name:<21} {value}" for name, value in rows]
@@ -106,7 +98,7 @@ def _release(c: Certificate) -> str:
     qualifier = "" if c.grade is Grade.CERTIFIED else f" ({c.grade.value})"
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
-    return f"{text}; all together epsilon = {_number(c.composed_epsilon)}{qualifier}"
+    return f"{text}; all together epsilon = {number(c.composed_epsilon)}{qualifier}"
 
 
 def render(c: Certificate) -> str:
@@ -119,7 +111,7 @@ def render(c: Certificate) -> str:
         lines += ["", f"  {'constant':<{width}} {'value':<9} {'origin':<9} why"]
     for constant in c.constants:
         head = (
-            f"  {constant.name:<{width}} {_number(constant.value):<9} "
+            f"  {constant.name:<{width}} {number(constant.value):<9} "
             f"{constant.origin.value:<9} "
         )
         lines += _item(head, constant.reason)
@@ -138,4 +130,4 @@ def render(c: Certificate) -> str:
             lines += ["", f"  {title}:"]
         for entry in entries:
             lines += _item("    - ", entry)
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)

@@ -11,6 +11,7 @@ from lightning_unlearn.certificate.gaussian import (
     gaussian_epsilon,
     gaussian_log_delta,
     gaussian_mu,
+    gaussian_power_upper,
     gaussian_sigma,
     gaussian_sigma_classic,
 )
@@ -125,3 +126,29 @@ def test_bad_sensitivity(bad):
 def test_no_release_composes_to_nothing():
     with pytest.raises(ArgumentError, match="expected number_of_releases"):
         compose_mu()
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("mu", [1e-3, 0.27, 1.0, 5.0])
+def test_power_is_that_of_the_likelihood_ratio_test(alpha, mu):
+    with mpmath.workdps(40):
+        cut = mpmath.sqrt(2) * mpmath.erfinv(1 - 2 * mpmath.mpf(alpha))
+        exact = 1 - mpmath.ncdf(cut, mu, 1)  # rejects N(0, 1) beyond the cut
+    found = gaussian_power_upper(alpha, mu)
+    assert exact <= found <= exact * (1 + 1e-8)
+
+
+@given(epsilons, deltas)
+@settings(deadline=None)
+def test_power_keeps_what_epsilon_and_delta_promise(epsilon, delta):
+    mu = gaussian_mu(epsilon, delta)
+    promised = min(1.0, math.exp(epsilon) * 0.01 + delta) if epsilon < 700 else 1.0
+    assert gaussian_power_upper(0.01, mu) <= promised * (1 + 1e-8)
+
+
+def test_bad_power():
+    for alpha, mu in ((0.0, 1.0), (1.0, 1.0), (math.nan, 1.0)):
+        with pytest.raises(ArgumentError, match="strictly between 0 and 1"):
+            gaussian_power_upper(alpha, mu)
+    with pytest.raises(ArgumentError, match="expected mu to be a finite number > 0"):
+        gaussian_power_upper(0.01, math.nan)
