@@ -1,9 +1,13 @@
 """What ``trainer.unlearn`` returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_unlearn._text import number
 from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.report.evidence import Evidence, Quality, with_retrained
+from lightning_unlearn.report.page import write
 from lightning_unlearn.solvers import Solution
 
 
@@ -22,8 +26,12 @@ class UnlearningResult:
         deleted: Older checkpoints that were deleted after it (``delete_stale``).
         residuals: (solver step, residual), the last recomputed from the solution.
             Internal: it depends on the forgotten samples, epsilon does not cover it.
-        duplicates: Positions of retained samples that are exact copies of forgotten
-            ones, and still in the model; None if they were not looked for.
+        quality: What the model is worth before and after, a line for each set of
+            samples. Internal, as `residuals`.
+        metric: What the numbers of `quality` are.
+        ledger: The ledger's text after this request, or None without ``ledger=``.
+        duplicates: Positions of retained samples that equal a forgotten one, or None
+            if nobody looked. Internal, as `residuals`.
     """
 
     certificate: Certificate
@@ -34,4 +42,49 @@ class UnlearningResult:
     checkpoint_path: Path | None
     deleted: tuple[str, ...] = ()
     residuals: tuple[tuple[float, float], ...] = ()
+    quality: tuple[Quality, ...] = ()
+    metric: str = "accuracy"
+    ledger: str | None = None
     duplicates: tuple[int, ...] | None = None
+
+    def report(
+        self,
+        path: Path | str,
+        *,
+        retrained: Mapping[str, float] | None = None,
+        audit: Mapping[str, object] | None = None,
+    ) -> Path:
+        """Write a report of this request: one HTML file, printable to PDF.
+
+        It shows what was measured on the forgotten samples, so it is internal and
+        says so. ``lightning-unlearn report`` makes the public one from the
+        certificate alone.
+
+        Args:
+            path: A new file that ends in .html.
+            retrained: The metric of a model retrained without the forgotten samples,
+                by the names in `quality`.
+            audit: What attacks on the model found, by what was tried.
+
+        Returns:
+            The path.
+
+        Raises:
+            SetupError: If the path is taken or has another ending, or jinja2 is
+                missing.
+            ArgumentError: If `retrained` names what was not measured.
+        """
+        evidence = Evidence(
+            residuals=self.residuals,
+            quality=with_retrained(self.quality, retrained or {}),
+            metric=self.metric,
+            audit=tuple(
+                (str(tried), number(found) if isinstance(found, float) else str(found))
+                for tried, found in (audit or {}).items()
+            ),
+            ledger=self.ledger,
+            duplicates=None if self.duplicates is None else len(self.duplicates),
+            seconds=self.seconds,
+            deleted=self.deleted,
+        )
+        return write(path, self.certificate.to_json(), evidence)

@@ -1,0 +1,140 @@
+"""The report as one HTML file, made of a certificate that holds.
+
+A certificate and a ledger may come from anyone: every text of theirs is escaped where
+the page is put together (`_shown` and autoescape), and the page may run and load
+nothing (its Content-Security-Policy).
+"""
+
+from pathlib import Path
+
+from lightning_unlearn._files import create_file
+from lightning_unlearn._text import number, printable
+from lightning_unlearn.certificate.claims import Grade
+from lightning_unlearn.certificate.record import Certificate
+from lightning_unlearn.certificate.signature import signer
+from lightning_unlearn.errors import CertificateError, LedgerError, SetupError
+from lightning_unlearn.ledger import Entry, Ledger
+from lightning_unlearn.report import words
+from lightning_unlearn.report.chart import chart
+from lightning_unlearn.report.evidence import Evidence
+from lightning_unlearn.verification import Finding, verify_text
+
+_NOTHING = Evidence()
+
+
+def render(certificate_json: str, evidence: Evidence = _NOTHING) -> str:
+    """The report as HTML: it needs no other file and no network.
+
+    The certificate is verified first, and must be in the ledger if one is given:
+    nothing is reported that does not hold.
+
+    Args:
+        certificate_json: The certificate, signed or not.
+        evidence: What else was recorded of the request. If it holds anything that
+            epsilon does not cover, the page says that it is internal.
+
+    Returns:
+        The page, the same for the same input.
+
+    Raises:
+        CertificateError: If the certificate does not verify.
+        LedgerError: If the ledger does not hold, or has not this certificate's entry.
+        SetupError: If jinja2 is missing.
+    """
+    _refuse(verify_text(certificate_json), CertificateError)
+    findings = verify_text(certificate_json, evidence.ledger)
+    _refuse(findings, LedgerError)
+    certificate = Certificate.from_json(certificate_json)
+    ledger = Ledger.from_text(evidence.ledger or "")
+    return _fill(
+        c=certificate,
+        grade=words.GRADES[certificate.grade],
+        findings=findings,
+        signed=signer(certificate_json) is not None,
+        ledger=ledger,
+        entry=_entry(certificate, ledger),
+        evidence=evidence,
+        curve_of=chart(evidence.residuals),
+        retrained=any(q.retrained is not None for q in evidence.quality),
+    )
+
+
+def write(path: Path | str, certificate_json: str, evidence: Evidence) -> Path:
+    """Write the report to a new file, which appears whole or not at all.
+
+    Args:
+        path: Ends in .html or .htm; nothing is overwritten.
+        certificate_json: As for `render`.
+        evidence: As for `render`.
+
+    Returns:
+        The path.
+
+    Raises:
+        SetupError: If the path has another ending, is taken, or cannot be written.
+        CertificateError: As `render`.
+        LedgerError: As `render`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in {".html", ".htm"}:
+        raise SetupError(
+            f"expected a report's name to end in .html or .htm, got {path.name!r}: "
+            "print the page to PDF from a browser"
+        )
+    create_file(path, render(certificate_json, evidence))
+    return path
+
+
+def _refuse(
+    findings: list[Finding], error: type[CertificateError] | type[LedgerError]
+) -> None:
+    failed = [finding.text for finding in findings if finding.holds is False]
+    if failed:
+        raise error(
+            f"expected a certificate that verifies, got {failed[0]}: nothing is "
+            "reported that does not hold"
+        )
+
+
+def _entry(certificate: Certificate, ledger: Ledger) -> Entry | None:
+    ours = (e for e in ledger.entries if e.request_id == certificate.request_id)
+    return next(ours, None)
+
+
+def _fill(**values: object) -> str:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise SetupError(
+            "expected the package jinja2 to make a report, found none: pip install "
+            '"lightning_unlearn[report]"'
+        ) from None
+    environment = Environment(
+        loader=PackageLoader("lightning_unlearn", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number, measure=_measure, mentions_epsilon=_mentions_epsilon
+    )
+    template = environment.get_template("report.html.jinja")
+    return template.render(words=words, Grade=Grade, **values)
+
+
+def _shown(value: object) -> object:
+    """What stands in the page for a value, before it is escaped."""
+    return printable(value) if type(value) is str else value
+
+
+def _measure(value: float | None, metric: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if metric == "accuracy" else number(value)
+
+
+def _mentions_epsilon(text: str) -> bool:
+    folded = text.casefold()
+    return any(name in folded for name in ("epsilon", "\u03b5", "\u03f5"))
