@@ -1,19 +1,35 @@
-"""The console script ``lightning-unlearn``: verify, show and sign certificates."""
+"""The console script ``lightning-unlearn``: certificates, reports and ledgers.
+
+Exit status: 0 if it is done and holds, 1 if it was refused or does not hold (with one
+line that says why), 2 for a wrong command line, 130 if it was interrupted.
+"""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
+from lightning_unlearn._text import printable
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.signature import sign
-from lightning_unlearn.errors import CertificateError, SetupError, UnlearningError
+from lightning_unlearn.errors import (
+    CertificateError,
+    LedgerError,
+    SetupError,
+    UnlearningError,
+)
+from lightning_unlearn.ledger import Ledger
+from lightning_unlearn.report import Evidence, ledger_table, write
 from lightning_unlearn.scope import state_digest
-from lightning_unlearn.verification import verify_text
+from lightning_unlearn.verification import Finding, verify_ledger, verify_text
 
 _MAX_BYTES = 50_000_000
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,27 +39,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line; those of the process by default.
 
     Returns:
-        0 if everything holds, 1 otherwise.
+        0 if everything holds, 1 otherwise, 130 if interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
-    except (UnlearningError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if getattr(options, "debug", False):
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
 
 
+def _one_line(error: Exception) -> str:
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, (UnlearningError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
 def _parser() -> argparse.ArgumentParser:
+    # SUPPRESS: a subcommand that is not given the flag must not take it away
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
     parser = argparse.ArgumentParser(
         prog="lightning-unlearn",
         description="Certificates of machine unlearning, without data or model.",
+        parents=[debug],
     )
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_certificates(commands, debug)
+    _add_report(commands, debug)
+    _add_ledger(commands, debug)
+    return parser
 
+
+def _add_certificates(commands: _Commands, debug: argparse.ArgumentParser) -> None:
     verify = commands.add_parser(
         "verify",
         help="recompute a certificate's claim; exit status 0 if it holds",
         description="Recompute every bound, the noise, the grade and the chain.",
+        parents=[debug],
     )
     verify.add_argument("certificate", type=Path)
     verify.add_argument("--ledger", type=Path, help="the deletion ledger (JSON lines)")
@@ -53,17 +101,59 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.set_defaults(run=_verify)
 
-    show = commands.add_parser("show", help="print a certificate in words")
+    show = commands.add_parser(
+        "show", help="print a certificate in words", parents=[debug]
+    )
     show.add_argument("certificate", type=Path)
     show.set_defaults(run=_show)
 
     signing = commands.add_parser(
-        "sign", help="add an Ed25519 signature (needs the extra 'sign')"
+        "sign",
+        help="add an Ed25519 signature (needs the extra 'sign')",
+        parents=[debug],
     )
     signing.add_argument("certificate", type=Path)
     signing.add_argument("--key", type=Path, required=True, help="private key, PEM")
     signing.set_defaults(run=_sign)
-    return parser
+
+
+def _add_report(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    report = commands.add_parser(
+        "report",
+        help="make a page that may be published, printable to PDF",
+        description="Verify a certificate and write a report of it: one HTML file "
+        "that shows no measurement of the forgotten samples. Nothing is overwritten.",
+        parents=[debug],
+    )
+    report.add_argument("certificate", type=Path)
+    report.add_argument("--ledger", type=Path, help="the deletion ledger (JSON lines)")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="HTML",
+        help="default: beside the certificate, named after it",
+    )
+    report.set_defaults(run=_report)
+
+
+def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "ledger", help="look at a ledger, or check it", parents=[debug]
+    )
+    actions = parser.add_subparsers(required=True, metavar="action")
+    show = actions.add_parser(
+        "show", help="print its entries as a table", parents=[debug]
+    )
+    show.add_argument("ledger", type=Path)
+    show.set_defaults(run=_show_ledger)
+    check = actions.add_parser(
+        "check", help="exit status 0 if chain and budget hold", parents=[debug]
+    )
+    check.add_argument("ledger", type=Path)
+    check.add_argument(
+        "--checkpoint", type=Path, help="the checkpoint of the last request"
+    )
+    check.set_defaults(run=_check_ledger)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -76,8 +166,12 @@ def _verify(options: argparse.Namespace) -> int:
         digest,
         options.public_key,
     )
+    return _print_findings(findings)
+
+
+def _print_findings(findings: Sequence[Finding]) -> int:
     for finding in findings:
-        print(finding)
+        print(printable(str(finding)))
     failed = any(finding.holds is False for finding in findings)
     print("NOT VERIFIED" if failed else "VERIFIED")
     return int(failed)
@@ -99,6 +193,36 @@ def _sign(options: argparse.Namespace) -> int:
     temporary.replace(options.certificate)
     print(f"signed {options.certificate}")
     return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    ledger = None if options.ledger is None else _text(options.ledger)
+    path = options.output
+    if path is None:
+        name = options.certificate.name
+        for ending in (".certificate.json", ".json"):
+            name = name.removesuffix(ending)
+        path = options.certificate.with_name(f"{name}.report.html")
+    write(path, _text(options.certificate), Evidence(ledger=ledger))
+    print(f"report written to {path}")
+    return 0
+
+
+def _show_ledger(options: argparse.Namespace) -> int:
+    ledger = Ledger.from_text(_text(options.ledger))  # a broken chain is not shown
+    print(ledger_table(ledger))
+    return 0
+
+
+def _check_ledger(options: argparse.Namespace) -> int:
+    digest = None
+    if options.checkpoint is not None:
+        digest = _checkpoint_digest(options.checkpoint)
+    findings = verify_ledger(_text(options.ledger), digest)
+    failed = [finding.text for finding in findings if finding.holds is False]
+    if failed:
+        raise LedgerError(failed[0])
+    return _print_findings(findings)
 
 
 def _text(path: Path) -> str:

@@ -71,6 +71,74 @@ def verify_text(
     return findings
 
 
+def verify_ledger(ledger_text: str, weights_digest: str | None = None) -> list[Finding]:
+    """Check a ledger by itself, and that a checkpoint is of its last request.
+
+    Args:
+        ledger_text: The deletion ledger.
+        weights_digest: `scope.state_digest` of the checkpoint's weights, if it is to
+            be checked too.
+
+    Returns:
+        One finding a check; it is verified if none failed.
+    """
+    try:
+        ledger = Ledger.from_text(ledger_text)
+    except LedgerError as error:
+        return [Finding(False, f"chain: {error}")]
+    n = len(ledger.entries)
+    if not n:
+        return [Finding(False, "chain: expected entries, got an empty ledger")]
+    entries = "1 entry" if n == 1 else f"{n} entries"
+    findings = [Finding(True, f"chain: {entries}, none changed"), _budget(ledger)]
+    if weights_digest is not None:
+        findings.append(_last_weights(ledger, weights_digest))
+    findings.append(
+        Finding(
+            None,
+            "that nothing was cut off at the end shows only beside the newest "
+            "checkpoint or certificate",
+        )
+    )
+    return findings
+
+
+def _budget(ledger: Ledger) -> Finding:
+    announced = {e.releases for e in ledger.entries if e.mu is not None}
+    if len(announced) > 1:
+        found = ", ".join(sorted(str(releases) for releases in announced))
+        return Finding(
+            False,
+            f"budget: expected one announced number of releases, got {found}: the "
+            "noise of each was scaled for another",
+        )
+    releases = next(iter(announced), None)
+    if releases is None:
+        return Finding(None, "budget: no number of releases was announced")
+    left = releases - len(ledger.entries)
+    if left < 0:
+        return Finding(
+            False, f"budget: expected at most {releases} releases, got {-left} more"
+        )
+    return Finding(True, f"budget: {left} of {releases} announced releases are left")
+
+
+def _last_weights(ledger: Ledger, digest: str) -> Finding:
+    for entry in reversed(ledger.entries):
+        if entry.weights_after == digest:
+            if entry is ledger.entries[-1]:
+                return Finding(True, "checkpoint: its weights are of the last entry")
+            return Finding(
+                False,
+                f"checkpoint: its weights are of entry {entry.index}, expected those "
+                f"of the last, {ledger.entries[-1].index}: what was forgotten since is "
+                "still in it",
+            )
+    return Finding(
+        False, f"checkpoint: its weights have digest {digest[:16]}, of no entry"
+    )
+
+
 def _signature(text: str, expected: str | None) -> Finding:
     try:
         key = signer(text)

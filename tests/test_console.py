@@ -1,15 +1,20 @@
 """``lightning-unlearn`` as an auditor uses it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from lightning_unlearn import console
 from lightning_unlearn._records import canonical_digest
 from lightning_unlearn.certificate.signature import sign, signer
 from lightning_unlearn.console import main
 from lightning_unlearn.errors import CertificateError
+from lightning_unlearn.ledger import Ledger
 from tests.certificate.test_record import make
 from tests.plugin.nets import fitted
 
@@ -33,7 +38,9 @@ def released(tmp_path):
 
 def run(folder, *arguments):
     named = [
-        str(folder / a) if a.endswith(("json", "jsonl", "ckpt", "pem")) else a
+        str(folder / a)
+        if a.endswith(("json", "jsonl", "ckpt", "pem", "html", "pdf"))
+        else a
         for a in arguments
     ]
     return main(named)
@@ -138,3 +145,180 @@ def test_show_and_errors_are_one_line(released, capsys):
         assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([])
+
+
+def test_report_of_a_request(released, capsys):
+    arguments = ("report", "two.certificate.json", "--ledger", "ledger.jsonl")
+    assert run(released, *arguments) == 0
+    path = released / "two.report.html"
+    assert capsys.readouterr().out == f"report written to {path}\n"
+    html = path.read_text(encoding="utf-8")
+    for text in ("May be published", "Grade: CERTIFIED", "Entry 2 of 2", "box 6"):
+        assert text in html
+    assert "Internal" not in html
+    assert run(released, *arguments) == 1  # nothing is overwritten
+    assert "expected a name that is not taken" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == html
+    assert run(released, *arguments, "--output", "other.html") == 0
+    assert run(released, *arguments, "--output", "other.pdf") == 1
+    assert "expected a report's name to end in .html" in capsys.readouterr().err
+    text = (released / "ledger.jsonl").read_text().splitlines(keepends=True)[0]
+    (released / "cut.jsonl").write_text(text)
+    assert run(released, "report", "two.certificate.json", "--ledger", "cut.jsonl") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: expected a certificate that verifies, got ledger")
+    assert error.count("\n") == 1
+
+
+def test_ledger_show(released, capsys):
+    assert run(released, "ledger", "show", "ledger.jsonl") == 0
+    out = capsys.readouterr().out
+    title, _, head, first, second, *_ = out.splitlines()
+    ledger = Ledger.from_text((released / "ledger.jsonl").read_text())
+    name = ledger.entries[0].ledger_id
+    assert title == f"ledger {name}, 2 made, no number announced"
+    words = "# date grade forgot retained mu all weights"
+    assert head.split() == words.split()
+    assert first.split()[:5] == [
+        "1",
+        ledger.entries[0].time[:10],
+        "certified",
+        "2",
+        "598",
+    ]
+    index, _, grade, n_forget, _, mu, together, weights = second.split()
+    assert (index, grade, n_forget) == ("2", "certified", "1")
+    assert float(together) == pytest.approx(2**0.5 * float(mu), rel=1e-3)
+    assert ledger.entries[1].weights_after.startswith(weights)
+    assert "epsilon" not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_ledger_show_of_releases_without_a_guarantee(released, capsys):
+    entry = Ledger.from_text((released / "ledger.jsonl").read_text()).entries[0]
+    fields = {
+        "ledger_id": "a\x1b[31m",
+        "time": "\x1b" * 3,
+        "weights_after": "\u202e" * 4,
+    }
+    old = Ledger().append(type(entry)(**{**vars(entry), **fields, "grade": "none",
+                                         "mu": None, "n_forget": 10**6}))  # fmt: skip
+    (released / "none.jsonl").write_text(old.append(entry).to_text())
+    assert run(released, "ledger", "show", "none.jsonl") == 0
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+    first, second = out.splitlines()[3:5]
+    assert first.split()[2:7] == ["none", "1,000,000", "598", "none", "none"]
+    assert second.split()[6] == "none"  # nothing is proved of both together
+    (released / "empty.jsonl").write_text("")
+    assert run(released, "ledger", "show", "empty.jsonl") == 0
+    assert capsys.readouterr().out == "no entries\n"
+
+
+CHECK = ("ledger", "check", "ledger.jsonl", "--checkpoint")
+
+
+def test_ledger_check(released, capsys):
+    assert run(released, *CHECK, "two.ckpt") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok     chain: 2 entries, none changed"
+    assert lines[1] == "note   budget: no number of releases was announced"
+    assert lines[2] == "ok     checkpoint: its weights are of the last entry"
+    assert lines[-1] == "VERIFIED"
+
+
+def announced(entry, *numbers):
+    ledger = Ledger()
+    for releases in numbers:
+        ledger = ledger.append(type(entry)(**{**vars(entry), "releases": releases}))
+    return ledger.to_text()
+
+
+def test_ledger_check_finds_what_is_wrong(released, capsys):
+    text = (released / "ledger.jsonl").read_text()
+    entry = Ledger.from_text(text).entries[0]
+    bare = {**vars(entry), "grade": "none", "mu": None, "releases": None}
+    beyond = Ledger.from_text(announced(entry, 1)).append(type(entry)(**bare))
+    cases = [
+        ("", "chain: expected entries, got an empty ledger"),
+        (text.replace('"n_forget": 2', '"n_forget": 3'), "chain: ledger entry 1 was"),
+        (text.splitlines(keepends=True)[1], "chain: expected ledger entry 1 to follow"),
+        (text[:-9], "chain: expected every entry to end its line"),
+        (announced(entry, 5, 4), "budget: expected one announced number of releases, "
+                                 "got 4, 5"),
+        (beyond.to_text(), "budget: expected at most 1 releases, got 1 more"),
+    ]  # fmt: skip
+    for wrong, message in cases:
+        (released / "wrong.jsonl").write_text(wrong)
+        assert run(released, "ledger", "check", "wrong.jsonl") == 1
+        out, error = capsys.readouterr()
+        assert error.startswith(f"error: {message}")
+        assert (out, error.count("\n")) == ("", 1)
+    (released / "wrong.jsonl").write_text(announced(entry, 5, 5))
+    assert run(released, "ledger", "check", "wrong.jsonl") == 0
+    assert "ok     budget: 3 of 5 announced" in capsys.readouterr().out
+    assert run(released, *CHECK, "one.ckpt") == 1
+    assert "its weights are of entry 1, expected those of the last, 2" in (
+        capsys.readouterr().err
+    )
+    assert (
+        run(released, "ledger", "check", "wrong.jsonl", "--checkpoint", "two.ckpt") == 1
+    )
+    assert "of no entry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--debug", "verify", "nowhere.json"),
+        ("verify", "nowhere.json", "--debug"),
+        ("ledger", "check", "nowhere.json", "--debug"),
+        ("ledger", "--debug", "show", "nowhere.json"),
+        ("--debug", "report", "nowhere.json"),
+    ],
+    ids=" ".join,
+)
+def test_only_debug_shows_a_traceback(tmp_path, capsys, arguments):
+    assert run(tmp_path, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.splitlines()[-1].startswith("error: expected a file at")
+    assert run(tmp_path, *(a for a in arguments if a != "--debug")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: expected a file at")
+    assert error.count("\n") == 1
+
+
+def test_any_error_is_one_printable_line(tmp_path, capsys, monkeypatch):
+    def fail(options):
+        raise KeyError("two\nlines \x1b[31m\u202e")
+
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "_show", fail)
+    assert run(tmp_path, "show", "x.json") == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: KeyError: ")
+    assert error.endswith("(--debug shows where)\n")
+    assert all(c.isprintable() for c in error[:-1])
+    monkeypatch.setattr(console, "_show", interrupt)
+    assert run(tmp_path, "show", "x.json") == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    (tmp_path / "c.json").write_text(make().to_json())
+    code = "import sys; from lightning_unlearn.console import main; sys.exit(main())"
+    gone, pipe = os.pipe()
+    os.close(gone)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "show", str(tmp_path / "c.json")],
+        stdout=pipe,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, "")
