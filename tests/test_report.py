@@ -214,6 +214,19 @@ def test_a_name_is_not_read_as_a_part_of_the_claim():
     assert said in html
 
 
+def test_names_and_times_are_no_part_of_the_claim():
+    text = "epsilon = 0.01, certified"
+    certificate = make(
+        request_id=text, created=text, weights_digest=text, versions=((text, text),)
+    )
+    ledger = ledger_of(
+        certificate, ledger_id=text, forget_digest=text, weights_before=text
+    )
+    html = render(certificate.to_json(), Evidence(ledger=ledger))
+    marked = f'{text} <span class="graded">[no part of the claim]</span>'
+    assert html.count(text) == html.count(marked) > 8
+
+
 # --- what each grade says -----------------------------------------------------------
 
 
@@ -317,6 +330,17 @@ def test_certificate_and_ledger_make_a_public_page():
     assert "ledger: chain of 1 entries holds; this is entry 1" in page.text
     assert "f" * 64 in page.text
     assert "123456" not in page.text  # positions stay in the ledger
+
+
+def test_a_certificate_with_measurements_is_not_called_public():
+    measured = Constant(
+        name="measured_residual", value=1e-3, origin=Origin.MEASURED, reason="m"
+    )
+    ball = {"bound": Bound.NORM_BALL, "grade": Grade.VACUOUS}
+    page = Page(render(make(**ball, constants=(*BALL, measured)).to_json()))
+    assert "May be published if the certificate may" in page.text
+    head = (*convex_constants(), measured)  # of the retained samples alone
+    assert "May be published." in Page(render(make(constants=head).to_json())).text
 
 
 def test_the_evidence_is_shown():

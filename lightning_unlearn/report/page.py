@@ -5,6 +5,7 @@ the page is put together (`_shown` and autoescape), and the page may run and loa
 nothing (its Content-Security-Policy).
 """
 
+import re
 from pathlib import Path
 
 from lightning_unlearn._files import create_file
@@ -118,7 +119,10 @@ def _fill(**values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, measure=_measure, mentions_epsilon=_mentions_epsilon
+        number=number,
+        measure=_measure,
+        pieces=_pieces,
+        mentions_epsilon=_mentions_epsilon,
     )
     template = environment.get_template("report.html.jinja")
     return template.render(words=words, Grade=Grade, **values)
@@ -133,6 +137,10 @@ def _measure(value: float | None, metric: str) -> str:
     if value is None:
         return ""
     return f"{value:.1%}" if metric == "accuracy" else number(value)
+
+
+def _pieces(text: str) -> list[str]:
+    return re.split(r"(\w+ = [\d.e+-]*\d)", text)
 
 
 def _mentions_epsilon(text: str) -> bool:

@@ -58,10 +58,10 @@ GRADES = {
     Grade.CONDITIONAL: Explanation(
         name="CONDITIONAL",
         mark="?",
-        summary="Proved only if the conditions below are true, and the software did "
-        "not prove them.",
-        means="If every condition below is true, whoever holds the released weights "
-        "sees what they would see had the model been trained again without the "
+        summary="Proved only if the conditions below are true; the software did not "
+        "prove them.",
+        means="If every condition listed here is true, whoever holds the released "
+        "weights sees what they would see had the model been trained again without the "
         "samples. If one is false, nothing is proved.",
         means_not="It is not a certified result. Somebody has to vouch for each "
         "condition, and it should be written down who did and why. " + _ELSEWHERE,
@@ -147,6 +147,16 @@ def method(c: Certificate) -> str:
 def claim_needs(c: Certificate, constant: Constant) -> bool:
     """Whether the claim rests on this constant."""
     return constant.name in REQUIRED[c.bound]
+
+
+def shows_measurements(c: Certificate) -> bool:
+    """Whether the certificate has numbers that may depend on the forgotten samples.
+
+    Those of a strongly convex scope are of the retained samples alone.
+    """
+    data = (Origin.MEASURED, Origin.ESTIMATED)
+    measured = any(constant.origin in data for constant in c.constants)
+    return measured and c.bound is not Bound.STRONGLY_CONVEX
 
 
 def conditions(c: Certificate) -> tuple[str, ...]:
