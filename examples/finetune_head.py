@@ -161,7 +161,7 @@ def main(user="u17"):
 
     net, trainer = train(backbone, train_set)
     rows = [("before", accuracies(net, parts))]
-    result = trainer.unlearn(forget)  # later: trainer.unlearn([user], by="user_id")
+    result = trainer.unlearn([user], by="user_id")  # <- the one new line
     rows.append(("after unlearning", accuracies(net, parts)))
     start = time.perf_counter()
     retrained, _ = train(backbone, parts[1])

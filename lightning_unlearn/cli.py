@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,8 +14,10 @@ from typing_extensions import override
 
 from lightning_unlearn.errors import SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.checkpoint import certificate_path
 from lightning_unlearn.plugin.preflight import preflight
 from lightning_unlearn.plugin.trainer import unlearn
+from lightning_unlearn.report.page import check_path
 
 _GROUP = "unlearning"
 Forget = str | list[str | int]
@@ -106,15 +109,30 @@ class LightningCLI(_LightningCLI):
                 f"{_GROUP} and another under trainer.callbacks: set them in one place"
             )
 
-    def unlearn(self, model: LightningModule, **options: Any) -> None:
+    def unlearn(
+        self,
+        model: LightningModule,
+        save_to: str,
+        report: str | None = None,
+        **options: Any,
+    ) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
-            result = unlearn(self.trainer, model=model, **options)
+            if report is not None:
+                check_path(report)  # before the work, not after it
+            result = unlearn(
+                self.trainer,
+                model=model,
+                save_to=save_to,
+                evaluate=report is not None,
+                **options,
+            )
             _say(result.certificate)
-            clean = result.checkpoint_path
-            _say(f"\nwrote {clean} and {clean.with_suffix('.certificate.json')}")  # type: ignore[union-attr]
+            _say(f"\nwrote {save_to} and {certificate_path(Path(save_to))}")
             for path in result.deleted:
                 _say(f"deleted {path}")
+            if report is not None and self.trainer.is_global_zero:
+                _say(f"wrote {result.report(report)}")
 
     def preflight(self, model: LightningModule, **options: Any) -> None:
         """Run the subcommand."""
@@ -135,6 +153,7 @@ class _Verbs:
         delete_stale: bool = False,
         resume_from: str | None = None,
         find_duplicates: bool = False,
+        report: str | None = None,
     ) -> None:
         """Remove the influence of some training samples from the model.
 
@@ -150,6 +169,8 @@ class _Verbs:
             delete_stale: Delete the older checkpoints of this training afterwards.
             resume_from: The callback's state_file of a request that was stopped.
             find_duplicates: Report exact copies of forgotten samples that stay.
+            report: New .html file for an internal report, with accuracy before and
+                after; lightning-unlearn report makes a public one.
         """
 
     def preflight(

@@ -118,6 +118,8 @@ def test_what_is_refused_is_one_line_and_changes_nothing(project, capsys):
         ("hold integers, got 'user-07'", "[user-07]", (), "run.ckpt"),
         ("from 0 to 1499", "[1500]", (), "run.ckpt"),
         ("expected epsilon", "[1]", ("--unlearning.epsilon=-1",), "run.ckpt"),
+        ("end in .html", "[1]", ("--report", "a.pdf"), "run.ckpt"),
+        ("a new file in a folder", "[1]", ("--report", "no/a.html"), "run.ckpt"),
         (r"\(--debug shows the traceback\)", "[1]", (), "config.yaml"),
     ):
         refused(message, *new, *extra, forget=forget, ckpt=ckpt, capsys=capsys)
@@ -303,8 +305,13 @@ def test_two_processes(project):
     two = ("--trainer.devices=2", "--trainer.strategy=ddp")
     request = ("train.py", "unlearn", "--config", "config.yaml", "--ckpt_path",
                "run.ckpt", "--forget", "forget.txt", *BARE)  # fmt: skip
-    one = shell(*request, "--save_to", "one.ckpt", "--unlearning.ledger=a.jsonl")
-    both = shell(*request, *two, "--save_to", "two.ckpt")
+    report = ("--report", "one.html")
+    alone = ("--save_to", "one.ckpt", "--unlearning.ledger=a.jsonl", *report)
+    one = shell(*request, *alone)
+    both = shell(*request, *two, "--save_to", "two.ckpt", "--report", "two.html")
+    percent = re.compile(r"\d+\.\d%")
+    pages = [(project / f"{name}.html").read_text() for name in ("one", "two")]
+    assert percent.findall(pages[0]) == percent.findall(pages[1]) != []
     assert one.stdout.count("NO GUARANTEE: ") == 1
     assert both.stdout.count("NO GUARANTEE: ") == 1
     assert both.stdout.count("wrote two.ckpt") == 1

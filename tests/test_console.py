@@ -157,14 +157,15 @@ def test_report_of_a_request(released, capsys):
         assert text in html
     assert "Internal" not in html
     assert run(released, *arguments) == 1  # nothing is overwritten
-    assert "expected a name that is not taken" in capsys.readouterr().err
+    assert "expected a new file in a folder that exists" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == html
     assert run(released, *arguments, "--output", "other.html") == 0
     assert run(released, *arguments, "--output", "other.pdf") == 1
     assert "expected a report's name to end in .html" in capsys.readouterr().err
     text = (released / "ledger.jsonl").read_text().splitlines(keepends=True)[0]
     (released / "cut.jsonl").write_text(text)
-    assert run(released, "report", "two.certificate.json", "--ledger", "cut.jsonl") == 1
+    cut = ("--ledger", "cut.jsonl", "--output", "cut.html")
+    assert run(released, "report", "two.certificate.json", *cut) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: expected a certificate that verifies, got ledger")
     assert error.count("\n") == 1

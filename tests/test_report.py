@@ -398,13 +398,13 @@ def test_files_are_new_and_named_html(tmp_path):
     assert write(path, text, Evidence()) == path
     before = path.read_text()
     assert before == render(text)
-    with pytest.raises(SetupError, match="expected a name that is not taken"):
+    with pytest.raises(SetupError, match="expected a new file in a folder that exists"):
         write(path, text, Evidence())
     assert path.read_text() == before
     for name in ("r.pdf", "r", "html"):
         with pytest.raises(SetupError, match=r"expected a report's name to end in"):
             write(tmp_path / name, text, Evidence())
-    with pytest.raises(SetupError, match="choose a folder that exists"):
+    with pytest.raises(SetupError, match="a new file in a folder that exists"):
         write(tmp_path / "no" / "r.html", text, Evidence())
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 

@@ -1,5 +1,6 @@
 """What a user asks for in one request."""
 
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.plugin import _compat, checkpoint, forget
+from lightning_unlearn.plugin import _compat, checkpoint, forget, journal
 from lightning_unlearn.plugin.forget import Forget, Hook
 
 
@@ -25,8 +26,15 @@ class Asked:
     find_duplicates: bool = False
     evaluate: bool = False
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer, ledger: Path | None) -> None:
         """Refuse what needs no model to be refused.
+
+        A request that was stopped after its checkpoint was there is finished first:
+        asked for again, it is refused because it is done, and a warning says so.
+
+        Args:
+            trainer: Of the request.
+            ledger: The callback's.
 
         Raises:
             SetupError: If the new checkpoint is missing or cannot be written, or the
@@ -42,6 +50,10 @@ class Asked:
                     "top of a module, or pass positions"
                 ) from None
         if self.save_to is not None:
+            taken = os.path.lexists(self.save_to)
+            if taken and ledger is not None and trainer.is_global_zero:
+                with journal.locked(ledger):
+                    pass  # that is where it is finished
             checkpoint.check_target(self.save_to)
         elif self.delete_stale:
             raise SetupError(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
@@ -23,6 +22,7 @@ from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.newton import project
 from lightning_unlearn.noise import gaussian_noise
+from lightning_unlearn.plugin import quality
 from lightning_unlearn.plugin.data import CACHE_BYTES
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.prepared import PreparedHead, PreparedNetwork
@@ -35,7 +35,7 @@ _TIMED = (1500, 4500)  # samples of the two timed runs
 
 
 @dataclass(frozen=True)
-class Quality:
+class Outlook:
     """How good the weights are on some data, as a function of the noise on them.
 
     Args:
@@ -49,7 +49,7 @@ class Quality:
     at: Callable[[float], float]
 
 
-def quality(ready: Resolved, loader: DataLoader, indices: list[int]) -> Quality:
+def outlook(ready: Resolved, loader: DataLoader, indices: list[int]) -> Outlook:
     """Prepare the evaluation of noisy copies of the current weights.
 
     The metric is the accuracy where a batch is (inputs, class indices) and the module
@@ -63,42 +63,18 @@ def quality(ready: Resolved, loader: DataLoader, indices: list[int]) -> Quality:
     Returns:
         The evaluation; the module is not changed by it.
     """
-    batches = ready.batches(loader, indices[:_SAMPLES])
-    kept = list(batches)
-    scope, module = ready.scope, ready.module
-    w0 = scope.flatten()
+    kept = list(ready.batches(loader, indices[:_SAMPLES]))
+    w0 = ready.scope.flatten()
     ball = None if ready.convex else ready.options.max_norm
-
-    def accuracy(batch: Any) -> Tensor | None:
-        if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
-            return None
-        x, y = batch
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
-            return None
-        try:
-            logits = module(x)
-        except (TypeError, NotImplementedError):  # forward takes something else
-            return None
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            return None
-        return (logits.argmax(1) == y).sum()
 
     def measure(noise_std: float) -> tuple[str, float]:
         w = w0
         if noise_std > 0:
             w = w0 + gaussian_noise(len(w0), noise_std).to(w0.device)
         w = w if ball is None else project(w, ball)
-        with passes(module, scope, ready.dtype), torch.no_grad():
-            scope.assign(w)
-            counts = [accuracy(batch) for _, batch in kept]
-            if all(c is not None for c in counts):
-                correct = sum(int(c) for c in counts if c is not None)
-                return "accuracy", correct / batches.n
-            losses = [
-                float(ready.loss(batch, i).mean()) * weight
-                for i, (weight, batch) in enumerate(kept)
-            ]
-            return "loss", sum(losses) / batches.n
+        with passes(ready.module, ready.scope, ready.dtype):
+            ready.scope.assign(w)
+            return quality.measure(ready, kept)
 
     name, before = measure(0.0)
 
@@ -106,7 +82,7 @@ def quality(ready: Resolved, loader: DataLoader, indices: list[int]) -> Quality:
         draws = [measure(noise_std)[1] for _ in range(_DRAWS)]
         return sum(draws) / len(draws)
 
-    return Quality(name, before, at)
+    return Outlook(name, before, at)
 
 
 def logit_noise(

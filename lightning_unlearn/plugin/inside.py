@@ -98,7 +98,7 @@ def run_inside(
     Raises:
         SetupError: If the callback, the model or the data is missing.
     """
-    callback = _callback(trainer, model)
+    callback = callback_of(trainer, model)
     model = model or trainer.lightning_module
     if not isinstance(model, LightningModule):
         raise SetupError(
@@ -192,7 +192,14 @@ def _check_checkpoint(ckpt_path: str | Path | None) -> None:
         raise SetupError(f"expected a checkpoint at {name}, found none there")
 
 
-def _callback(trainer: pl.Trainer, model: LightningModule | None) -> UnlearningCallback:
+def callback_of(
+    trainer: pl.Trainer, model: LightningModule | None
+) -> UnlearningCallback:
+    """Ours, of the Trainer or of the model.
+
+    Raises:
+        SetupError: If there is none.
+    """
     candidates = list(trainer.callbacks)  # type: ignore[attr-defined]
     if model is not None:
         extra = model.configure_callbacks()

@@ -3,10 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
@@ -20,7 +18,7 @@ from lightning_unlearn.certificate import (
     gaussian_mu,
 )
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
-from lightning_unlearn.plugin import duplicates, forecast, strategies
+from lightning_unlearn.plugin import duplicates, forecast, quality, strategies
 from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.forget import Forget
@@ -169,13 +167,13 @@ def preflight(
             ckpt_path=run.ckpt_path,
             asked=Asked(forget=forget, by=by),
         )
-        validation = _validation(run, val_dataloaders)
         with isolate_rng(), quiet(run.model, restore=True):
             ready, kept = request.resolve()
             copies = None
             if find_duplicates:
                 dataset = run.loader.dataset
                 copies = duplicates.find(dataset, ready.chosen, ready.retained)
+            validation = val_dataloaders or quality.loader_of(ready, "val")
             look = _look(ready, kept, run.callback, validation)
             return replace(look, duplicates=copies)
 
@@ -189,17 +187,6 @@ def preflight(
         weights_only=weights_only,
         changes_nothing=True,
     )
-
-
-def _validation(run: Run, given: DataLoader | None) -> DataLoader | None:
-    if given is not None:
-        return given
-    source: Any = getattr(run.trainer, "datamodule", None) or run.model
-    try:
-        loader = source.val_dataloader()
-    except (AttributeError, NotImplementedError, MisconfigurationException):
-        return None
-    return loader if isinstance(loader, DataLoader) else None
 
 
 def _look(
@@ -220,17 +207,17 @@ def _look(
     if validation is not None:
         loader, name = validation, "validation"
         indices = list(range(len(validation.dataset)))  # type: ignore[arg-type]
-    quality = forecast.quality(ready, loader, indices)
+    outlook = forecast.outlook(ready, loader, indices)
     grade = _expected_grade(ready, bound)
     weights = float(ready.scope.flatten().norm())
-    after = quality.before if noise_std == 0 else quality.at(noise_std)
+    after = outlook.before if noise_std == 0 else outlook.at(noise_std)
     curve = []
     if claimed:
         for epsilon in _EPSILONS:
             std = claims.noise_std_upper(
                 epsilon, options.delta, sensitivity, options.releases
             )
-            curve.append((epsilon, std, quality.at(std)))
+            curve.append((epsilon, std, outlook.at(std)))
     logit = forecast.logit_noise(ready, loader, indices, noise_std)
     return Preflight(
         grade=grade,
@@ -240,9 +227,9 @@ def _look(
         noise_std=noise_std,
         noise_to_weight=noise_std * math.sqrt(ready.scope.size) / max(weights, 1e-300),
         logit_noise=logit,
-        metric=quality.name,
+        metric=outlook.name,
         metric_data=name,
-        metric_before=quality.before,
+        metric_before=outlook.before,
         metric_after=after,
         curve=tuple(curve),
         seconds=forecast.seconds(ready, None if kept is None else kept.state),

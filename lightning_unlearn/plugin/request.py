@@ -28,6 +28,7 @@ from lightning_unlearn.plugin import (
     inventory,
     journal,
     progress,
+    quality,
     sharded,
     solve_state,
     stale,
@@ -226,6 +227,7 @@ class Request:
             ready = replace(ready, display=display)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
+                before = quality.everywhere(ready) if self.asked.evaluate else None
                 if kept is None:
                     step, rest = ready.step(ready.retained), None
                 else:
@@ -235,12 +237,18 @@ class Request:
             display.residual(solution.residual)
             display.stage("certificate")
             done = self._decide(ready, step)
+            metric, lines = "accuracy", ()
+            if before is not None:
+                with isolate_rng(), quiet(self.module):
+                    after = quality.everywhere(ready, done.weights, done.buffers)
+                metric, lines = quality.compared(before, after)
             if done.certificate.noise_std > 0:  # or it would give away the step
                 here = ready.scope.flatten(done.weights.dtype)
                 solution = replace(solution, x=here.sub_(done.weights))
         seconds = time.perf_counter() - start
         kept = None if rest is None else store.stored(ready, rest)
         began, clean = self.callback.record, self.asked.save_to
+        file = self.callback.options.ledger
         display.stage("writing")
         commit(ready, done, self.callback, clean, kept)
         deleted = ()
@@ -258,6 +266,9 @@ class Request:
             checkpoint_path=clean,
             deleted=deleted,
             residuals=tuple(display.residuals),
+            quality=lines,
+            metric=metric,
+            ledger=None if file is None else done.ledger.to_text(),
             duplicates=copies,
         )
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.forget import Forget
-from lightning_unlearn.plugin.inside import Run, run_inside
+from lightning_unlearn.plugin.inside import Run, callback_of, run_inside
 from lightning_unlearn.plugin.preflight import Preflight, preflight
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.result import UnlearningResult
@@ -28,6 +28,7 @@ def unlearn(
     resume_from: str | Path | None = None,
     by: str | None = None,
     find_duplicates: bool = False,
+    evaluate: bool = False,
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -61,6 +62,8 @@ def unlearn(
             also the column or key. An id that does not occur is an error.
         find_duplicates: Look for exact copies of forgotten samples among the retained
             ones (each sample is read once more); they are reported, not removed.
+        evaluate: Measure accuracy (or the loss) before and after, on the forgotten, the
+            retained and your test or validation samples, for ``result.report``.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -75,8 +78,9 @@ def unlearn(
         delete_stale=delete_stale,
         resume_from=None if resume_from is None else Path(resume_from).absolute(),
         find_duplicates=find_duplicates,
+        evaluate=evaluate,
     )
-    asked.check(trainer)
+    asked.check(trainer, callback_of(trainer, model).options.ledger)
     return run_inside(
         trainer,
         _Unlearn(asked),
@@ -122,6 +126,7 @@ class Trainer(pl.Trainer):
         resume_from: str | Path | None = None,
         by: str | None = None,
         find_duplicates: bool = False,
+        evaluate: bool = False,
     ) -> UnlearningResult:
         """Remove the influence of some training samples; see `unlearn`."""
         return unlearn(
@@ -137,6 +142,7 @@ class Trainer(pl.Trainer):
             resume_from=resume_from,
             by=by,
             find_duplicates=find_duplicates,
+            evaluate=evaluate,
         )
 
     def preflight(

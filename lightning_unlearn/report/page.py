@@ -5,7 +5,9 @@ the page is put together (`_shown` and autoescape), and the page may run and loa
 nothing (its Content-Security-Policy).
 """
 
+import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_unlearn._files import create_file
@@ -21,6 +23,10 @@ from lightning_unlearn.report.evidence import Evidence
 from lightning_unlearn.verification import Finding, verify_text
 
 _NOTHING = Evidence()
+_NO_JINJA = (
+    "expected the package jinja2 to make a report, found none: pip install "
+    '"lightning_unlearn[report]"'
+)
 
 
 def render(certificate_json: str, evidence: Evidence = _NOTHING) -> str:
@@ -76,13 +82,31 @@ def write(path: Path | str, certificate_json: str, evidence: Evidence) -> Path:
         CertificateError: As `render`.
         LedgerError: As `render`.
     """
+    path = check_path(path)
+    create_file(path, render(certificate_json, evidence))
+    return path
+
+
+def check_path(path: Path | str) -> Path:
+    """The path of a report that can be written.
+
+    Raises:
+        SetupError: If it has another ending, is taken, or has no folder; if jinja2 is
+            missing.
+    """
     path = Path(path)
     if path.suffix.lower() not in {".html", ".htm"}:
         raise SetupError(
             f"expected a report's name to end in .html or .htm, got {path.name!r}: "
             "print the page to PDF from a browser"
         )
-    create_file(path, render(certificate_json, evidence))
+    if os.path.lexists(path) or not path.parent.is_dir():
+        raise SetupError(
+            f"expected a new file in a folder that exists for the report, got {path}: "
+            "name another; nothing is overwritten"
+        )
+    if find_spec("jinja2") is None:
+        raise SetupError(_NO_JINJA)
     return path
 
 
@@ -106,10 +130,7 @@ def _fill(**values: object) -> str:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
-        raise SetupError(
-            "expected the package jinja2 to make a report, found none: pip install "
-            '"lightning_unlearn[report]"'
-        ) from None
+        raise SetupError(_NO_JINJA) from None
     environment = Environment(
         loader=PackageLoader("lightning_unlearn", "report"),
         autoescape=True,

@@ -262,6 +262,19 @@ def test_a_checkpoint_that_was_taken_away_is_asked_for(tmp_path, monkeypatch):
         request(path, tmp_path / "b" / "old.ckpt", data, [9])
 
 
+def test_the_same_call_again_finishes_the_first_and_says_so(tmp_path, monkeypatch):
+    path, clean, data = stopped(tmp_path / "a", monkeypatch, before=False)
+    old = tmp_path / "a" / "old.ckpt"
+    with (
+        pytest.warns(UserWarning, match="after it had written .* has been completed"),
+        pytest.raises(SetupError, match="a new file, got .*, which exists"),
+    ):
+        request(path, old, data, [1, 2], save_to=clean)
+    assert [e.n_forget for e in ledgers.read(path).entries] == [2]
+    assert clean.with_name("clean.certificate.json").exists()
+    assert not (tmp_path / "a" / ".ledger.jsonl.pending").exists()
+
+
 def test_a_note_of_another_ledger_changes_nothing(tmp_path, monkeypatch):
     one, clean, _ = stopped(tmp_path / "a", monkeypatch, before=False)
     two = tmp_path / "two.jsonl"

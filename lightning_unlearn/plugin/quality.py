@@ -1,0 +1,120 @@
+"""What the weights are worth on some samples: accuracy, or the loss."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.plugin.resolved import Resolved
+from lightning_unlearn.report.evidence import Quality
+from lightning_unlearn.scope import Vector, passes
+
+Values = dict[str, tuple[str, float]]
+
+
+def measure(ready: Resolved, batches: Iterable[tuple[int, Any]]) -> tuple[str, float]:
+    """Inside `scope.passes`: the metric of the weights as they are now.
+
+    The accuracy where a batch is (inputs, class indices) and the module maps inputs to
+    logits, else the unlearning loss, a sample. Several processes each give their part.
+
+    Args:
+        ready: The request.
+        batches: (samples that count, batch).
+
+    Returns:
+        "accuracy" or "loss", and its value.
+    """
+    with ready.processes.summed(4) as (sums,), torch.no_grad():
+        for index, (weight, batch) in enumerate(batches):
+            right = _right(ready, batch) if weight else None
+            loss = float(ready.loss(batch, index).mean()) * weight if weight else 0.0
+            found = (float(right or 0), float(weight if right is None else 0))
+            sums += torch.tensor([*found, loss, weight]).to(sums)
+    right, without, loss, n = sums.tolist()
+    return ("loss", loss / n) if without else ("accuracy", right / n)
+
+
+def _right(ready: Resolved, batch: Any) -> int | None:
+    """How many are classified correctly; None if nothing is classified."""
+    if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
+        return None
+    x, y = batch
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
+        return None
+    try:
+        logits = ready.module(x)
+    except (TypeError, NotImplementedError):  # forward takes something else
+        return None
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        return None
+    return int((logits.argmax(1) == y).sum())
+
+
+def loader_of(ready: Resolved, stage: str) -> DataLoader | None:
+    """The user's own loader of another stage, ``test`` or ``val``, if there is one."""
+    datamodule = getattr(ready.trainer, "datamodule", None)
+    source: Any = datamodule or ready.module
+    try:
+        loader = getattr(source, f"{stage}_dataloader")()
+    except (AttributeError, NotImplementedError, MisconfigurationException):
+        return None
+    return loader if isinstance(loader, DataLoader) else None
+
+
+def everywhere(
+    ready: Resolved,
+    weights: Vector | None = None,
+    buffers: dict[str, Tensor] | None = None,
+) -> Values:
+    """The metric on the forgotten, the retained and the user's own test samples.
+
+    Args:
+        ready: The request.
+        weights: To measure in place of the module's own, (p,); nothing is moved.
+        buffers: Likewise.
+
+    Returns:
+        "forget", "retain" and "test" or "validation" -> (metric, value).
+
+    Raises:
+        StrategyError: If the weights are in shards.
+    """
+    if ready.sharded:
+        raise StrategyError(
+            "expected whole weights with evaluate=True, got shards: leave it out, and "
+            "evaluate with trainer.test"
+        )
+    data = {"forget": (ready.loader, ready.chosen)}
+    data["retain"] = (ready.loader, ready.retained)
+    for stage, name in (("test", "test"), ("val", "validation")):
+        loader = loader_of(ready, stage)
+        if loader is not None:
+            n = len(loader.dataset)  # type: ignore[arg-type]
+            data[name] = (loader, list(range(n)))
+            break
+    found: Values = {}
+    with passes(ready.module, ready.scope, ready.dtype):
+        if weights is not None:
+            ready.scope.assign(weights)
+        named = dict(ready.module.named_buffers())
+        for name, value in (buffers or {}).items():
+            named[name].copy_(value)
+        for name, (loader, indices) in data.items():
+            found[name] = measure(ready, ready.batches(loader, indices))
+    return found
+
+
+def compared(before: Values, after: Values) -> tuple[str, tuple[Quality, ...]]:
+    """The metric's name, and a line for each set of samples it was measured on."""
+    metric = before["retain"][0]
+    lines = tuple(
+        Quality(data=name, before=value, after=after[name][1])
+        for name, (kind, value) in before.items()
+        if kind == metric == after[name][0]
+    )
+    return metric, lines
