@@ -127,12 +127,13 @@ class LightningCLI(_LightningCLI):
                 evaluate=report is not None,
                 **options,
             )
-            _say(result.certificate)
-            _say(f"\nwrote {save_to} and {certificate_path(Path(save_to))}")
+            written = [save_to, str(certificate_path(Path(save_to)))]
+            if report is not None and self.trainer.is_global_zero:
+                written.append(str(result.report(report)))
+            _say(result.certificate)  # last: standard output may be closed
+            _say(f"\nwrote {', '.join(written)}")
             for path in result.deleted:
                 _say(f"deleted {path}")
-            if report is not None and self.trainer.is_global_zero:
-                _say(f"wrote {result.report(report)}")
 
     def preflight(self, model: LightningModule, **options: Any) -> None:
         """Run the subcommand."""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_a_request_from_fit_to_the_clean_checkpoint(project, capsys):
     assert sorted(project.rglob("config.yaml")) == before  # none that names samples
     out = capsys.readouterr().out
     assert out.startswith("CERTIFIED")
-    assert out.endswith("wrote clean.ckpt and clean.certificate.json\n")
+    assert out.endswith("wrote clean.ckpt, clean.certificate.json\n")
     assert json.loads((project / "clean.certificate.json").read_text())["n_forget"] == 3
     assert len((project / "deletions.jsonl").read_text().splitlines()) == 1
     verb("unlearn", "--save_to", "two.ckpt", "--by", "user_id", "--delete_stale=true",
@@ -297,6 +298,36 @@ def test_python_cli_and_a_fresh_process_take_the_same_step(project):
         assert torch.equal(weights, two[name])
         assert torch.equal(weights, three[name])
         assert not torch.equal(weights, original[name])
+
+
+def commands_in(name):
+    """The arguments of every ``python train.py`` a page shows."""
+    lines = (ROOT / name).read_text().splitlines()
+    shown = [line for line in lines if line.startswith("python train.py ")]
+    return [shlex.split(line)[1:] for line in shown]
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(project):
+    shown = commands_in("README.md")
+    assert [command[1] for command in shown] == ["fit", "preflight", "unlearn"]
+    for command in shown:
+        found = shell(*command, "--trainer.enable_progress_bar=false")
+    assert found.stdout.startswith("CERTIFIED")
+    assert "wrote clean.ckpt, clean.certificate.json, internal.html" in found.stdout
+
+
+def test_other_pages_commands_parse(project, monkeypatch):
+    class ParsedError(Exception):
+        pass
+
+    def stop(self):
+        raise ParsedError
+
+    monkeypatch.setattr(LightningCLI, "instantiate_trainer", stop)
+    for command in commands_in("docs/deletion-request.md"):
+        with pytest.raises(ParsedError):
+            run(*command[1:], "--debug")
 
 
 @pytest.mark.slow

@@ -267,7 +267,7 @@ def test_a_part_that_nobody_watched_is_a_condition():
     assert words.conditions(certificate) == (expected,)
 
 
-def test_the_best_attacker_is_told_for_all_that_he_may_hold():
+def test_the_best_attacker_is_told_for_this_release_and_all_later_ones():
     mu = make(releases=4).release_mus[0]
     certificate = make(
         releases=4,
@@ -281,11 +281,17 @@ def test_the_best_attacker_is_told_for_all_that_he_may_hold():
     found = words.attacks(certificate)
     whole = make().release_mus[0]  # of all four together
     shares = [float(re.search(r"at most ([\d.]+) of 100", s)[1]) for s in found]
-    assert len(shares) == 3
-    assert shares == sorted(shares)
-    # Phi(Phi^-1(0.01) + 0.268) by table: Phi(-2.0583) = 0.0198
+    # By table: Phi(-2.3263 + 0.1341) = 0.0142; with two later ones, 0.134 sqrt(3),
+    # Phi(-2.3263 + 0.2322) = 0.0181. The release before this one had the samples in.
     assert abs(whole - 0.268) < 1e-3
-    assert shares[-1] == 2.0
+    assert shares == [1.5, 1.9]
+    assert "all 2 later" in found[1]
+    first = words.attacks(make(releases=4))
+    # Of all four: Phi(-2.3263 + 0.268) = 0.0198
+    assert "at most 2 of 100" in first[1]
+    assert "all 3 later" in first[1]
+    last = make(releases=4, release=4, release_mus=(mu,) * 4)
+    assert len(words.attacks(last)) == 1
     assert not words.is_weak(certificate)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lightning_unlearn._text import number
 from lightning_unlearn.certificate.claims import REQUIRED, Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import TRUSTED, Constant, Origin
-from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_power_upper
+from lightning_unlearn.certificate.gaussian import gaussian_power_upper
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.text import headline
 
@@ -200,11 +200,9 @@ def attacks(c: Certificate) -> tuple[str, ...]:
     who = "If every condition above is true: someone" if conditional else "Someone"
     this = c.release_mus[-1]
     held = [("this model's weights", this)]
-    if c.composed_epsilon is not None and c.release > 1:
-        held.append((f"all {c.release} releases so far", compose_mu(*c.release_mus)))
-    if c.releases is not None and c.releases > c.release:
-        total = this * math.sqrt(c.releases)
-        held.append((f"one day all {c.releases} announced releases", total))
+    if (later := _later_mu(c)) > this:
+        more = (c.releases or c.release) - c.release
+        held.append((f"these weights and one day those of all {more} later", later))
     return tuple(
         f"{who} who holds {what} and tries to tell whether the samples were unlearned "
         "or never used is right about at most "
@@ -218,9 +216,17 @@ def is_weak(c: Certificate) -> bool:
     """Whether the best attacker finds more than half of the true cases."""
     if promise(c) is None:
         return False
-    announced = c.release_mus[-1] * math.sqrt(c.releases or 1)
-    worst = max(announced, compose_mu(*c.release_mus))
-    return gaussian_power_upper(_FALSE_ALARMS, worst) > 0.5
+    return gaussian_power_upper(_FALSE_ALARMS, _later_mu(c)) > 0.5
+
+
+def _later_mu(c: Certificate) -> float:
+    """Of this release and those announced after it, seen together.
+
+    Earlier ones were made while these samples were still in the model: whoever holds
+    one of them can tell, and no number here says otherwise.
+    """
+    releases = 1 if c.releases is None else c.releases - c.release + 1
+    return c.release_mus[-1] * math.sqrt(releases)
 
 
 def _in_100(mu: float) -> str:
