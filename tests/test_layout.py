@@ -52,7 +52,7 @@ STANDARD = {
     "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
     "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
     "pickle", "re", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
-    "traceback", "typing", "uuid", "warnings",
+    "traceback", "typing", "unicodedata", "uuid", "warnings",
     "weakref",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ def find(dataset: Any, chosen: list[int], retained: list[int]) -> tuple[int, ...
     """Positions of retained samples whose whole content is that of a forgotten one.
 
     Inputs, targets and whatever else a sample holds are compared, by SHA-256. Every
-    sample is read once. A request does not remove them: ask again with them in the
+    sample is read once, a forgotten one twice. A request does not remove them: ask again with them in the
     forget set if they are to go too.
 
     Args:
@@ -24,13 +24,14 @@ def find(dataset: Any, chosen: list[int], retained: list[int]) -> tuple[int, ...
     Raises:
         DataError: If samples cannot be compared.
     """
-    wanted = {_digest(dataset, i) for i in chosen}
-    if _digest(dataset, chosen[0]) not in wanted:
+    wanted, again = ([_digest(dataset, i) for i in chosen] for _ in range(2))
+    if wanted != again:
         raise DataError(
             "expected samples that are the same at every read with find_duplicates="
             "True, got random ones: leave it out, or compare the stored samples"
         )
-    return tuple(i for i in retained if _digest(dataset, i) in wanted)
+    known = set(wanted)
+    return tuple(i for i in retained if _digest(dataset, i) in known)
 
 
 def _digest(dataset: Any, position: int) -> str:

@@ -1,10 +1,12 @@
 """The forget set as people have it -> positions in the training dataset."""
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -135,9 +137,26 @@ def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]
         raise ForgetSetError(
             f"expected ids that occur in {by!r} of the training dataset, got "
             f"{some([repr(u)[:60] for u in unknown])}: they were not trained on, or "
-            "are written differently"
+            "are written differently (case and spaces count)"
         )
+    _warn_of_twins({str(value) for value in named}, places)
     return [i for value in named for i in places[str(value)]]
+
+
+def _warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
+    """Ids that a person would read as one that is asked for, and that stay."""
+
+    def read(text: str) -> str:
+        return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+    meant = {read(text) for text in wanted}
+    twins = [text for text in known if text not in wanted and read(text) in meant]
+    if twins:
+        rank_zero_warn(
+            "ids that differ from those asked for only in case, spaces or the form of "
+            f"letters stay in the model: {some([repr(t)[:60] for t in twins])}; ask "
+            "for them too if they are the same people"
+        )
 
 
 def _ids_of(dataset: Any, by: str) -> list[Value]:

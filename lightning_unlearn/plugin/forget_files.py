@@ -41,9 +41,9 @@ def read_indices(path: Path) -> list[int]:
 def read_values(path: Path, by: str | None) -> list[Value]:
     """Read values that name samples (ids of users, names of classes).
 
-    .txt: one a line, as text; lines that begin with ``#`` are ignored. .json: a list
-    of them, a list of objects with the key `by`, or one object with a list under it.
-    .npy: a one-dimensional array. .csv: the column named `by`.
+    .txt: one a line. .json: a list of them, a list of objects with the key `by`, or
+    one object with a list under it. .npy: a one-dimensional array. .csv: the column
+    named `by`. Text is taken as it stands: there are no comments, and spaces count.
 
     Args:
         path: The file.
@@ -114,9 +114,10 @@ def _flat(found: Any, what: str, kind: str) -> Iterable[Any]:
             f"expected {what} as {kind}, a path, a Subset or a DataLoader over one, "
             f"got {type(found).__name__}"
         )
-    if isinstance(found, np.ndarray) and found.ndim != 1:
+    if getattr(found, "ndim", 1) != 1:  # a table would give its columns' names
         raise ForgetSetError(
-            f"expected {what} as a flat list of {kind}, got shape {found.shape}"
+            f"expected {what} as a flat list of {kind}, got {type(found).__name__} of "
+            f"shape {getattr(found, 'shape', None)}: pass one column of it"
         )
     return found
 
@@ -152,18 +153,16 @@ def _read(path: Path, readers: dict[str, Any], convert: Any, what: str) -> list[
         ) from None
 
 
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig")
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def _ids(path: Path) -> list[str]:
-    """Whole lines: an id may hold a ``#``, and half of it may be another's."""
-    return [line for line in _lines(path) if not line.startswith("#")]
+    """Whole lines, and nothing else ends one: half an id may be another's."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [line.removesuffix("\r") for line in file.read().split("\n")]
+    return [line for line in lines if line]
 
 
 def _txt(path: Path) -> list[int]:
-    lines = [line.split("#")[0].strip() for line in _lines(path)]
+    text = path.read_text(encoding="utf-8-sig")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [_one(line, path, "one index a line") for line in lines if line]
 
 
@@ -175,8 +174,22 @@ def _one(text: str, path: Path, expected: str) -> int:
     return int(text)
 
 
+def _load(path: Path) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ForgetSetError(
+                f"expected every key once in an object of {path}, got "
+                f"{[key for key, _ in pairs]!s:.200}: the last would hide the others"
+            )
+        return found
+
+    text = path.read_text(encoding="utf-8-sig")
+    return json.loads(text, object_pairs_hook=once)
+
+
 def _json(path: Path) -> Any:
-    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    found = _load(path)
     if not isinstance(found, list):
         raise ForgetSetError(
             f"expected a JSON list of indices in {path}, got {type(found).__name__}"
@@ -185,7 +198,7 @@ def _json(path: Path) -> Any:
 
 
 def _json_values(path: Path, by: str | None) -> Any:
-    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    found = _load(path)
     if isinstance(found, dict) and by in found:
         found = found[by]
     if not isinstance(found, list):
@@ -229,23 +242,33 @@ def _npy(path: Path) -> Any:
 
 def _rows(path: Path) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a BOM
-        return [row for row in csv.reader(file) if row]
+        return [row for row in csv.reader(file, strict=True) if row]
 
 
-def _picked(rows: list[list[str]], column: int, path: Path) -> list[str]:
-    if any(len(row) <= column for row in rows):
-        raise ForgetSetError(f"expected the same columns in every row of {path}")
-    return [row[column].strip() for row in rows]
+def _picked(rows: list[list[str]], name: str, path: Path) -> list[str]:
+    """The values of a named column; the first row has the names."""
+    header = [column.strip() for column in rows[0]]
+    if header.count(name) != 1:
+        raise ForgetSetError(
+            f"expected one column named {name!r} in {path}, got {header!s:.200}"
+        )
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise ForgetSetError(
+                f"expected the same columns in every row of {path}, got {len(row)} in "
+                f"row {number} and {len(header)} names: quote what holds a comma"
+            )
+    place = header.index(name)
+    return [row[place] for row in rows[1:]]
 
 
 def _csv(path: Path) -> list[int]:
     rows = _rows(path)
     header = [name.strip() for name in rows[0]] if rows else []
     if "index" in header:
-        column = header.index("index")
-        rows = rows[1:]
+        found = _picked(rows, "index", path)
     elif all(len(row) == 1 for row in rows):
-        column = 0
+        found = [row[0] for row in rows]
     else:
         raise ForgetSetError(
             f"expected a column named 'index', or a single column without a header, in "
@@ -253,18 +276,18 @@ def _csv(path: Path) -> list[int]:
             "positions; name a column of ids in by="
         )
     expected = "a column named 'index', or a single column of integers,"
-    return [_one(text, path, expected) for text in _picked(rows, column, path)]
+    return [_one(text.strip(), path, expected) for text in found]
 
 
 def _column(path: Path, by: str | None) -> list[str]:
     rows = _rows(path)
     header = [name.strip() for name in rows[0]] if rows else []
-    if by not in header:
+    if by is None or by not in header:
         raise ForgetSetError(
             f"expected a column named {by!r} in {path}, got columns {header!s:.200}: "
             "name the column in by="
         )
-    found = _picked(rows[1:], header.index(by), path)
+    found = _picked(rows, by, path)
     if not all(found):
         raise ForgetSetError(
             f"expected a value in every row of column {by!r} of {path}, got an empty "

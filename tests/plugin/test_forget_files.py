@@ -36,6 +36,8 @@ from tests.plugin.test_refusals import refused
         ("a.csv", "3,14,15\n", "a column named 'index', or a single column without"),
         ("a.csv", "user_id,pos\n101,3\n", r"got columns \['user_id', 'pos'\]"),
         ("a.csv", ",index\n0,3\n1\n", "the same columns in every row"),
+        ("a.csv", "amount,index\n1,234,7\n", "got 3 in row 2 and 2 names"),
+        ("a.csv", "index,index\n1,2\n", "one column named 'index'"),
         ("a.txt", "3, 14, 15\n", "expected one index a line in .* got '3, 14, 15'"),
         ("a.txt", "1_0\n", "expected one index a line in .* got '1_0'"),
         ("a.txt", "9" * 5000, "expected one index a line in .* got '9999"),

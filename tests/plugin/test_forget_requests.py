@@ -64,12 +64,12 @@ def test_ids_reach_through_subsets():
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.csv", "name,user_id\nAnn,u3\nBob, u5 \n"),
+        ("a.csv", 'name, user_id \nAnn,u3\n"Bob, Jr",u5\n'),
         ("a.csv", "\ufeffuser_id\nu3\nu5\n"),
         ("a.json", '["u3", "u5"]'),
         ("a.json", '[{"user_id": "u3", "x": 1}, {"user_id": "u5"}]'),
         ("a.json", '{"user_id": ["u3", "u5"], "reason": "art. 17"}'),
-        ("a.txt", "# two people\nu3\n\nu5\n"),
+        ("a.txt", "u3\r\n\r\nu5"),
     ],
 )
 def test_files_of_ids(name, content, tmp_path):
@@ -84,11 +84,36 @@ def test_an_array_of_ids(tmp_path):
     assert resolved(tmp_path / "a.npy", by="user_id") == by_hand(3)
 
 
-def test_half_a_line_is_nobodys_id(tmp_path):
+@pytest.mark.parametrize("odd", ["a#1", "#a", "a ", "a\u2028b"])
+def test_half_a_line_is_nobodys_id(odd, tmp_path):
     users = Users(20)
-    users.user_id = ["a", "a#1"] * 10
-    (tmp_path / "a.txt").write_text("a#1\n")
+    users.user_id = ["b", odd] * 10
+    (tmp_path / "a.txt").write_text(f"{odd}\n")
     assert resolved(tmp_path / "a.txt", users, by="user_id") == list(range(1, 20, 2))
+
+
+@pytest.mark.parametrize("twin", ["ANN", " ann", "\uff41nn"])
+def test_ids_that_read_alike_are_told(twin):
+    users = Users(20)
+    users.user_id = ["ann", twin] * 10
+    with pytest.warns(UserWarning, match="only in case, spaces or the form"):
+        found = resolved(["ann"], users, by="user_id")
+    assert found == list(range(0, 20, 2))
+
+
+class Table:
+    """Like a pandas DataFrame: iterating over it gives the columns' names."""
+
+    ndim, shape = 2, (2, 1)
+
+    def __iter__(self):
+        return iter([0])
+
+
+@pytest.mark.parametrize("options", [{}, {"by": "number"}])
+def test_a_table_is_no_list(options):
+    with pytest.raises(ForgetSetError, match=r"a flat list of .* got Table of shape"):
+        resolved(Table(), **options)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +122,15 @@ def test_half_a_line_is_nobodys_id(tmp_path):
         ("a.csv", "id\nu3\n", r"a column named 'user_id' in .*a.csv, got columns"),
         ("a.csv", "", "a column named 'user_id'"),
         ("a.csv", "user_id,x\nu3,1\n,2\n", "a value in every row of column 'user_id'"),
-        ("a.csv", "x,user_id\n1\n", "the same columns in every row"),
+        ("a.csv", "x,user_id\n1\n", "the same columns in every row of .* got 1 in row"),
+        ("a.csv", "x,user_id\n1,u3,u5\n", "got 3 in row 2 and 2 names: quote"),
+        ("a.csv", "user_id,user_id\nu3,u5\n", "one column named 'user_id'"),
+        ("a.csv", 'user_id,x\nu3,"5 inch\nu5,ok\n', "unexpected end of data"),
+        ("a.csv", "user_id\nu3 \n", r"got 'u3 ': .*case and spaces count"),
+        ("a.txt", "# who\nu3\n", r"got '# who'"),
+        ("a.txt", "u3\u2028u5\n", r"got 'u3.u2028u5'"),
+        ("a.json", '{"user_id": ["u3"], "user_id": ["u5"]}', "every key once"),
+        ("a.json", '[{"user_id": "u3", "user_id": "u5"}]', "every key once"),
         ("a.csv", "user_id\n", "at least one sample to forget"),
         ("a.json", '{"id": 3}', r"a JSON list, or an object .* \['id'\]"),
         ("a.json", '[{"id": 3}]', r"the key 'user_id' in every object .* \['id'\]"),
@@ -289,6 +322,27 @@ class Odd(Users):
     def __getitem__(self, i):
         x, y = super().__getitem__(i)
         return self.make(x), y
+
+
+class Flipped(Users):
+    """Random for every sample but the first: a flip."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (x.flip(0) if i and torch.rand(()) < 0.5 else x), y
+
+
+def test_a_count_of_copies_is_never_made_of_random_samples():
+    from lightning_unlearn.plugin import duplicates
+
+    data, refused_in = Flipped(60), 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        try:
+            duplicates.find(data, list(range(12)), list(range(12, 60)))
+        except DataError:
+            refused_in += 1
+    assert refused_in == 20
 
 
 def test_samples_that_cannot_be_compared():
