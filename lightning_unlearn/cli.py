@@ -1,5 +1,8 @@
 """`LightningCLI` with the subcommands ``unlearn`` and ``preflight``."""
 
+import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.cli import LightningCLI as _LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
-from lightning_unlearn.errors import SetupError, UnlearningError
+from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.checkpoint import certificate_path
 from lightning_unlearn.plugin.preflight import preflight
@@ -20,7 +23,7 @@ from lightning_unlearn.plugin.trainer import unlearn
 from lightning_unlearn.report.page import check_path
 
 _GROUP = "unlearning"
-Forget = str | list[str | int]
+_NUMBER = re.compile("-?(0|[1-9][0-9]{0,17})")
 
 
 class LightningCLI(_LightningCLI):
@@ -69,8 +72,8 @@ class LightningCLI(_LightningCLI):
     def _instantiate_trainer(
         self, config: dict[str, Any], callbacks: list[Callback]
     ) -> Trainer:
-        own = config.get("callbacks") or []
-        own = own if isinstance(own, list) else [own]
+        own = _as_list(config.get("callbacks"))
+        own += _as_list(self.trainer_defaults.get("callbacks"))
         if any(isinstance(c, UnlearningCallback) for c in own):
             group = next(c for c in callbacks if isinstance(c, UnlearningCallback))
             self._check_group(group)
@@ -102,6 +105,18 @@ class LightningCLI(_LightningCLI):
             return nullcontext()
         return _one_line(bool(self.config[name].get("debug")))
 
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            times = sum(str(a).split("=")[0] == "--forget" for a in given)
+            if times > 1:
+                parser.error(
+                    f"expected --forget once, got it {times} times: only the last "
+                    "would be forgotten; put all in one file or list"
+                )
+        super().parse_arguments(parser, args)
+
     def _check_group(self, group: UnlearningCallback) -> None:
         if group.options != UnlearningCallback().options:
             raise SetupError(
@@ -112,6 +127,7 @@ class LightningCLI(_LightningCLI):
     def unlearn(
         self,
         model: LightningModule,
+        forget: str,
         save_to: str,
         report: str | None = None,
         **options: Any,
@@ -119,26 +135,37 @@ class LightningCLI(_LightningCLI):
         """Run the subcommand."""
         with self._failing_in_one_line():
             if report is not None:
-                check_path(report)  # before the work, not after it
+                _check_report(report, save_to)  # before the work, not after it
             result = unlearn(
                 self.trainer,
                 model=model,
+                forget=_listed(forget),
                 save_to=save_to,
                 evaluate=report is not None,
                 **options,
             )
             written = [save_to, str(certificate_path(Path(save_to)))]
+            problem = None
             if report is not None and self.trainer.is_global_zero:
-                written.append(str(result.report(report)))
-            _say(result.certificate)  # last: standard output may be closed
-            _say(f"\nwrote {', '.join(written)}")
-            for path in result.deleted:
-                _say(f"deleted {path}")
+                try:
+                    written.append(str(result.report(report)))
+                except Exception as error:  # the model has moved all the same
+                    problem = error
+            deleted = "".join(f"\ndeleted {path}" for path in result.deleted)
+            _say(f"{result.certificate}\n\nwrote {', '.join(written)}{deleted}")
+            if problem is not None:
+                raise SetupError(
+                    f"the request is done and {save_to} is written, but its report is "
+                    f"not: {problem}"
+                ) from problem
 
-    def preflight(self, model: LightningModule, **options: Any) -> None:
+    def preflight(self, model: LightningModule, forget: str, **options: Any) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
-            _say(preflight(self.trainer, model=model, **options))
+            look = preflight(
+                self.trainer, model=model, forget=_listed(forget), **options
+            )
+            _say(look)
 
 
 class _Verbs:
@@ -146,7 +173,7 @@ class _Verbs:
 
     def unlearn(
         self,
-        forget: Forget,
+        forget: str,
         save_to: str,
         by: str | None = None,
         ckpt_path: str | None = None,
@@ -160,7 +187,8 @@ class _Verbs:
 
         Args:
             forget: File of positions in the training dataset (.txt, .json, .npy or
-                .csv), or a list of them: '[3, 14]'. With --by, of ids: '[u3, u7]'.
+                .csv), or a list of them: '[3, 14]'. With --by, of ids: '[u3, u7]',
+                or '["u3"]' if they hold commas or quotes.
             save_to: New file for the clean checkpoint; the certificate is written
                 beside it, with the suffix .certificate.json.
             by: Attribute of the dataset with one id for each sample, and column or key
@@ -176,7 +204,7 @@ class _Verbs:
 
     def preflight(
         self,
-        forget: Forget,
+        forget: str,
         by: str | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
@@ -196,9 +224,51 @@ class _Verbs:
 _OURS = ("unlearn", "preflight")
 
 
+def _as_list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def _listed(forget: str) -> str | list[Any]:
+    """A path as it is; what is in brackets as a list.
+
+    Not read as YAML, for which 010 is 8: such a number would be somebody else.
+
+    Raises:
+        ForgetSetError: If the brackets hold something else than a list.
+    """
+    text = forget.strip()
+    if not text.startswith("["):
+        return forget
+    try:
+        return json.loads(text)
+    except ValueError:
+        parts = [part.strip() for part in text[1:-1].split(",")]
+    if text[-1] != "]" or not all(parts) or set("[]{}\"'") & set(text[1:-1]):
+        raise ForgetSetError(
+            "expected a list such as '[3, 14]' or '[\"u3\", \"u7\"]' for --forget, "
+            f"got {forget:.60}: mind the quotes of the shell"
+        )
+    return [int(part) if _NUMBER.fullmatch(part) else part for part in parts]
+
+
+def _check_report(report: str, save_to: str) -> None:
+    path = check_path(report).resolve()
+    clean = Path(save_to)
+    if path in (clean.resolve(), certificate_path(clean).resolve()):
+        raise SetupError(
+            f"expected a file of its own for the report, got {report}, which is the "
+            "checkpoint or its certificate: name another"
+        )
+
+
 @rank_zero_only
 def _say(text: object) -> None:
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nobody reads on; what was asked for is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def _add_report(commands: _Commands, debug: argparse.ArgumentParser) -> None:
         "report",
         help="make a page that may be published, printable to PDF",
         description="Verify a certificate and write a report of it: one HTML file "
-        "that shows no measurement of the forgotten samples. Nothing is overwritten.",
+        "that shows what the certificate says, and no more. Nothing is overwritten.",
         parents=[debug],
     )
     report.add_argument("certificate", type=Path)
@@ -187,6 +187,8 @@ def _show(options: argparse.Namespace) -> int:
 def _sign(options: argparse.Namespace) -> int:
     text = _text(options.certificate)
     Certificate.from_json(text).verify()  # nobody signs what does not hold
+    if not options.key.is_file():
+        raise SetupError(f"expected a private key at {options.key}, found none there")
     signed = sign(text, options.key.read_bytes())
     temporary = options.certificate.with_name(f".{options.certificate.name}.part")
     temporary.write_text(signed)
@@ -203,7 +205,12 @@ def _report(options: argparse.Namespace) -> int:
         for ending in (".certificate.json", ".json"):
             name = name.removesuffix(ending)
         path = options.certificate.with_name(f"{name}.report.html")
-    write(path, _text(options.certificate), Evidence(ledger=ledger))
+    evidence = Evidence(
+        ledger=ledger,
+        certificate_file=options.certificate.name,
+        ledger_file=None if options.ledger is None else options.ledger.name,
+    )
+    write(path, _text(options.certificate), evidence)
     print(f"report written to {path}")
     return 0
 

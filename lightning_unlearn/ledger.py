@@ -8,12 +8,14 @@ file cut off at the end, or that of another model, is found by comparison.
 import hashlib
 import hmac
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from lightning_unlearn._files import replace_file
 from lightning_unlearn._records import canonical_digest, strict_object
+from lightning_unlearn.certificate.claims import Grade
 from lightning_unlearn.errors import BudgetError, LedgerError
 
 SCHEMA = 1
@@ -98,6 +100,11 @@ class Ledger:
         """Mu of every release that had a guarantee."""
         return tuple(e.mu for e in self.entries if e.mu is not None)
 
+    @property
+    def grades(self) -> tuple[Grade, ...]:
+        """Grade of every release."""
+        return tuple(Grade(e.grade) for e in self.entries)
+
     def append(self, entry: Entry) -> "Ledger":
         """A longer ledger; the entry's place in the chain is filled in.
 
@@ -110,14 +117,16 @@ class Ledger:
         )
         return Ledger((*self.entries, placed.sealed()))
 
-    def check_budget(self, releases: int | None) -> None:
+    def check_budget(self, releases: int | None, mu: float | None = None) -> None:
         """Refuse a request beyond what was announced.
 
         Args:
             releases: T announced by the callback, or None.
+            mu: Of the release that is asked for, where it is known before.
 
         Raises:
-            BudgetError: If T releases were made, or another T was announced before.
+            BudgetError: If T releases were made, another T was announced before, or
+                the earlier ones were announced with a smaller mu.
         """
         announced = {e.releases for e in self.entries if e.mu is not None}
         if announced - {releases}:
@@ -132,6 +141,13 @@ class Ledger:
                 f"expected at most {releases} announced releases, all {releases} have "
                 "been made, 0 are left: retrain without the forgotten samples and "
                 "start a new ledger, with a larger releases= if more requests will come"
+            )
+        counted = min(self.mus, default=math.inf)
+        if releases is not None and mu is not None and mu > counted * (1 + 1e-6):
+            raise BudgetError(
+                f"expected at most the mu = {counted:.4g} with which the earlier of "
+                f"{releases} announced releases were made, got {mu:.4g}: their total "
+                "would be exceeded; set the epsilon and delta of the first request"
             )
 
     def to_text(self) -> str:

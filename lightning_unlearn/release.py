@@ -63,6 +63,7 @@ class Surroundings:
         n_retain: Samples retained.
         release: Which release this is, from 1 on.
         earlier_mus: Of the earlier releases that had a guarantee.
+        earlier_grades: Of the earlier releases.
         public_parts: Parts outside the scope.
         unscrubbed: State that may still depend on the forgotten samples.
         not_covered: Besides the standing list, such as known old checkpoints.
@@ -77,6 +78,7 @@ class Surroundings:
     n_retain: int
     release: int
     earlier_mus: tuple[float, ...]
+    earlier_grades: tuple[Grade, ...]
     public_parts: tuple[PublicPart, ...]
     unscrubbed: tuple[str, ...]
     not_covered: tuple[str, ...]
@@ -159,6 +161,9 @@ def release(
         release=around.release,
         release_mus=mus,
         composed_epsilon=composed,
+        composed_grade=None
+        if composed is None
+        else claims.lowest((grade, *around.earlier_grades)),
         public_parts=around.public_parts,
         unscrubbed=around.unscrubbed,
         not_covered=(*_not_covered(step), *around.not_covered),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lightning_unlearn.certificate.claims import lowest
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.signature import signer
 from lightning_unlearn.errors import CertificateError, LedgerError
@@ -115,6 +116,12 @@ def _budget(ledger: Ledger) -> Finding:
     releases = next(iter(announced), None)
     if releases is None:
         return Finding(None, "budget: no number of releases was announced")
+    if any(later > ledger.mus[0] * (1 + 1e-6) for later in ledger.mus):
+        return Finding(
+            False,
+            f"budget: expected no mu above the first, {ledger.mus[0]:.4g}, got "
+            f"{max(ledger.mus):.4g}: the total that was announced is exceeded",
+        )
     left = releases - len(ledger.entries)
     if left < 0:
         return Finding(
@@ -188,12 +195,18 @@ def _agreement(
         ("weights", entry.weights_after == certificate.weights_digest),
         ("mu", entry.mu == mu),
         ("history of releases", not claimed or mus == claimed),
+        ("grade of all releases", _same_lowest(certificate, entry, ledger)),
         ("number of retained samples", entry.n_retain == certificate.n_retain),
         ("time", entry.time == certificate.created),
         ("grade", entry.grade == certificate.grade.value),
         ("number of samples", entry.n_forget == certificate.n_forget),
         ("budget", entry.releases == certificate.releases),
     ]
+
+
+def _same_lowest(certificate: Certificate, entry: Entry, ledger: Ledger) -> bool:
+    stated = certificate.composed_grade
+    return stated is None or stated is lowest(ledger.grades[: entry.index])
 
 
 def _weights(certificate: Certificate, digest: str) -> Finding:

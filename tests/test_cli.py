@@ -16,7 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI as PlainCLI
 
-from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer
+from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer, cli
 from lightning_unlearn.cli import LightningCLI
 
 ROOT = Path(__file__).parent.parent
@@ -36,13 +36,13 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "cli"
 
 
-def run(*arguments, cli=LightningCLI, **options):
-    return cli(Classifier, Digits, args=[str(a) for a in arguments], **options)
+def run(*arguments, kind=LightningCLI, **options):
+    return kind(Classifier, Digits, args=[str(a) for a in arguments], **options)
 
 
-def fit(*extra, cli=LightningCLI, config="config.yaml"):
+def fit(*extra, kind=LightningCLI, config="config.yaml"):
     return run(
-        "fit", "--config", config, "--trainer.max_epochs=2", *QUIET, *extra, cli=cli
+        "fit", "--config", config, "--trainer.max_epochs=2", *QUIET, *extra, kind=kind
     )
 
 
@@ -120,6 +120,23 @@ def test_what_is_refused_is_one_line_and_changes_nothing(project, capsys):
         ("from 0 to 1499", "[1500]", (), "run.ckpt"),
         ("expected epsilon", "[1]", ("--unlearning.epsilon=-1",), "run.ckpt"),
         ("end in .html", "[1]", ("--report", "a.pdf"), "run.ckpt"),
+        ("got '010'", "[010]", (), "run.ckpt"),
+        ("got '1_0'", "[1_0]", (), "run.ckpt"),
+        ("got 1000.0", "[1e3]", (), "run.ckpt"),
+        ("a list such as", "[[1], 2", (), "run.ckpt"),
+        ("a list such as", "[1,]", (), "run.ckpt"),
+        (r"as a list, \[7\]", "7", (), "run.ckpt"),
+        (
+            "of its own for the report",
+            "[1]",
+            (
+                "--report",
+                "clean.certificate.json.html",
+                "--save_to",
+                "clean.certificate.json.html",
+            ),
+            "run.ckpt",
+        ),
         ("a new file in a folder", "[1]", ("--report", "no/a.html"), "run.ckpt"),
         (r"\(--debug shows the traceback\)", "[1]", (), "config.yaml"),
     ):
@@ -150,7 +167,7 @@ def test_the_config_of_a_plain_fit_is_accepted(project, capsys):
     config = yaml.safe_load((project / "config.yaml").read_text())
     options = config.pop("unlearning")
     (project / "plain.yaml").write_text(yaml.safe_dump(config))
-    fit(cli=PlainCLI, config="plain.yaml")
+    fit(kind=PlainCLI, config="plain.yaml")
     saved = next((project / "logs").rglob("config.yaml"))
     assert "unlearning" not in yaml.safe_load(saved.read_text())
     run("unlearn", "--config", saved, "--ckpt_path", "run.ckpt", "--forget",
@@ -159,6 +176,62 @@ def test_the_config_of_a_plain_fit_is_accepted(project, capsys):
     assert out.startswith("CERTIFIED")  # there is nothing outside the head
     assert "no record of a training run" in out
     assert options["ledger"] not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.txt", "a.txt"),
+        ("7", "7"),
+        ("[3, 14]", [3, 14]),
+        ("[u3,u7]", ["u3", "u7"]),
+        ('["007", "a,b", 7]', ["007", "a,b", 7]),
+        ("[0117, 0x10, 1:30, yes, 12]", ["0117", "0x10", "1:30", "yes", 12]),
+    ],
+)
+def test_a_list_is_not_read_as_yaml(text, expected):
+    assert cli._listed(text) == expected
+
+
+def test_forget_is_given_once(project, capsys):
+    fit()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        verb("unlearn", "--save_to", "clean.ckpt", "--forget=[1]")
+    assert stop.value.code == 2
+    assert "expected --forget once, got it 2 times" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_does_not_hide_that_the_request_is_done(
+    project, capsys, monkeypatch
+):
+    fit()
+
+    def fail(self, path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lightning_unlearn.UnlearningResult.report", fail)
+    refused("the request is done and clean.ckpt is written, but .* disk full",
+            "unlearn", "--save_to", "clean.ckpt", "--report", "a.html",
+            capsys=capsys)  # fmt: skip
+    assert (project / "clean.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_standard_output_may_be_closed(project):
+    fit()
+    line = (
+        f"{sys.executable} train.py unlearn --config config.yaml --ckpt_path run.ckpt "
+        "--forget forget.txt --save_to clean.ckpt --report a.html "
+        "--trainer.enable_progress_bar=false | true; exit ${PIPESTATUS[0]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (project / "a.html").exists()
+    assert (project / "clean.certificate.json").exists()
 
 
 def test_every_option_of_the_callback_has_help(project, capsys):
@@ -228,8 +301,8 @@ def test_a_refused_request_reads_well(project, capsys):
     ],
 )
 def test_solvers_and_guarantees_are_class_paths(arguments, expected, project):
-    cli = fit(*arguments, "--trainer.fast_dev_run=true")
-    callback = cli.trainer.callbacks
+    made = fit(*arguments, "--trainer.fast_dev_run=true")
+    callback = made.trainer.callbacks
     options = next(c.options for c in callback if hasattr(c, "options"))
     assert expected in (options.guarantee, options.solver)
 
@@ -239,8 +312,8 @@ def test_a_callback_of_ones_own_takes_the_groups_place(project, capsys):
     config = yaml.safe_load((project / "config.yaml").read_text())
     config.pop("unlearning")
     (project / "config.yaml").write_text(yaml.safe_dump(config))
-    cli = fit(own)
-    found = [c for c in cli.trainer.callbacks if type(c).__name__.startswith("Unlear")]
+    made = fit(own)
+    found = [c for c in made.trainer.callbacks if type(c).__name__.startswith("Unlear")]
     assert len(found) == 1
     verb("unlearn", "--save_to", "clean.ckpt", own)
     assert capsys.readouterr().out.startswith("CERTIFIED")
@@ -252,9 +325,9 @@ def test_a_trainer_class_of_ones_own(project, capsys):
     class Mine(Trainer):
         pass
 
-    cli = run("fit", "--config", "config.yaml", "--trainer.fast_dev_run=true", *QUIET,
+    made = run("fit", "--config", "config.yaml", "--trainer.fast_dev_run=true", *QUIET,
               trainer_class=Mine)  # fmt: skip
-    assert type(cli.trainer) is Mine
+    assert type(made.trainer) is Mine
     fit()
     verb("preflight", trainer_class=Mine)
     assert "PREFLIGHT" in capsys.readouterr().out
@@ -286,8 +359,8 @@ def shell(*arguments, **options):
 
 
 def test_python_cli_and_a_fresh_process_take_the_same_step(project):
-    cli = fit(*BARE)
-    cli.trainer.unlearn([3, 14, 15], save_to="python.ckpt")
+    made = fit(*BARE)
+    made.trainer.unlearn([3, 14, 15], save_to="python.ckpt")
     (project / "deletions.jsonl").unlink()
     shell("train.py", "unlearn", "--config", "config.yaml", "--ckpt_path", "run.ckpt",
           "--forget", "forget.txt", "--save_to", "cli.ckpt", *BARE)  # fmt: skip

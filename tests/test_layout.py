@@ -51,7 +51,8 @@ STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "contextlib", "copy", "csv",
     "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
     "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
-    "pickle", "re", "secrets", "shutil", "sys", "tempfile", "textwrap", "time", "types",
+    "pickle", "re", "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap", "time",
+    "types",
     "traceback", "typing", "unicodedata", "uuid", "warnings",
     "weakref",
 }  # fmt: skip

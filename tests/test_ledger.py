@@ -135,6 +135,16 @@ def test_budget():
     chain(30, releases=None).check_budget(None)
 
 
+def test_no_release_may_use_more_of_the_total_than_was_announced():
+    made = chain(3)
+    mu = made.mus[0]
+    made.check_budget(10, mu)
+    made.check_budget(10, mu / 2)
+    with pytest.raises(BudgetError, match="with which the earlier of 10 announced"):
+        made.check_budget(10, 1.01 * mu)
+    chain(3, releases=None).check_budget(None, 100 * mu)
+
+
 def test_files_appear_whole(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     assert ledgers.read(path) == Ledger()

@@ -32,6 +32,7 @@ def step(bound=Bound.STRONGLY_CONVEX, constants=None, weights=None):
 def around(**changes):
     fields = {
         "n_forget": 5, "n_retain": 100_000, "release": 1, "earlier_mus": (),
+            "earlier_grades": (),
         "public_parts": (), "unscrubbed": (), "not_covered": (), "warnings": (),
         "digest": lambda w: "d" * 64, "request_id": "r", "n_parameters": P, **changes,
     }  # fmt: skip

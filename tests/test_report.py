@@ -245,7 +245,8 @@ def test_epsilon_never_stands_without_its_grade(grade, evidence):
 @pytest.mark.parametrize(
     ("grade", "says", "says_not"),
     [
-        ("certified", "Proved: the released model can hardly", "The conditions"),
+        ("certified", "Proved, provided that the parts listed in box 2 never saw",
+         "Proved: the released model can hardly"),
         ("conditional", "strong_convexity = 0.001 (assumed): mu", "Someone who holds"),
         ("vacuous", "This guarantee is true but worthless", "1 false alarm"),
         ("none", "Nothing is proved", "1 false alarm"),
@@ -365,9 +366,59 @@ def test_the_evidence_is_shown():
     assert "retrained without" not in " ".join(other.blocks[-120:])
 
 
-def test_what_a_user_says_of_epsilon_gets_the_grade():
+def test_what_a_user_says_of_epsilon_is_not_the_certificate_s():
     page = page_of("vacuous", audit=(("lower bound", "epsilon = 0.4"),))
-    assert "epsilon = 0.4 [grade of this certificate: vacuous]" in page.text
+    assert "epsilon = 0.4 [of the audit, not of the certificate]" in page.text
+    line = Quality(data="epsilon = 0.1", before=0.5, after=0.5)
+    page = page_of("certified", quality=(line,), metric="epsilon = 0.2")
+    for said in ("epsilon = 0.1", "epsilon = 0.2"):
+        assert f"{said} [no part of the claim]" in page.text
+
+
+def test_a_head_alone_is_proved_without_a_premise():
+    page = Page(render(make(public_parts=()).to_json()))
+    assert "Proved: the released model can hardly" in page.text
+    assert "Someone who holds this model's weights" in page.text
+    premised = page_of("certified").text
+    assert "If the parts in box 2 never saw the samples: someone" in premised
+    assert "If the parts in box 2 never saw the data: the part of" in premised
+
+
+def test_the_composed_epsilon_has_the_lowest_grade_of_its_releases():
+    mu = make().release_mus[0]
+    two = {
+        "release": 2, "release_mus": (mu, mu),
+        "composed_epsilon": lightning_unlearn.certificate.gaussian_epsilon(
+            math.hypot(mu, mu), 1e-5),
+    }  # fmt: skip
+    known = make(**two, composed_grade=Grade.CONDITIONAL)
+    known.verify()
+    assert "at the same delta (conditional)" in Page(render(known.to_json())).text
+    assert "(conditional)" in str(known)
+    older = make(**two)  # from before it was stated
+    older.verify()
+    assert "composed_grade" not in older.to_json()
+    assert "(certified, if the earlier releases were)" in str(older).replace("\n", " ")
+    part = PublicPart(name="net", digest="ab", origin=Origin.ASSUMED)
+    for changes in (
+        {"composed_grade": Grade.NONE},
+        {
+            "composed_grade": Grade.CERTIFIED,
+            "public_parts": (part,),
+            "grade": Grade.CONDITIONAL,
+        },
+    ):
+        with pytest.raises(CertificateError, match="the composed epsilon is called"):
+            make(**two, **changes).verify()
+
+
+def test_commands_name_the_files_at_hand():
+    named = {"certificate_file": "T 1.certificate.json", "checkpoint_file": "c.ckpt"}
+    text = render(make().to_json(), Evidence(**named))
+    assert "verify &#39;T 1.certificate.json&#39; \\" in text
+    assert "--checkpoint c.ckpt" in text
+    assert "--ledger" not in text
+    assert "verify CERTIFICATE.json" in render(make().to_json())
 
 
 # --- what is refused ----------------------------------------------------------------

@@ -24,6 +24,16 @@ class Grade(str, enum.Enum):
     NONE = "none"
 
 
+def lowest(grades: Iterable[Grade]) -> Grade:
+    """The grade of several claims that are made together.
+
+    Example:
+        >>> lowest([Grade.CERTIFIED, Grade.CONDITIONAL]).value
+        'conditional'
+    """
+    return max(grades, key=list(Grade).index)
+
+
 class Bound(str, enum.Enum):
     """Which theorem the sensitivity comes from."""
 

@@ -57,7 +57,8 @@ class Certificate:
         release_mus: sensitivity / noise_std of every release so far that had one,
             this one last; empty for grade ``none``.
         composed_epsilon: Epsilon of all releases so far seen together at `delta`,
-            or None when an earlier one had no guarantee, or this one has none.
+            or None when an earlier one had no guarantee, or this one has none. It
+            speaks of what the first of them forgot.
         public_parts: Parts outside the scope, assumed public.
         unscrubbed: State that may still depend on the forgotten samples.
         not_covered: What the claim does not speak about.
@@ -66,6 +67,8 @@ class Certificate:
         request_id: Random name of the request, as in the ledger.
         created: UTC time, ISO 8601.
         versions: Software versions.
+        composed_grade: What `composed_epsilon` is worth: the lowest grade of these
+            releases. None where there is none, or in files from before it was stated.
         schema: Number of this format.
 
     Raises:
@@ -97,6 +100,7 @@ class Certificate:
     request_id: str
     created: str
     versions: tuple[tuple[str, str], ...]
+    composed_grade: Grade | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -215,6 +219,7 @@ def _verify(c: Certificate) -> None:
     if c.epsilon is None or c.delta is None:
         _require("delta", c.delta, c.epsilon)
         _require("composed_epsilon", c.composed_epsilon, None)
+        _require("composed_grade", c.composed_grade, None)
         _require("release_mus", c.release_mus, ())
         return
     noise_std = claims.noise_std_upper(c.epsilon, c.delta, sensitivity, c.releases)
@@ -232,6 +237,14 @@ def _verify(c: Certificate) -> None:
     if len(c.release_mus) == c.release:
         composed = gaussian_epsilon(compose_mu(*c.release_mus), c.delta)
     _require("composed_epsilon", c.composed_epsilon, composed)
+    if c.composed_grade is not None:
+        lowest = claims.lowest((c.grade, c.composed_grade))
+        none = c.composed_epsilon is None or c.composed_grade is Grade.NONE
+        if none or lowest is not c.composed_grade:
+            raise CertificateError(
+                f"the composed epsilon is called {c.composed_grade.value}, with a "
+                f"release of grade {c.grade.value} among its own"
+            )
     beyond = composed is not None and composed > c.epsilon * (1 + 1e-6)
     if c.releases is not None and beyond:
         raise CertificateError(
@@ -262,7 +275,10 @@ def _to_plain(certificate: Certificate) -> dict[str, Any]:
             return [plain(v) for v in value]
         return value
 
-    return {"schema": certificate.schema, **plain(certificate)}
+    found = {"schema": certificate.schema, **plain(certificate)}
+    if certificate.composed_grade is None:  # as in files from before it was stated
+        found.pop("composed_grade")
+    return found
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -289,6 +305,8 @@ def _from_plain(plain: dict[str, Any]) -> Certificate:
         fields["grade"] = Grade(plain["grade"])
         fields["bound"] = Bound(plain["bound"])
         fields["noise_source"] = NoiseSource(plain["noise_source"])
+        if plain.get("composed_grade") is not None:
+            fields["composed_grade"] = Grade(plain["composed_grade"])
         fields["constants"] = tuple(
             Constant(**{**_check_fields(Constant, c), "origin": Origin(c["origin"])})
             for c in plain["constants"]

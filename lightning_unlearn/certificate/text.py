@@ -95,10 +95,20 @@ def _release(c: Certificate) -> str:
     text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
     if c.epsilon is None:
         return text
-    qualifier = "" if c.grade is Grade.CERTIFIED else f" ({c.grade.value})"
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
-    return f"{text}; all together epsilon = {number(c.composed_epsilon)}{qualifier}"
+    worth = composed_worth(c)
+    qualifier = "" if worth == Grade.CERTIFIED.value else f" ({worth})"
+    which = "so far together" if c.releases else "all together"
+    return f"{text}; {which} epsilon = {number(c.composed_epsilon)}{qualifier}"
+
+
+def composed_worth(c: Certificate) -> str:
+    """What the epsilon of all releases so far is worth, in a word or two."""
+    if c.composed_grade is not None:
+        return c.composed_grade.value
+    alone = c.grade.value
+    return alone if c.release == 1 else f"{alone}, if the earlier releases were"
 
 
 def render(c: Certificate) -> str:

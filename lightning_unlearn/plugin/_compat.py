@@ -115,8 +115,9 @@ def _in_process(
     trainer.callbacks = others  # type: ignore[attr-defined]
     try:
         with _callbacks_restored(trainer), warnings.catch_warnings():
-            # It is told of the new run's folder; what it would write, we do not use.
-            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            # Other callbacks' states, and where they would write, we do not use.
+            for about in ("The dirpath has changed from", "Be aware that when using"):
+                warnings.filterwarnings("ignore", message=about)
             return trainer._run(model, **kwargs)
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ class UnlearningCallback(Callback):
     the digest of everything outside the scope. The record is part of the checkpoint.
 
     Args:
-        epsilon: Privacy parameter of one request, > 0.
+        epsilon: Privacy parameter, > 0: of one request, or of all ``releases``.
         delta: Failure probability, in (0, 1); below 1/n to mean anything.
         max_norm: C, radius of the norm ball of the weights in scope.
         damping: lambda in (H + lambda I) x = g; "auto" takes twice the negative part

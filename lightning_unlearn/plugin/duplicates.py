@@ -10,8 +10,8 @@ def find(dataset: Any, chosen: list[int], retained: list[int]) -> tuple[int, ...
     """Positions of retained samples whose whole content is that of a forgotten one.
 
     Inputs, targets and whatever else a sample holds are compared, by SHA-256. Every
-    sample is read once, a forgotten one twice. A request does not remove them: ask again with them in the
-    forget set if they are to go too.
+    sample is read once, a forgotten one twice. A request does not remove them: ask
+    again with them in the forget set if they are to go too.
 
     Args:
         dataset: The training dataset.

@@ -127,7 +127,7 @@ def _read(path: Path, readers: dict[str, Any], convert: Any, what: str) -> list[
     if reader is None:
         raise ForgetSetError(
             f"expected a forget file ending in {', '.join(readers)}, got "
-            f"{str(path)[:200]}: pass values themselves as a list"
+            f"{str(path)[:200]}: pass values themselves as a list, [{str(path)[:40]}]"
         )
     try:
         there = path.is_file()
@@ -285,7 +285,7 @@ def _column(path: Path, by: str | None) -> list[str]:
     if by is None or by not in header:
         raise ForgetSetError(
             f"expected a column named {by!r} in {path}, got columns {header!s:.200}: "
-            "name the column in by="
+            "name the column in by=, and separate columns by commas"
         )
     found = _picked(rows, by, path)
     if not all(found):

@@ -59,6 +59,7 @@ class _Inside:
 
     def work(self) -> Any:
         """Find the data and run the stage."""
+        _check_attached(self.trainer, self.callback)
         loader = self.loader
         if loader is None:
             source = getattr(self.trainer, "datamodule", None) or self.model
@@ -66,6 +67,23 @@ class _Inside:
         loader = data.training_loader(loader)
         return self.stage(
             Run(self.trainer, self.model, self.callback, loader, self.ckpt_path)
+        )
+
+
+def _check_attached(trainer: pl.Trainer, callback: UnlearningCallback) -> None:
+    """Refuse if Lightning has put another callback in our place, and its state in it.
+
+    Raises:
+        SetupError: If it has.
+    """
+    attached = trainer.callbacks  # type: ignore[attr-defined]
+    own = [c for c in attached if isinstance(c, UnlearningCallback)]
+    if len(own) != 1 or own[0] is not callback:
+        raise SetupError(
+            "expected the UnlearningCallback in Trainer(callbacks=[...]), got one that "
+            "configure_callbacks makes anew for every run: it would not know what "
+            "earlier requests have removed; move it to the Trainer, or return the same "
+            "object every time"
         )
 
 

@@ -5,16 +5,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.processes import Processes
 from lightning_unlearn.solvers.watch import NOBODY, State, Watch
 
+# As the value of a SystemExit: printed, and an exit code of 1.
+ENDED = (
+    "expected to finish the request, got SIGTERM: nothing was changed; ask again, with "
+    "resume_from= if the callback has a state_file"
+)
 _EVERY = 0.05  # seconds between two texts of a fast solver
 STAGES = ("reading", "gradient", "solving", "certificate", "writing")
 
@@ -42,6 +51,13 @@ class _Bar:
         if passing and now < self.shown + _EVERY:
             return
         self.shown = now
+        with told("the progress bar is off", self._off):
+            self._show(done, text)
+
+    def _off(self) -> None:
+        self.bar = None
+
+    def _show(self, done: int, text: str) -> None:
         if isinstance(self.bar, TQDMProgressBar):
             line = self.bar.predict_progress_bar
             line.n = done
@@ -57,7 +73,8 @@ class _Bar:
     def close(self) -> None:
         """Leave the line as it is."""
         if self.bar is not None:
-            self.bar.on_predict_end(self.trainer, self.module)
+            with told("the progress bar is off", self._off):
+                self.bar.on_predict_end(self.trainer, self.module)
 
 
 @dataclass
@@ -67,27 +84,42 @@ class Display:
     Args:
         trainer: Whose bar and loggers they go to.
         bar: The bar.
+        processes: Those that share the request.
         residuals: (solver step, residual) so far. Of weights that saw the forgotten
             samples, so as secret as they are.
     """
 
     trainer: Trainer
     bar: _Bar
+    processes: Processes
     residuals: list[tuple[float, float]] = field(default_factory=list)
     done: int = 0
+    broken: list[Logger] = field(default_factory=list)
 
     def stage(self, name: str) -> None:
         """One of `STAGES` begins."""
+        self._listen()
         self.done = STAGES.index(name)
         self.bar.show(self.done, name)
 
     def residual(self, value: float) -> None:
         """The solver has made a step."""
+        self._listen()
         number = len(self.residuals) + 1
         self.residuals.append((float(number), value))
         text = f"solving, step {number}, residual={value:.2e}"
         self.bar.show(self.done, text, passing=True)
         self._log({"unlearn/residual": value}, number)
+
+    def _listen(self) -> None:
+        """End the request if the process was told to end: Lightning only notes it.
+
+        Every process comes here together, and all of them leave.
+        """
+        with self.processes.summed(1) as (told_to,):
+            told_to += float(self.trainer.received_sigterm)
+        if float(told_to) > 0:
+            raise SIGTERMException(ENDED)
 
     def finish(self, certificate: Certificate, matvecs: float, seconds: float) -> None:
         """Everything is done: log what the certificate says, and the cost."""
@@ -104,27 +136,42 @@ class Display:
         metrics = self.trainer.callback_metrics
         metrics.update({name: torch.tensor(value) for name, value in stated.items()})
         cost = {"unlearn/matvecs": matvecs, "unlearn/seconds": seconds}
-        try:
-            self._log({**stated, **cost}, len(self.residuals))
-            for logger in self.trainer.loggers:
-                logger.save()
-        except Exception as problem:  # the model has moved: nothing can be undone
-            rank_zero_warn(
-                "the request is done, but its metrics were not logged: "
-                f"{type(problem).__name__}: {problem!s:.200}"
-            )
+        self._log({**stated, **cost}, len(self.residuals), save=True)
 
-    def _log(self, metrics: dict[str, float], step: int) -> None:
+    def _log(self, metrics: dict[str, float], step: int, save: bool = False) -> None:
         for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            if logger in self.broken:
+                continue
+            name = type(logger).__name__
+            with told(f"{name} gets no more", partial(self.broken.append, logger)):
+                logger.log_metrics(metrics, step=step)
+                if save:
+                    logger.save()
 
 
 @contextmanager
-def shown(trainer: Trainer, module: LightningModule) -> Iterator[Display]:
+def told(what: str, then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A block whose failure is a warning: the request is worth more.
+
+    Args:
+        what: What is the matter then.
+        then: Called if it fails.
+    """
+    try:
+        yield
+    except Exception as problem:
+        then()
+        rank_zero_warn(f"{what}: {type(problem).__name__}: {problem!s:.200}")
+
+
+@contextmanager
+def shown(
+    trainer: Trainer, module: LightningModule, processes: Processes
+) -> Iterator[Display]:
     """A display that is taken down when the block ends, whatever happens."""
     bar = _Bar(trainer, module)
     try:
-        yield Display(trainer, bar)
+        yield Display(trainer, bar, processes)
     finally:
         bar.close()
 

@@ -1,10 +1,12 @@
 """What the weights are worth on some samples: accuracy, or the loss."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -41,6 +43,9 @@ def measure(ready: Resolved, batches: Iterable[tuple[int, Any]]) -> tuple[str, f
 
 def _right(ready: Resolved, batch: Any) -> int | None:
     """How many are classified correctly; None if nothing is classified."""
+    head = ready.head  # one logit for each of two classes, or a count, is no class
+    if head is not None and head.loss_name != "cross_entropy":
+        return None
     if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
         return None
     x, y = batch
@@ -50,20 +55,24 @@ def _right(ready: Resolved, batch: Any) -> int | None:
         logits = ready.module(x)
     except (TypeError, NotImplementedError):  # forward takes something else
         return None
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         return None
     return int((logits.argmax(1) == y).sum())
 
 
 def loader_of(ready: Resolved, stage: str) -> DataLoader | None:
-    """The user's own loader of another stage, ``test`` or ``val``, if there is one."""
+    """The user's own loader of another stage, ``test`` or ``val``, if there is one.
+
+    One loader of a dataset with a length, that ``setup("fit")`` has made.
+    """
     datamodule = getattr(ready.trainer, "datamodule", None)
     source: Any = datamodule or ready.module
     try:
         loader = getattr(source, f"{stage}_dataloader")()
     except (AttributeError, NotImplementedError, MisconfigurationException):
         return None
-    return loader if isinstance(loader, DataLoader) else None
+    known = isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__")
+    return loader if known and loader.batch_sampler is not None else None
 
 
 def everywhere(
@@ -91,12 +100,13 @@ def everywhere(
         )
     data = {"forget": (ready.loader, ready.chosen)}
     data["retain"] = (ready.loader, ready.retained)
-    for stage, name in (("test", "test"), ("val", "validation")):
-        loader = loader_of(ready, stage)
-        if loader is not None:
-            n = len(loader.dataset)  # type: ignore[arg-type]
-            data[name] = (loader, list(range(n)))
-            break
+    with ready.processes.together():
+        for stage, name in (("test", "test"), ("val", "validation")):
+            loader = loader_of(ready, stage)
+            if loader is not None:
+                n = len(loader.dataset)  # type: ignore[arg-type]
+                data[name] = (loader, list(range(n)))
+                break
     found: Values = {}
     with passes(ready.module, ready.scope, ready.dtype):
         if weights is not None:
@@ -111,10 +121,14 @@ def everywhere(
 
 def compared(before: Values, after: Values) -> tuple[str, tuple[Quality, ...]]:
     """The metric's name, and a line for each set of samples it was measured on."""
-    metric = before["retain"][0]
-    lines = tuple(
-        Quality(data=name, before=value, after=after[name][1])
-        for name, (kind, value) in before.items()
-        if kind == metric == after[name][0]
-    )
-    return metric, lines
+    metric, lines = before["retain"][0], []
+    for name, (kind, value) in before.items():
+        other, end = after[name]
+        if kind == metric == other and math.isfinite(value) and math.isfinite(end):
+            lines.append(Quality(data=name, before=value, after=end))
+        else:
+            rank_zero_warn(
+                f"the {name} samples are left out of the comparison: {kind} "
+                f"{value:.4g} before, {other} {end:.4g} after"
+            )
+    return metric, tuple(lines)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import ledger as ledgers
-from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.certificate import Certificate, gaussian_mu
 from lightning_unlearn.certificate.guarantees import NormBall
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.heads import ConvexHead
@@ -211,7 +211,7 @@ class Request:
         file = self.callback.options.ledger
         with (
             journal.locked_for_all(file, self.processes),
-            progress.shown(self.trainer, self.module) as display,
+            progress.shown(self.trainer, self.module, self.processes) as display,
         ):
             return self._run(start, display)
 
@@ -251,11 +251,12 @@ class Request:
         file = self.callback.options.ledger
         display.stage("writing")
         commit(ready, done, self.callback, clean, kept)
-        deleted = ()
+        deleted = ()  # from here on the model has moved: nothing may raise
         if self.asked.delete_stale and clean is not None:
-            deleted, _ = self.processes.first(
-                lambda: stale.delete(done.stale, began, ready.chosen, clean)
-            )
+            with progress.told("the request is done, but old checkpoints were left"):
+                deleted, _ = self.processes.first(
+                    lambda: stale.delete(done.stale, began, ready.chosen, clean)
+                )
         display.finish(done.certificate, solution.matvecs, seconds)
         return UnlearningResult(
             certificate=done.certificate,
@@ -315,6 +316,7 @@ class Request:
                 n_retain=len(ready.retained),
                 release=len(ready.ledger.entries) + 1,
                 earlier_mus=ready.ledger.mus,
+                earlier_grades=ready.ledger.grades,
                 public_parts=ready.outside.public_parts,
                 unscrubbed=ready.outside.unscrubbed,
                 not_covered=statements.not_covered(
@@ -365,7 +367,11 @@ class Request:
         if options.ledger is not None:
             ledgers.agree(ledger, ledgers.read(options.ledger))
         if options.noise_std is None:
-            ledger.check_budget(options.releases)
+            mu = None
+            if options.releases is not None:
+                whole = gaussian_mu(options.epsilon, options.delta)
+                mu = whole / options.releases**0.5
+            ledger.check_budget(options.releases, mu)
         return ledger
 
     def _l2(self, scope: Scope, module_l2: float | None) -> float:

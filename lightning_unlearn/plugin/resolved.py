@@ -27,7 +27,7 @@ from lightning_unlearn.newton import Step, damped_step, with_difference_error
 from lightning_unlearn.objective import LossFunction
 from lightning_unlearn.plugin import data, memory, sharded, strategies
 from lightning_unlearn.plugin.options import Options
-from lightning_unlearn.plugin.progress import Display, Onlooker
+from lightning_unlearn.plugin.progress import ENDED, Display, Onlooker
 from lightning_unlearn.plugin.record import Outside
 from lightning_unlearn.prepared import (
     PreparedHead,
@@ -40,11 +40,6 @@ from lightning_unlearn.scope import Scope, Shards, passes
 from lightning_unlearn.solvers import Solver
 from lightning_unlearn.solvers.watch import NOBODY, Watch
 
-# As the value of a SystemExit: printed, and an exit code of 1.
-_ENDED = (
-    "expected to finish the request, got SIGTERM: nothing was changed; ask again, with "
-    "resume_from= if the callback has a state_file"
-)
 _FEW = 8  # samples on which products are compared with differences of gradients
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -127,7 +122,7 @@ class Resolved:
 
         def transfer(batch: Any) -> Any:
             if trainer.received_sigterm:  # Lightning only notes it
-                raise SIGTERMException(_ENDED)
+                raise SIGTERMException(ENDED)
             return _cast(strategy.transfer(batch), dtype or self.dtype)
 
         size = batch_size or self._batch_size(loader)

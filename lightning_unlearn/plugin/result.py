@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_unlearn._text import number
 from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.plugin.checkpoint import certificate_path
 from lightning_unlearn.report.evidence import Evidence, Quality, with_retrained
 from lightning_unlearn.report.page import write
 from lightning_unlearn.solvers import Solution
@@ -16,7 +17,8 @@ class UnlearningResult:
     """The outcome of one request; the model already has the new weights.
 
     Args:
-        certificate: What is proved. Safe to publish.
+        certificate: What is proved. Safe to publish, but for the numbers of a damped
+            step that are marked measured or estimated: no guarantee covers those.
         solution: The displacement before noise, and the solver's residual and cost.
             Secret: with it the noise can be subtracted.
         n_forget: Samples forgotten.
@@ -74,6 +76,7 @@ class UnlearningResult:
                 missing.
             ArgumentError: If `retrained` names what was not measured.
         """
+        clean = self.checkpoint_path
         evidence = Evidence(
             residuals=self.residuals,
             quality=with_retrained(self.quality, retrained or {}),
@@ -86,5 +89,7 @@ class UnlearningResult:
             duplicates=None if self.duplicates is None else len(self.duplicates),
             seconds=self.seconds,
             deleted=self.deleted,
+            certificate_file=None if clean is None else certificate_path(clean).name,
+            checkpoint_file=None if clean is None else clean.name,
         )
         return write(path, self.certificate.to_json(), evidence)

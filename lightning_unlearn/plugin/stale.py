@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -28,28 +29,31 @@ class Stale:
 
 
 def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Stale:
-    """What the Trainer, its callbacks and the record know of.
+    """What the Trainer, its callbacks and the record know of, and what lies beside it.
 
     Args:
         trainer: Of the request.
         ckpt_path: Checkpoint the request was started from, or None.
         record: Of the model.
     """
-    paths = {ckpt_path, *record.saved}
+    paths: set[Any] = {ckpt_path, *record.saved}
+    folders = {Path(p).absolute().parent for p in paths if _is_there(p)}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint):
             paths |= {getattr(callback, name, None) for name in _PATHS}
             paths |= set(getattr(callback, "best_k_models", {}))
-            folder = getattr(callback, "dirpath", None)
-            beside = Path(folder).glob("*.ckpt") if folder else ()
-            paths |= {p for p in beside if _lineage(p) == record.lineage}
+            folders |= {Path(f) for f in [getattr(callback, "dirpath", None)] if f}
+    # Another process knows of the file it began with, and not of those beside it.
+    for folder in folders:
+        beside = folder.glob("*.ckpt")
+        paths |= {p for p in beside if _lineage(p) == record.lineage}
     checkpoints = {str(Path(str(p)).absolute()) for p in paths if _is_there(p)}
     # The folder of all versions: a training in another process logged to another one.
-    folders = {
+    logged = {
         getattr(logger, "root_dir", None) or logger.log_dir or logger.save_dir
         for logger in trainer.loggers
     }
-    logs = {str(f) for f in folders if f and Path(f).is_dir()}
+    logs = {str(f) for f in logged if f and Path(f).is_dir()}
     return Stale(tuple(sorted(checkpoints)), tuple(sorted(logs)))
 
 

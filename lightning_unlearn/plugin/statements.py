@@ -82,8 +82,9 @@ def warnings(
         )
     if record.n_train is None:
         found.append(
-            "no record of a training run: is this the trained model? Pass "
-            "ckpt_path= if it was trained in another process"
+            "no record of a training run: either it was made without this callback "
+            "(train with it once), or this is not the trained model (pass ckpt_path= "
+            "of one that was)"
         )
     elif record.l2 is not None and l2 != record.l2:
         found.append(

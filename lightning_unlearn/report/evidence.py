@@ -50,6 +50,9 @@ class Evidence:
         duplicates: Retained samples that equal a forgotten one.
         seconds: Wall time of the request.
         deleted: Older checkpoints that were deleted after it.
+        certificate_file: Name of the certificate's file, for the commands shown.
+        ledger_file: Likewise.
+        checkpoint_file: Likewise.
 
     Raises:
         ArgumentError: If a value is not of its type, or a number is not finite.
@@ -63,6 +66,9 @@ class Evidence:
     duplicates: int | None = None
     seconds: float | None = None
     deleted: tuple[str, ...] = ()
+    certificate_file: str | None = None
+    ledger_file: str | None = None
+    checkpoint_file: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("residuals", "quality", "audit", "deleted"):
@@ -91,6 +97,9 @@ class Evidence:
             _validate.non_negative(seconds=self.seconds)
         for path in self.deleted:
             _text("a path in deleted", path)
+        for name in ("certificate_file", "ledger_file", "checkpoint_file"):
+            if getattr(self, name) is not None:
+                _text(name, getattr(self, name))
 
     @property
     def internal(self) -> bool:

@@ -15,6 +15,7 @@ from lightning_unlearn._text import number, printable
 from lightning_unlearn.certificate.claims import Grade
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.signature import signer
+from lightning_unlearn.certificate.text import composed_worth
 from lightning_unlearn.errors import CertificateError, LedgerError, SetupError
 from lightning_unlearn.ledger import Entry, Ledger
 from lightning_unlearn.report import words
@@ -55,7 +56,8 @@ def render(certificate_json: str, evidence: Evidence = _NOTHING) -> str:
     ledger = Ledger.from_text(evidence.ledger or "")
     return _fill(
         c=certificate,
-        grade=words.GRADES[certificate.grade],
+        grade=words.explained(certificate),
+        worth=composed_worth(certificate),
         findings=findings,
         signed=signer(certificate_json) is not None,
         ledger=ledger,

@@ -1,6 +1,7 @@
 """What a certificate means, for a reader who is no engineer."""
 
 import math
+import shlex
 from dataclasses import dataclass, replace
 
 from lightning_unlearn._text import number
@@ -9,6 +10,7 @@ from lightning_unlearn.certificate.constants import TRUSTED, Constant, Origin
 from lightning_unlearn.certificate.gaussian import gaussian_power_upper
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.text import headline
+from lightning_unlearn.report.evidence import Evidence
 
 _FALSE_ALARMS = 0.01
 
@@ -123,6 +125,43 @@ _BOUNDS = {
 }
 
 
+def explained(c: Certificate) -> Explanation:
+    """The grade of a certificate in words, with the premise it rests on."""
+    plain = GRADES[c.grade]
+    if c.grade is not Grade.CERTIFIED or not c.public_parts:
+        return plain
+    return replace(
+        plain,
+        summary="Proved, provided that the parts listed in box 2 never saw these "
+        "samples: the released model can hardly be told from one whose other parts "
+        "were trained without them.",
+        means="The parts in box 2 did not change in the training that was watched; "
+        "that they had not been made from the samples before is the word of whoever "
+        "ran it. " + plain.means,
+        tell="If the parts in box 2 never saw the data: the part of the model that "
+        "learned from it was changed so that it is, provably and within stated limits, "
+        "as if your data had not been used; the other parts never saw it. Say as well "
+        "what happened to the other copies (box 6).",
+    )
+
+
+def verify_command(evidence: Evidence, signed: bool) -> str:
+    """The shell command that repeats the verification; unknown files in capitals."""
+    lines = [f"lightning-unlearn verify {certificate_file(evidence)}"]
+    if evidence.ledger is not None:
+        lines.append(f"--ledger {shlex.quote(evidence.ledger_file or 'LEDGER.jsonl')}")
+    checkpoint = evidence.checkpoint_file or "CHECKPOINT.ckpt"
+    lines.append(f"--checkpoint {shlex.quote(checkpoint)}")
+    if signed:
+        lines.append("--public-key KEY")
+    return " \\\n  ".join(lines)
+
+
+def certificate_file(evidence: Evidence) -> str:
+    """The certificate's file as a shell takes it."""
+    return shlex.quote(evidence.certificate_file or "CERTIFICATE.json")
+
+
 def sentence(c: Certificate) -> str:
     """The claim as the certificate prints it, with its maker's names left to the boxes.
 
@@ -185,10 +224,10 @@ def promise(c: Certificate) -> str | None:
         return None
     factor = f"{math.exp(c.epsilon):.3g}" if c.epsilon < 20 else "more than 10^8"
     return (
-        f"epsilon = {number(c.epsilon)} ({c.grade.value}) limits how much likelier "
-        "anything seen in the weights can be than after training without the samples, "
-        f"or the other way round: at most by the factor {factor} (e to the power of "
-        f"epsilon), but for events of probability delta = {number(c.delta)}."
+        f"epsilon = {number(c.epsilon)} ({c.grade.value}) means: the probability of "
+        f"anything seen in the weights is at most {factor} times (e to the power of "
+        "epsilon) what it is after training without the samples, plus "
+        f"delta = {number(c.delta)}, and the other way round."
     )
 
 
@@ -196,8 +235,11 @@ def attacks(c: Certificate) -> tuple[str, ...]:
     """What the best attacker reaches, one sentence for each thing he may hold."""
     if promise(c) is None:
         return ()
-    conditional = c.grade is Grade.CONDITIONAL
-    who = "If every condition above is true: someone" if conditional else "Someone"
+    who = "Someone"
+    if c.grade is Grade.CONDITIONAL:
+        who = "If every condition above is true: someone"
+    elif c.public_parts:
+        who = "If the parts in box 2 never saw the samples: someone"
     this = c.release_mus[-1]
     held = [("this model's weights", this)]
     if (later := _later_mu(c)) > this:

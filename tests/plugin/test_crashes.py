@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_unlearn import ledger as ledgers
 from lightning_unlearn import storage
+from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import LedgerError, SetupError, UnlearningError
 from lightning_unlearn.plugin import checkpoint, journal
 from tests.plugin.nets import (
@@ -92,6 +93,23 @@ def test_a_request_that_is_asked_to_end_changes_nothing(tmp_path):
     assert not (tmp_path / "clean.ckpt").exists()
     assert not (tmp_path / "l.jsonl").exists()
     assert trainer(callback).unlearn([1], model=net).n_forget == 1
+
+
+def test_a_head_whose_features_are_read_hears_that_it_should_end(tmp_path, monkeypatch):
+    """The solve reads no batch any more: it listens at each of its steps."""
+    net, fit_trainer, callback, _ = fitted(ledger=tmp_path / "l.jsonl")
+    before, gradient = weights(net), ConvexObjective.gradient
+
+    def told_to_end(self, w):
+        fit_trainer._signal_connector.received_sigterm = True
+        return gradient(self, w)
+
+    monkeypatch.setattr(ConvexObjective, "gradient", told_to_end)
+    with pytest.raises(SIGTERMException, match="nothing was changed"):
+        fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
+    assert same(weights(net), before)
+    assert callback.record.removed == []
+    assert not (tmp_path / "clean.ckpt").exists()
 
 
 @pytest.mark.parametrize("room", [100, 2_000, 6_000])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_unlearn import ConvexHead, UnlearningCallback
+from lightning_unlearn import ConvexHead, UnlearningCallback, preflight
 from tests.plugin.nets import (
     MLP,
     HeadNet,
@@ -93,6 +93,64 @@ def test_without_classes_the_loss_is_measured():
     assert result.metric == "loss"
     line = next(q for q in result.quality if q.data == "forget")
     assert (line.before, line.after) == pytest.approx((before, loss(FORGET)), rel=1e-5)
+
+
+class Binary(L.LightningModule):
+    """One logit for two classes: argmax over it would always say the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = ConvexHead(64, 1, loss="bce")
+
+    def forward(self, x):
+        return self.head(x)
+
+    def training_step(self, batch, batch_idx):
+        return self.head.loss(batch[0], batch[1].float()[:, None]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=1e-2)
+
+
+def test_one_logit_is_no_classification():
+    X, y = digits(300).tensors
+    data = TensorDataset(X, (y > 4).long())
+    _, fit_trainer, _, _ = fitted(net=Binary(), dataset=data, noise_std=0.0)
+    result = fit_trainer.unlearn(FORGET, evaluate=True)
+    assert result.metric == "loss"
+    assert "accuracy" not in str(preflight(fit_trainer, [1]))
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(digits(10))
+
+
+class WithOddTestData(HeadNet):
+    def test_dataloader(self):
+        return [DataLoader(digits(10)), DataLoader(digits(10))]
+
+    def val_dataloader(self):
+        return DataLoader(Endless(), 5)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_data_without_a_length_are_left_out():
+    _, fit_trainer, _, _ = fitted(net=WithOddTestData())
+    result = fit_trainer.unlearn(FORGET, evaluate=True)
+    assert [q.data for q in result.quality] == ["forget", "retain"]
+
+
+def test_an_infinite_loss_is_left_out_and_told():
+    from lightning_unlearn.plugin import quality
+
+    before = {"forget": ("loss", 1.0), "retain": ("loss", 2.0)}
+    after = {"forget": ("loss", float("inf")), "retain": ("loss", 3.0)}
+    with pytest.warns(UserWarning, match="forget samples are left out .* inf after"):
+        metric, lines = quality.compared(before, after)
+    assert (metric, [line.data for line in lines]) == ("loss", ["retain"])
 
 
 class Normed(L.LightningModule):

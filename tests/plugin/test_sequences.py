@@ -1,10 +1,12 @@
 """Sequences of requests on one model, their budget, and their ledger."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from lightning_unlearn import Certificate, UnlearningCallback
 from lightning_unlearn import ledger as ledgers
@@ -103,7 +105,8 @@ def test_a_foreign_ledger_is_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     _, first, _, _ = fitted(ledger=path)
     first.unlearn([1])
-    net, second, _, _ = fitted(ledger=path)
+    with pytest.warns(UserWarning, match="is there already"):
+        net, second, _, _ = fitted(ledger=path)
     with pytest.raises(LedgerError, match="ledger of another one"):
         second.unlearn([1])
     assert len(ledgers.read(path).entries) == 1
@@ -137,3 +140,39 @@ def test_an_unguaranteed_request_breaks_the_joint_claim(tmp_path):
     assert certificate.composed_epsilon is None
     assert Certificate.from_json(certificate.to_json()) == certificate
     assert np.isfinite(certificate.noise_std)
+
+
+def test_a_ledger_of_another_training_is_told_before_the_training(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    _, first, callback, data = fitted(ledger=path)
+    first.unlearn([1])
+    first.fit_loop.max_epochs = 3
+    left = Subset(data, callback.retained_indices)
+    first.fit(first.lightning_module, loader(left))  # goes on: it is its own
+    with pytest.warns(UserWarning, match="this training is not the one it is of"):
+        fitted(ledger=path)
+
+
+def test_an_announced_total_cannot_be_broken_by_a_later_epsilon(tmp_path):
+    net, fit_trainer, callback, _ = fitted(releases=3, epsilon=0.1)
+    fit_trainer.unlearn([1])
+    before = weights(net)
+    callback.options = replace(callback.options, epsilon=10.0)
+    with pytest.raises(BudgetError, match="with which the earlier of 3 announced"):
+        fit_trainer.unlearn([2])
+    assert same(weights(net), before)
+    callback.options = replace(callback.options, epsilon=0.1)
+    assert fit_trainer.unlearn([2]).certificate.release == 2
+
+
+def test_the_composed_epsilon_says_that_an_earlier_release_was_conditional(tmp_path):
+    data, net = digits(300), HeadNet()
+    unwatched = trainer(UnlearningCallback(l2=1e-3), max_epochs=1)
+    one = unwatched.unlearn([1], model=net, train_dataloaders=loader(data))
+    assert one.certificate.grade is Grade.CONDITIONAL
+    assert one.certificate.composed_grade is Grade.CONDITIONAL
+    two = unwatched.unlearn([2]).certificate
+    assert two.composed_grade is Grade.CONDITIONAL
+    _, watched, _, _ = fitted()
+    watched.unlearn([1])
+    assert watched.unlearn([2]).certificate.composed_grade is Grade.CERTIFIED

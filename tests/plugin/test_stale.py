@@ -10,7 +10,36 @@ from torch.utils.data import TensorDataset
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin import stale
-from tests.plugin.nets import HeadNet, UnlearningCallback, digits, loader, trainer
+from tests.plugin.nets import (
+    HeadNet,
+    UnlearningCallback,
+    digits,
+    fitted,
+    loader,
+    trainer,
+)
+
+
+def test_files_beside_the_one_a_fresh_process_began_with_are_known(tmp_path):
+    """Without the ModelCheckpoint that wrote them nothing else names them."""
+    data = digits(300)
+    keeps = ModelCheckpoint(tmp_path / "k", save_top_k=-1, save_last=True)
+    own = trainer(UnlearningCallback(), max_epochs=2, enable_checkpointing=True,
+                  callbacks=[keeps])  # fmt: skip
+    own.fit(HeadNet(), loader(data))
+    files = sorted((tmp_path / "k").glob("*.ckpt"))
+    assert len(files) == 3
+    _, other, _, _ = fitted()
+    other.save_checkpoint(tmp_path / "k" / "other.ckpt")  # of another training
+    result = trainer(UnlearningCallback()).unlearn(
+        [1], model=HeadNet(), train_dataloaders=loader(data), ckpt_path=files[0],
+        save_to=tmp_path / "clean.ckpt", delete_stale=True,
+    )  # fmt: skip
+    assert sorted(map(str, files)) == sorted(result.deleted)
+    left = [p.name for p in (tmp_path / "k").glob("*.ckpt")]
+    assert left == ["other.ckpt"]
+    named = " ".join(result.certificate.not_covered)
+    assert all(str(f) in named for f in files)
 
 
 def watched(folder, **options):

@@ -18,6 +18,7 @@ from lightning_unlearn import (
     UnlearningCallback,
 )
 from lightning_unlearn.certificate import Grade
+from lightning_unlearn.errors import SetupError
 from lightning_unlearn.scope import state_digest
 from tests.oracles import dense_gradient_and_hessian, retrain_softmax_head, ridge
 from tests.plugin.nets import (
@@ -326,12 +327,33 @@ def test_function_subclass_and_method_are_one():
 
 
 def test_the_model_s_own_callbacks_are_found():
+    own = UnlearningCallback(l2=1e-3)
+
+    class Net(HeadNet):
+        def configure_callbacks(self):
+            return [own]
+
+    result = trainer().unlearn([1], model=Net(), train_dataloaders=loader(digits(100)))
+    assert result.n_retain == 99
+
+
+@pytest.mark.parametrize("in_trainer", [True, False])
+def test_a_callback_made_anew_for_every_run_is_refused(in_trainer, tmp_path):
+    """Lightning would restore the record into another one: samples would come back."""
+
     class Net(HeadNet):
         def configure_callbacks(self):
             return [UnlearningCallback(l2=1e-3)]
 
-    result = trainer().unlearn([1], model=Net(), train_dataloaders=loader(digits(100)))
-    assert result.n_retain == 99
+    net, first, _, data = fitted()
+    first.unlearn([3], save_to=tmp_path / "clean.ckpt")
+    again = trainer(UnlearningCallback() if in_trainer else None)
+    fresh = Net()
+    before = weights(fresh)
+    with pytest.raises(SetupError, match="that configure_callbacks makes anew"):
+        again.unlearn([4], model=fresh, train_dataloaders=loader(data),
+                      ckpt_path=tmp_path / "clean.ckpt")  # fmt: skip
+    assert same(weights(fresh), before)
 
 
 class Digits(L.LightningDataModule):
