@@ -15,6 +15,8 @@ from lightning_unlearn.certificate import (
     Grade,
     Origin,
     claims,
+    compose_mu,
+    gaussian_epsilon,
     gaussian_mu,
 )
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
@@ -56,6 +58,11 @@ class Preflight:
         advice: What to change, and what it would give.
         duplicates: Positions of retained samples that are exact copies of forgotten
             ones; None if they were not looked for.
+        release: Which release it will be, from 1 on.
+        releases: Announced number of them, or None.
+        composed_epsilon: Of all releases so far and this one seen together, or None
+            where there is none.
+        composed_grade: What that is worth: the lowest grade of them.
     """
 
     grade: Grade
@@ -76,6 +83,10 @@ class Preflight:
     n_retain: int
     advice: tuple[str, ...]
     duplicates: tuple[int, ...] | None = None
+    release: int = 1
+    releases: int | None = None
+    composed_epsilon: float | None = None
+    composed_grade: Grade | None = None
 
     def epsilon_at(self, loss: float) -> float | None:
         """The least epsilon of `curve` that costs at most this much of the metric.
@@ -109,15 +120,25 @@ class Preflight:
             ("time", f"about {self.seconds:.2g} s"),
             ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
         ]
+        rows.insert(1, ("release", self._release()))
         if self.duplicates is not None:
             found = f"{len(self.duplicates)} exact copies among the retained"
-            rows.insert(2, ("duplicates", found))
+            rows.insert(3, ("duplicates", found))
         if self.logit_noise is not None:
             rows.append(("logit noise", f"{self.logit_noise:.3g}"))
         lines = ["PREFLIGHT: nothing was changed", ""]
         lines += [f"  {name:<22} {value}" for name, value in rows]
         lines += [f"  - {text}" for text in self.advice]
         return "\n".join(lines)
+
+    def _release(self) -> str:
+        text = f"{self.release}"
+        if self.releases is not None:
+            text += f" of {self.releases} announced"
+        if self.composed_epsilon is None or self.composed_grade is None:
+            return text
+        together = f"so far together epsilon = {self.composed_epsilon:.4g}"
+        return f"{text}; {together} ({self.composed_grade.value})"
 
 
 def preflight(
@@ -218,6 +239,7 @@ def _look(
                 epsilon, options.delta, sensitivity, options.releases
             )
             curve.append((epsilon, std, outlook.at(std)))
+    composed = _composed(ready, grade, sensitivity, noise_std)
     logit = forecast.logit_noise(ready, loader, indices, noise_std)
     return Preflight(
         grade=grade,
@@ -237,7 +259,24 @@ def _look(
         n_forget=len(ready.chosen),
         n_retain=len(ready.retained),
         advice=_advice(ready, grade, callback, logit),
+        release=len(ready.ledger.entries) + 1,
+        releases=options.releases,
+        composed_epsilon=composed,
+        composed_grade=None
+        if composed is None
+        else claims.lowest((grade, *ready.ledger.grades)),
     )
+
+
+def _composed(
+    ready: Resolved, grade: Grade, sensitivity: float, noise_std: float
+) -> float | None:
+    """Epsilon of all releases so far and this one; None if one has no guarantee."""
+    earlier = ready.ledger.mus
+    if grade is Grade.NONE or len(earlier) < len(ready.ledger.entries):
+        return None
+    mu = compose_mu(*earlier, sensitivity / noise_std)
+    return gaussian_epsilon(mu, ready.options.delta)
 
 
 def _expected_bound(ready: Resolved) -> tuple[Bound, float]:

@@ -59,7 +59,8 @@ def unlearn(
             same request goes on from there.
         by: What `forget` lists in place of positions: an attribute of the dataset with
             one value for each sample, such as ``user_id``; in a .csv or .json file
-            also the column or key. An id that does not occur is an error.
+            also the column or key. An id that does not occur is an error. Ids are read
+            now: nothing binds them to the training, so keep them with the samples.
         find_duplicates: Look for exact copies of forgotten samples among the retained
             ones (each sample is read once more); they are reported, not removed.
         evaluate: Measure accuracy (or the loss) before and after, on the forgotten, the

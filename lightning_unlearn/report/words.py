@@ -246,10 +246,9 @@ def attacks(c: Certificate) -> tuple[str, ...]:
         more = (c.releases or c.release) - c.release
         held.append((f"these weights and one day those of all {more} later", later))
     return tuple(
-        f"{who} who holds {what} and tries to tell whether the samples were unlearned "
-        "or never used is right about at most "
-        f"{_in_100(mu)} of 100 that were, if they accept 1 false alarm in 100 (blind "
-        "guessing: 1 of 100)."
+        f"{who} who holds {what} and looks for samples that had once been in the model "
+        f"finds at most {_in_100(mu)} of 100, with 1 false alarm in 100 for samples "
+        "that never were (blind guessing finds 1 of 100)."
         for what, mu in held
     )
 

@@ -157,3 +157,16 @@ def test_validation_data_of_a_datamodule_and_losses_without_classes():
     assert look.metric_data == "validation"
     assert look.metric == "loss"
     assert look.metric_after == pytest.approx(look.metric_before, rel=0.2)
+
+
+def test_the_release_and_all_so_far_are_told_as_the_certificate_will():
+    _, fit_trainer, _, _ = fitted(releases=3)
+    fit_trainer.unlearn([1])
+    look = preflight(fit_trainer, [2])
+    certificate = fit_trainer.unlearn([2]).certificate
+    assert look.release == certificate.release == 2
+    assert look.composed_epsilon == pytest.approx(certificate.composed_epsilon)
+    assert look.composed_grade is certificate.composed_grade
+    assert "2 of 3 announced; so far together epsilon = 0.8" in str(look)
+    bare = preflight(fitted(noise_std=0.0)[1], [1])
+    assert (bare.release, bare.composed_epsilon) == (1, None)

@@ -88,7 +88,7 @@ def refused(error, match, net, fit_trainer, callback, forget, **kwargs):
         (TensorDataset(torch.zeros(3)), "expected a Subset of the training dataset"),
         (DataLoader(digits(50)), "expected a DataLoader over a Subset"),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" at 0x")[0],
 )
 def test_forget_sets(forget, message, tmp_path):
     net, fit_trainer, callback, _ = fitted()
