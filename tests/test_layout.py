@@ -35,6 +35,7 @@ FLOORS = {
     "noise": (2, {"torch", "jaxtyping"}),
     "newton": (3, {"torch", "jaxtyping"}),
     "damped": (3, set()),
+    "evaluation": (3, {"torch", "torchmetrics", "scipy"}),
     "minimise": (3, {"torch", "jaxtyping"}),
     "prepared": (3, {"torch"}),
     "release": (3, {"torch", "jaxtyping"}),

@@ -1,0 +1,14 @@
+"""Does it forget? Metrics of an unlearned model against the retrained one.
+
+Each is usable by itself, with any model: they see logits, margins or weights, never a
+Trainer. The reference is always a model retrained without the forgotten samples.
+"""
+
+from lightning_unlearn.evaluation.scores import confidence as confidence
+from lightning_unlearn.evaluation.scores import entropy as entropy
+from lightning_unlearn.evaluation.scores import (
+    logit_scaled_confidence as logit_scaled_confidence,
+)
+from lightning_unlearn.evaluation.scores import loss as loss
+from lightning_unlearn.evaluation.scores import membership_score as membership_score
+from lightning_unlearn.evaluation.scores import modified_entropy as modified_entropy
