@@ -4,6 +4,14 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.membership import (
+    MembershipInference as MembershipInference,
+)
+from lightning_unlearn.evaluation.membership import MembershipResult as MembershipResult
+from lightning_unlearn.evaluation.roc import Attack as Attack
+from lightning_unlearn.evaluation.roc import Interval as Interval
+from lightning_unlearn.evaluation.roc import RateAt as RateAt
+from lightning_unlearn.evaluation.roc import clopper_pearson as clopper_pearson
 from lightning_unlearn.evaluation.scores import confidence as confidence
 from lightning_unlearn.evaluation.scores import entropy as entropy
 from lightning_unlearn.evaluation.scores import (
