@@ -20,3 +20,5 @@ from lightning_unlearn.evaluation.scores import (
 from lightning_unlearn.evaluation.scores import loss as loss
 from lightning_unlearn.evaluation.scores import membership_score as membership_score
 from lightning_unlearn.evaluation.scores import modified_entropy as modified_entropy
+from lightning_unlearn.evaluation.ulira import ULiRA as ULiRA
+from lightning_unlearn.evaluation.ulira import ULiRAResult as ULiRAResult
