@@ -4,10 +4,15 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.margins import Klom as Klom
+from lightning_unlearn.evaluation.margins import klom as klom
 from lightning_unlearn.evaluation.membership import (
     MembershipInference as MembershipInference,
 )
 from lightning_unlearn.evaluation.membership import MembershipResult as MembershipResult
+from lightning_unlearn.evaluation.quality import ForgettingQuality as ForgettingQuality
+from lightning_unlearn.evaluation.quality import challenge_score as challenge_score
+from lightning_unlearn.evaluation.quality import example_epsilons as example_epsilons
 from lightning_unlearn.evaluation.roc import Attack as Attack
 from lightning_unlearn.evaluation.roc import Interval as Interval
 from lightning_unlearn.evaluation.roc import RateAt as RateAt
