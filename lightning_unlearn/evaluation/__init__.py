@@ -4,6 +4,10 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
+from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
+from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
+from lightning_unlearn.evaluation.gaps import AccuracyGaps as AccuracyGaps
 from lightning_unlearn.evaluation.margins import Klom as Klom
 from lightning_unlearn.evaluation.margins import klom as klom
 from lightning_unlearn.evaluation.membership import (
@@ -13,6 +17,9 @@ from lightning_unlearn.evaluation.membership import MembershipResult as Membersh
 from lightning_unlearn.evaluation.quality import ForgettingQuality as ForgettingQuality
 from lightning_unlearn.evaluation.quality import challenge_score as challenge_score
 from lightning_unlearn.evaluation.quality import example_epsilons as example_epsilons
+from lightning_unlearn.evaluation.relearn import Relearning as Relearning
+from lightning_unlearn.evaluation.relearn import RelearnTime as RelearnTime
+from lightning_unlearn.evaluation.relearn import relearn_time as relearn_time
 from lightning_unlearn.evaluation.roc import Attack as Attack
 from lightning_unlearn.evaluation.roc import Interval as Interval
 from lightning_unlearn.evaluation.roc import RateAt as RateAt
