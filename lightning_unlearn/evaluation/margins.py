@@ -55,8 +55,7 @@ def klom(unlearned: Tensor, retrained: Tensor | None) -> Tensor:
     both = torch.cat((u, r), 1)
     low, high = both.amin(1, keepdim=True), both.amax(1, keepdim=True)
     high = torch.where(low < high, high, low + 1)
-    steps = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
-    edges = low + (high - low) * steps
+    edges = low + (high - low) / _BINS * torch.arange(_BINS + 1, dtype=torch.float64)
     p, q = _shares(u, edges), _shares(r, edges)
     q = torch.where(p > 0, q.clamp(min=_FLOOR), q)
     q = q / q.sum(1, keepdim=True)

@@ -1,8 +1,8 @@
 r"""What an attacker sees of one sample: numbers from its logits, in float64.
 
 With z the logits, y the true class and p = softmax(z). All are computed from
-log p and from ``logsumexp`` over the other classes, so that a confident model
-(1 - p below 1e-16) still gives finite, distinct numbers.
+``logsumexp`` over the other classes, so that a confident model (1 - p below 1e-16)
+still gives finite numbers of full precision; only `confidence` itself rounds to 1.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,16 @@ def _others(z: Tensor, index: Tensor) -> Tensor:
     return z.scatter(1, index[:, None], -torch.inf).logsumexp(1)
 
 
+def _log_p(z: Tensor, index: Tensor) -> Tensor:
+    """Log p of one class, precise where p is almost 1: (n,)."""
+    phi = _at(z, index) - _others(z, index)
+    return -torch.logaddexp(torch.zeros_like(phi), -phi)
+
+
+def _all_log_p(z: Tensor, top: Tensor) -> Tensor:
+    return z.log_softmax(1).scatter(1, top[:, None], _log_p(z, top)[:, None])
+
+
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of each sample, ``-log p_y``.
 
@@ -46,11 +56,11 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
             infinite.
 
     Example:
-        >>> loss(torch.zeros(1, 4), torch.tensor([2])).exp()
-        tensor([4.], dtype=torch.float64)
+        >>> loss(torch.zeros(1, 4), torch.tensor([2]))  # log 4
+        tensor([1.3863], dtype=torch.float64)
     """
     z, y = _both(logits, targets)
-    return (z.logsumexp(1) - _at(z, y)).clamp(min=0)
+    return -_log_p(z, y)
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -91,7 +101,7 @@ def entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
         z = _checks.logits("logits", logits)
     else:
         z, _ = _both(logits, targets)
-    log_p = z.log_softmax(1)
+    log_p = _all_log_p(z, z.argmax(1))
     return -(log_p.exp() * log_p).sum(1)
 
 
@@ -113,15 +123,15 @@ def modified_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         ArgumentError: As in `loss`.
     """
     z, y = _both(logits, targets)
-    log_p = z.log_softmax(1)
     top = z.argmax(1)
+    log_p = _all_log_p(z, top)
     # p <= 1/2 everywhere but at the top, where 1 - p is the sum of the others.
     log_not = torch.log1p(-log_p.exp().clamp(max=0.5))
     exact = _others(z, top) - z.logsumexp(1)
     log_not = log_not.scatter(1, top[:, None], exact[:, None])
     own = -_at(log_not, y).exp() * _at(log_p, y)
     wrong = -(log_p.exp() * log_not).scatter(1, y[:, None], 0.0).sum(1)
-    return (own + wrong).clamp(min=0)
+    return own + wrong
 
 
 def logit_scaled_confidence(logits: Tensor, targets: Tensor) -> Tensor:

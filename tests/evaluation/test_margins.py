@@ -43,6 +43,12 @@ def test_klom_is_that_of_the_histograms(shift, spread, n_u, n_r):
         assert got[i].item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_margins_on_the_edges_belong_to_the_bin_above():
+    u, r = torch.arange(21.0)[None], torch.arange(20, -1, -1.0)[None].square() / 20
+    expected = by_histogram(u[0].double().numpy(), r[0].double().numpy())
+    assert klom(u.double(), r.double()).item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_two_known_normals():
     """With many models, near KL(N(1, 1) || N(0, 1)) = 1/2, up to the bins."""
     n = 400_000

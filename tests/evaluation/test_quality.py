@@ -75,6 +75,22 @@ def test_epsilon_is_that_of_the_definition(seed, shift, spread, n_u, n_r):
     assert example_epsilons(u, r).item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_are_a_hundred_to_a_unit(seed):
+    """Populations as narrow as a few thresholds: another grid finds another epsilon."""
+    u, r = 0.01 * drawn(1, 10, seed=seed) + 0.01, 0.01 * drawn(1, 10, seed=seed + 50)
+    expected = by_definition(u[0].numpy(), r[0].numpy())
+    assert example_epsilons(u, r).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_of_different_numbers_of_models_the_smaller_counts():
+    u, r = drawn(30, 8) + 1.5, drawn(30, 100, seed=1)
+    epsilons = example_epsilons(u, r)
+    assert ((epsilons >= 2) & (epsilons < 4.5)).sum() > 10  # beyond ceil(ln(7)) = 2
+    scores = 0.5 ** (epsilons[epsilons < 2] / 0.5).floor()
+    assert ForgettingQuality()(u, r).item() == pytest.approx(scores.sum().item() / 30)
+
+
 def test_score_of_known_epsilons():
     """F from the epsilons: buckets of 0.5, halved each, none from ceil(ln(N - 1))."""
     u, r = drawn(40, 16) + torch.linspace(-1.5, 1.5, 40)[:, None], drawn(40, 16, seed=1)
