@@ -102,10 +102,4 @@ def joined(state: Tensor | Sequence[Tensor]) -> Tensor:
     parts = [state] if isinstance(state, Tensor) else list(state)
     if not sum(len(part) for part in parts):
         raise ArgumentError("expected at least one sample, got none: call update first")
-    widths = {part.shape[1:] for part in parts}
-    if len(widths) > 1:
-        raise ArgumentError(
-            f"expected every update with the same number of models, got "
-            f"{sorted(width[0] for width in widths)}"
-        )
     return torch.cat([part.to("cpu", torch.float64) for part in parts])

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn import _validate
 from lightning_unlearn.evaluation import _checks
+from lightning_unlearn.evaluation._populations import PopulationsMetric
 
 _BINS = 20
 _CLIP = 100.0
@@ -63,7 +63,7 @@ def klom(unlearned: Tensor, retrained: Tensor | None) -> Tensor:
     return terms.sum(1).clamp(min=0)
 
 
-class Klom(Metric):
+class Klom(PopulationsMetric):
     """`klom` of all samples, as one number.
 
     Args:
@@ -75,36 +75,16 @@ class Klom(Metric):
         ArgumentError: If the quantile is not in (0, 1).
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-
-    unlearned: list[Tensor]
-    retrained: list[Tensor]
+    minimum = 2
 
     def __init__(self, quantile: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if quantile is not None:
             _validate.probability(quantile=quantile)
         self.quantile = quantile
-        self.add_state("unlearned", default=[], dist_reduce_fx="cat")
-        self.add_state("retrained", default=[], dist_reduce_fx="cat")
-
-    def update(self, unlearned: Tensor, retrained: Tensor | None = None) -> None:
-        """Add samples.
-
-        Args:
-            unlearned: phi in each unlearned model, floating, (n, models), at least 2.
-            retrained: phi in each retrained model, (n, models), at least 2.
-
-        Raises:
-            ArgumentError: As `klom`.
-        """
-        left, right = _checks.populations(unlearned, retrained, minimum=2)
-        self.unlearned.append(left)
-        self.retrained.append(right)
 
     def compute(self) -> Tensor:
         """Over the samples of all processes: float64, a scalar >= 0."""
-        each = klom(_checks.joined(self.unlearned), _checks.joined(self.retrained))
+        each = klom(*self.populations())
         return each.mean() if self.quantile is None else each.quantile(self.quantile)

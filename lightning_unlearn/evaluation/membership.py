@@ -86,6 +86,8 @@ class MembershipInference(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # All states of one dtype, the metric's: a process without samples has it too.
+        self.set_dtype(torch.float64)
         for fpr in fprs:
             _validate.probability(fpr=fpr)
         _validate.probability(confidence=confidence)
@@ -122,9 +124,9 @@ class MembershipInference(Metric):
                 f"expected is_member of shape (n,), got {tuple(is_member.shape)}"
             )
         _checks.same_length(scores=left, is_member=is_member, retrained=right)
-        self.scores.append(left)
-        self.retrained.append(right)
-        self.is_member.append(is_member)
+        self.scores.append(left.double())
+        self.retrained.append(right.double())
+        self.is_member.append(is_member.double())
 
     def compute(self) -> MembershipResult:
         """The attack on both models, over all samples of all processes.

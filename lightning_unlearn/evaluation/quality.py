@@ -6,14 +6,13 @@ anew. What the published code leaves open is settled so that it never flatters.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn import _validate
 from lightning_unlearn.evaluation import _checks
+from lightning_unlearn.evaluation._populations import PopulationsMetric
 
 DELTA = 1e-5
 CAP = 50.0
@@ -135,7 +134,7 @@ def example_epsilons(unlearned: Tensor, retrained: Tensor | None) -> Tensor:
     return torch.tensor(each, dtype=torch.float64)
 
 
-class ForgettingQuality(Metric):
+class ForgettingQuality(PopulationsMetric):
     """F, the mean score of the forgotten samples: 1 is the best, 0 the worst.
 
     A sample of epsilon e (`example_epsilons`) scores ``2^-floor(e / 0.5)``, or 0 from
@@ -152,35 +151,11 @@ class ForgettingQuality(Metric):
         **kwargs: Of `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
-
-    unlearned: list[Tensor]
-    retrained: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("unlearned", default=[], dist_reduce_fx="cat")
-        self.add_state("retrained", default=[], dist_reduce_fx="cat")
-
-    def update(self, unlearned: Tensor, retrained: Tensor | None = None) -> None:
-        """Add forgotten samples.
-
-        Args:
-            unlearned: phi in each unlearned model, floating, (n, models), at least 3.
-            retrained: phi in each retrained model, (n, models), at least 3.
-
-        Raises:
-            ArgumentError: As `example_epsilons`.
-        """
-        left, right = _checks.populations(unlearned, retrained, minimum=3)
-        self.unlearned.append(left)
-        self.retrained.append(right)
 
     def compute(self) -> Tensor:
         """F over the samples of all processes: float64, a scalar in [0, 1]."""
-        u, r = _checks.joined(self.unlearned), _checks.joined(self.retrained)
+        u, r = self.populations()
         limit = math.ceil(math.log(min(u.shape[1], r.shape[1]) - 1))
         epsilons = example_epsilons(u, r)
         score = 0.5 ** (epsilons / _BUCKET).floor()

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_unlearn import _validate
-from lightning_unlearn.evaluation import _checks
+from lightning_unlearn.evaluation._populations import PopulationsMetric
 from lightning_unlearn.evaluation.roc import rate_at
 
 _PAIRS_AT_ONCE = 2_000_000  # doubles a tensor holds, 16 MB
@@ -78,7 +77,7 @@ def _log_ratios(u: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     return of_u, of_r
 
 
-class ULiRA(Metric):
+class ULiRA(PopulationsMetric):
     """The likelihood ratio test of unlearned against retrained models, by sample.
 
     Hayes et al. 2024 (arXiv 2403.01218v3), per-example U-LiRA: for each forgotten
@@ -100,36 +99,13 @@ class ULiRA(Metric):
         ArgumentError: If a rate is outside its range.
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-
-    unlearned: list[Tensor]
-    retrained: list[Tensor]
 
     def __init__(self, fprs: Sequence[float] = (0.001, 0.01), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for fpr in fprs:
             _validate.probability(fpr=fpr)
         self.fprs = tuple(fprs)
-        self.add_state("unlearned", default=[], dist_reduce_fx="cat")
-        self.add_state("retrained", default=[], dist_reduce_fx="cat")
-
-    def update(self, unlearned: Tensor, retrained: Tensor | None = None) -> None:
-        """Add forgotten samples.
-
-        Args:
-            unlearned: phi in each unlearned model, floating, (n, models), at least 3
-                models.
-            retrained: phi in each retrained model, (n, models), at least 3.
-
-        Raises:
-            ArgumentError: If `retrained` is None, shapes or dtypes differ from these,
-                or a value is NaN or infinite.
-        """
-        left, right = _checks.populations(unlearned, retrained, minimum=3)
-        self.unlearned.append(left)
-        self.retrained.append(right)
 
     def compute(self) -> ULiRAResult:
         """The test of every held-out model by every sample, of all processes.
@@ -137,7 +113,7 @@ class ULiRA(Metric):
         Time and memory grow as samples x unlearned x retrained models; memory is
         bounded by working through the samples in blocks.
         """
-        u, r = _checks.joined(self.unlearned), _checks.joined(self.retrained)
+        u, r = self.populations()
         n_u, n_r = u.shape[1], r.shape[1]
         block = math.ceil(_PAIRS_AT_ONCE / (n_u * n_r))
         aucs, accuracies, members, others = [], [], [], []

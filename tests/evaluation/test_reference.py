@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,41 @@ def test_processes_are_gathered(kind):
     first = kind(("forget",), **options) if kind is AccuracyGaps else kind(**options)
     first.update(*GIVEN[kind])
     assert numbers(first.compute()) == pytest.approx(numbers(both.compute()))
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.filterwarnings(
+    "ignore:The ``compute`` method of metric .* was called before"
+)
+def test_a_process_may_have_no_sample(kind):
+    """Few forgotten samples, many processes: all of them compute the same.
+
+    Real collectives crash on tensors of another dtype or dimension.
+    """
+    alone = make(kind)
+    alone.update(*GIVEN[kind])
+    barrier, slots = threading.Barrier(2, timeout=30), [None, None]
+
+    def work(rank):
+        def gather(tensor, group=None):
+            slots[rank] = tensor
+            barrier.wait()
+            found = list(slots)
+            barrier.wait()
+            assert len({(each.dtype, each.ndim) for each in found}) == 1
+            return found
+
+        options = {"distributed_available_fn": lambda: True, "dist_sync_fn": gather}
+        metric = (
+            kind(("forget",), **options) if kind is AccuracyGaps else kind(**options)
+        )
+        if rank:
+            metric.update(*GIVEN[kind])
+        return numbers(metric.compute())
+
+    with ThreadPoolExecutor(2) as pool:
+        for got in pool.map(work, range(2)):
+            assert got == pytest.approx(numbers(alone.compute()))
 
 
 @pytest.mark.parametrize("kind", GIVEN)

@@ -137,7 +137,9 @@ def test_updates_with_different_models_are_refused():
     metric = ULiRA()
     metric.update(torch.zeros(2, 3), torch.zeros(2, 3))
     metric.update(torch.zeros(2, 4), torch.zeros(2, 3))
-    with pytest.raises(ArgumentError, match=r"same number of models, got \[3, 4\]"):
+    with pytest.raises(
+        ArgumentError, match=r"same numbers of models, got from \[3, 3\] to \[4, 3\]"
+    ):
         metric.compute()
 
 
