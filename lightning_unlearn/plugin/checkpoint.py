@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 
 from lightning_unlearn._files import part_of
@@ -81,8 +82,13 @@ def _save(
     trainer: Trainer, callback: Callback, optimizers: list[Optimizer], path: Path
 ) -> None:
     precision: Any = trainer.precision_plugin
+    callbacks = [callback]
+    if isinstance(trainer.progress_bar_callback, RichProgressBar):
+        # Its thread draws meanwhile and asks the Trainer for one: any will do, and
+        # this one has nothing to save.
+        callbacks.append(RichProgressBar())
     with (
-        borrowed(trainer, callbacks=[callback], optimizers=optimizers),
+        borrowed(trainer, callbacks=callbacks, optimizers=optimizers),
         borrowed(trainer.strategy, lr_scheduler_configs=[]),
     ):
         precision.state_dict = dict  # a scaler knows which gradients overflowed

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.forget import Forget
 from lightning_unlearn.plugin.inside import Run, callback_of, run_inside
-from lightning_unlearn.plugin.preflight import Preflight, preflight
+from lightning_unlearn.plugin.preflight import preflight
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.result import UnlearningResult
 
@@ -111,66 +111,14 @@ class _Unlearn:
         ).run()
 
 
+_unlearn, _preflight = unlearn, preflight
+
+
 class Trainer(pl.Trainer):
     """`lightning.pytorch.Trainer` with `unlearn` and `preflight`, for type checkers."""
 
-    def unlearn(
-        self,
-        forget: Forget,
-        model: LightningModule | None = None,
-        train_dataloaders: DataLoader | None = None,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
-        save_to: str | Path | None = None,
-        delete_stale: bool = False,
-        resume_from: str | Path | None = None,
-        by: str | None = None,
-        find_duplicates: bool = False,
-        evaluate: bool = False,
-    ) -> UnlearningResult:
-        """Remove the influence of some training samples; see `unlearn`."""
-        return unlearn(
-            self,
-            forget,
-            model=model,
-            train_dataloaders=train_dataloaders,
-            datamodule=datamodule,
-            ckpt_path=ckpt_path,
-            weights_only=weights_only,
-            save_to=save_to,
-            delete_stale=delete_stale,
-            resume_from=resume_from,
-            by=by,
-            find_duplicates=find_duplicates,
-            evaluate=evaluate,
-        )
-
-    def preflight(
-        self,
-        forget: Forget,
-        model: LightningModule | None = None,
-        train_dataloaders: DataLoader | None = None,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
-        val_dataloaders: DataLoader | None = None,
-        by: str | None = None,
-        find_duplicates: bool = False,
-    ) -> Preflight:
-        """Look before unlearning; see `preflight`."""
-        return preflight(
-            self,
-            forget,
-            model=model,
-            train_dataloaders=train_dataloaders,
-            datamodule=datamodule,
-            ckpt_path=ckpt_path,
-            weights_only=weights_only,
-            val_dataloaders=val_dataloaders,
-            by=by,
-            find_duplicates=find_duplicates,
-        )
+    unlearn = _unlearn
+    preflight = _preflight
 
 
 def attach() -> None:

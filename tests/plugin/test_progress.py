@@ -63,6 +63,32 @@ def test_the_rich_bar():
     assert "5/5" in shown
 
 
+def test_the_rich_bar_s_thread_may_draw_while_the_checkpoint_is_written(tmp_path):
+    """It asks the Trainer for a Rich bar, while others' states are kept out."""
+
+    class Telling(RichProgressBar):
+        def state_dict(self):
+            return {"seen": "losses"}
+
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            checkpoint["told"] = "losses"
+
+    class Drawing(HeadNet):
+        def on_save_checkpoint(self, checkpoint):
+            bar.progress.refresh()  # what its thread does ten times a second
+            seen.append(type(self.trainer.progress_bar_callback))
+
+    seen, screen = [], io.StringIO()
+    options = {"file": screen, "force_terminal": True, "width": 100}
+    bar = Telling(console_kwargs=options)
+    _, fit_trainer, _, _ = with_bar(bar, net=Drawing())
+    fit_trainer.unlearn([1, 2], save_to=tmp_path / "clean.ckpt")
+    assert seen == [RichProgressBar]
+    held = torch.load(tmp_path / "clean.ckpt", weights_only=True)
+    assert "told" not in held
+    assert list(held["callbacks"]) == ["UnlearningCallback"]
+
+
 def test_quiet_without_a_bar(capsys):
     _, fit_trainer, _, _ = fitted()
     capsys.readouterr()

@@ -77,7 +77,7 @@ def refused(error, match, net, fit_trainer, callback, forget, **kwargs):
             torch.zeros(2, 2, dtype=torch.long),
             r"hold integers, got \[0, 0\] \(list\)",
         ),
-        (np.zeros((2, 2), int), r"flat list of indices, got shape \(2, 2\)"),
+        (np.zeros((2, 2), int), r"flat list of indices, got ndarray of shape \(2, 2\)"),
         (torch.ones(2, dtype=torch.bfloat16), "hold integers, got 1.0"),
         ("x" * 5000 + ".txt", "expected a file of indices at xxx"),
         (None, "as indices, a path, a Subset or a DataLoader"),
