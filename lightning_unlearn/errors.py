@@ -47,3 +47,7 @@ class LedgerError(UnlearningError, ValueError):
 
 class BudgetError(UnlearningError, RuntimeError):
     """A request would exceed the announced number of releases."""
+
+
+class AuditError(UnlearningError, RuntimeError):
+    """An attack found more than is certified: the certificate or the code is wrong."""

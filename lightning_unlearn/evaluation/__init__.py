@@ -4,10 +4,16 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.audit import Audit as Audit
+from lightning_unlearn.evaluation.audit import two_sample_audit as two_sample_audit
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
 from lightning_unlearn.evaluation.gaps import AccuracyGaps as AccuracyGaps
+from lightning_unlearn.evaluation.lower import (
+    epsilon_lower_bound as epsilon_lower_bound,
+)
+from lightning_unlearn.evaluation.lower import mu_lower_bound as mu_lower_bound
 from lightning_unlearn.evaluation.margins import Klom as Klom
 from lightning_unlearn.evaluation.margins import klom as klom
 from lightning_unlearn.evaluation.membership import (
@@ -34,3 +40,5 @@ from lightning_unlearn.evaluation.scores import membership_score as membership_s
 from lightning_unlearn.evaluation.scores import modified_entropy as modified_entropy
 from lightning_unlearn.evaluation.ulira import ULiRA as ULiRA
 from lightning_unlearn.evaluation.ulira import ULiRAResult as ULiRAResult
+from lightning_unlearn.evaluation.white_box import WhiteBox as WhiteBox
+from lightning_unlearn.evaluation.white_box import white_box_mu as white_box_mu

@@ -1,0 +1,80 @@
+"""The true mu of a release, where both points before the noise are known."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn._text import number
+from lightning_unlearn.certificate.record import Certificate
+from lightning_unlearn.errors import ArgumentError, AuditError
+from lightning_unlearn.evaluation import _checks, _worlds
+
+
+class WhiteBox(NamedTuple):
+    """The mu of a release whose two points before noise are known. Secret.
+
+    Attributes:
+        mu_true: Their distance over the certificate's ``noise_std``; infinite if they
+            differ and there is no noise.
+        mu_certified: What the certificate states, or None for grade ``none``.
+        ratio: ``mu_true / mu_certified``, 1 if the bound is attained; or None.
+    """
+
+    mu_true: float
+    mu_certified: float | None
+    ratio: float | None
+
+
+def white_box_mu(
+    certificate: Certificate, w_unlearned: Tensor, w_retrained: Tensor
+) -> WhiteBox:
+    """The true mu of a release, where both worlds' points before noise are known.
+
+    ``|w_u - w_r| / noise_std`` exactly (two Gaussians of one size differ along one
+    line only: Balle & Wang 2018, Theorem 8). For a convex head `w_retrained` is where
+    the request ends from weights that were trained without the forgotten samples, or
+    the exact minimiser over the retained ones. It audits the sensitivity, not the
+    noise that was drawn: `two_sample_audit` sees that.
+
+    **Secret**: no noise protects these vectors, nor what is returned, which depends on
+    the forgotten samples. Write neither down beside the released model.
+
+    Args:
+        certificate: Of the request; it must verify.
+        w_unlearned: Weights in scope before the noise (``n_parameters``,), float64.
+        w_retrained: The same in the retrained world.
+
+    Returns:
+        The true mu, the certified one and their ratio: how loose the bound is here.
+
+    Raises:
+        AuditError: If the true mu is above the certified one, by more than rounding.
+        CertificateError: If the certificate does not verify.
+        ArgumentError: If a vector is not of that shape and dtype, or not finite.
+    """
+    certificate.verify()
+    r = _checks.reference("w_retrained", w_retrained, 1).cpu()
+    u = _checks.values("w_unlearned", w_unlearned, 1).cpu()
+    p = certificate.n_parameters
+    for name, w in (("w_unlearned", u), ("w_retrained", r)):
+        if w.dtype != torch.float64 or len(w) != p:
+            raise ArgumentError(
+                f"expected {name} to be the {p} weights in scope in float64, before "
+                f"the noise and any cast, got {w.dtype} of shape {tuple(w.shape)}"
+            )
+    distance, sigma = float((u - r).norm()), certificate.noise_std
+    true = distance / sigma if sigma > 0 else (math.inf if distance > 0 else 0.0)
+    stated = _worlds.stated_mu(certificate)
+    if stated is None:
+        return WhiteBox(true, None, None)
+    rounding = 2.0**-52 * float(u.norm() + r.norm()) / sigma
+    if not true <= stated * _worlds.ROUNDING + rounding:
+        raise AuditError(
+            f"expected mu of at most {number(stated)}, as certified (grade "
+            f"{certificate.grade.value}), got {number(true)} from the distance before "
+            "noise: the certificate or the code is wrong, or these are not the two "
+            "ends of the same request; release nothing, and report it"
+        )
+    return WhiteBox(true, stated, true / stated)
