@@ -97,7 +97,7 @@ class Audit:
                 "  so few models could not have refuted this certificate: draw more"
             )
         lines.append(
-            "  a failed audit proves nothing: another attack or more draws may find it"
+            "  a failed audit proves nothing: other attacks or more draws may find more"
         )
         return "\n".join(lines)
 

@@ -436,6 +436,25 @@ def test_audit_of_a_head_passes_and_a_tampered_certificate_is_caught(head):
         two_sample_audit(tampered, *many, confidence=0.9999)
 
 
+def test_a_tenth_of_the_noise_is_caught_and_the_whole_never_is(head):
+    *_, u, r, released, c = head
+    n, caught = 100, 0
+    for seed in range(20):
+        honest = [
+            draws(w, c.noise_std, n, 100 * seed + i) for i, w in enumerate((u, r))
+        ]
+        two_sample_audit(c, *honest)
+    for seed in range(10):
+        fraud = [
+            draws(w, c.noise_std / 10, n, seed + 50 * i) for i, w in enumerate((u, r))
+        ]
+        try:
+            two_sample_audit(c, *fraud)
+        except AuditError:
+            caught += 1
+    assert caught >= 9
+
+
 def test_constants_that_are_false_are_caught_by_the_white_box(head):
     """A tolerance that was not reached, in a certificate that verifies."""
     *_, u, r, released, c = head
