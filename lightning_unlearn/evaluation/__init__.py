@@ -4,8 +4,6 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
-from lightning_unlearn.evaluation.audit import Audit as Audit
-from lightning_unlearn.evaluation.audit import two_sample_audit as two_sample_audit
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
@@ -38,6 +36,8 @@ from lightning_unlearn.evaluation.scores import (
 from lightning_unlearn.evaluation.scores import loss as loss
 from lightning_unlearn.evaluation.scores import membership_score as membership_score
 from lightning_unlearn.evaluation.scores import modified_entropy as modified_entropy
+from lightning_unlearn.evaluation.two_sample import Audit as Audit
+from lightning_unlearn.evaluation.two_sample import two_sample_audit as two_sample_audit
 from lightning_unlearn.evaluation.ulira import ULiRA as ULiRA
 from lightning_unlearn.evaluation.ulira import ULiRAResult as ULiRAResult
 from lightning_unlearn.evaluation.white_box import WhiteBox as WhiteBox

@@ -411,7 +411,7 @@ def test_white_box_of_a_head_is_below_and_attains_what_is_certified(head):
         white_box_mu(c, torch.zeros_like(u), exact)  # no solve at all
 
 
-def test_audit_of_a_head_passes_and_a_tampered_certificate_is_caught(head):
+def test_two_sample_of_a_head_passes_and_a_tampered_certificate_is_caught(head):
     *_, u, r, released, c = head
     many = draws(u, c.noise_std, 1500, 0), draws(r, c.noise_std, 1500, 1)
     many[0][0] = released  # what was released is one of them
