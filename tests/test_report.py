@@ -415,8 +415,8 @@ def test_the_composed_epsilon_has_the_lowest_grade_of_its_releases():
 def test_commands_name_the_files_at_hand():
     named = {"certificate_file": "T 1.certificate.json", "checkpoint_file": "c.ckpt"}
     text = render(make().to_json(), Evidence(**named))
-    assert "verify &#39;T 1.certificate.json&#39; \\" in text
-    assert "--checkpoint c.ckpt" in text
+    lines = "verify &#39;T 1.certificate.json&#39; \\<br>  --checkpoint c.ckpt</code>"
+    assert lines in text
     assert "--ledger" not in text
     assert "verify CERTIFICATE.json" in render(make().to_json())
 

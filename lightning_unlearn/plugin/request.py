@@ -270,6 +270,7 @@ class Request:
             quality=lines,
             metric=metric,
             ledger=None if file is None else done.ledger.to_text(),
+            ledger_path=file,
             duplicates=copies,
         )
 

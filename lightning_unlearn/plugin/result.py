@@ -32,6 +32,7 @@ class UnlearningResult:
             samples. Internal, as `residuals`.
         metric: What the numbers of `quality` are.
         ledger: The ledger's text after this request, or None without ``ledger=``.
+        ledger_path: Its file.
         duplicates: Positions of retained samples that equal a forgotten one, or None
             if nobody looked. Internal, as `residuals`.
     """
@@ -47,6 +48,7 @@ class UnlearningResult:
     quality: tuple[Quality, ...] = ()
     metric: str = "accuracy"
     ledger: str | None = None
+    ledger_path: Path | None = None
     duplicates: tuple[int, ...] | None = None
 
     def report(
@@ -89,6 +91,7 @@ class UnlearningResult:
             duplicates=None if self.duplicates is None else len(self.duplicates),
             seconds=self.seconds,
             deleted=self.deleted,
+            ledger_file=None if self.ledger_path is None else self.ledger_path.name,
             certificate_file=None if clean is None else certificate_path(clean).name,
             checkpoint_file=None if clean is None else clean.name,
         )
