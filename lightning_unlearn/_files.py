@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from lightning_unlearn.errors import SetupError
@@ -80,6 +81,11 @@ def take_name(temporary: Path, path: Path) -> None:
         temporary.rename(path)
     else:
         temporary.unlink()
+
+
+def close_output() -> None:
+    """Nobody reads standard output any more: what else is printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sync(path: Path) -> None:

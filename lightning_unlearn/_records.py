@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning_unlearn.errors import UnlearningError
@@ -14,6 +15,24 @@ def canonical_digest(plain: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a plain dictionary."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unique(
+    twice: Callable[[list[str]], UnlearningError],
+) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """A hook for `json.loads` that refuses an object with a key written twice.
+
+    Args:
+        twice: Keys of such an object -> the error.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise twice([key for key, _ in pairs])
+        return found
+
+    return once
 
 
 def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[str, Any]:
@@ -33,11 +52,8 @@ def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[st
     def refuse(constant: str) -> float:
         raise error(f"expected finite numbers in {what}, got {constant}")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise error(f"a field is written twice in {what}, among {sorted(keys)}")
-        return dict(pairs)
+    def twice(keys: list[str]) -> UnlearningError:
+        return error(f"a field is written twice in {what}, among {sorted(keys)}")
 
     def number(digits: str) -> float:
         value = float(digits)
@@ -54,7 +70,7 @@ def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[st
             parse_constant=refuse,
             parse_float=number,
             parse_int=integer,
-            object_pairs_hook=unique,
+            object_pairs_hook=unique(twice),
         )
     except (ValueError, RecursionError) as problem:
         if isinstance(problem, error):

@@ -11,6 +11,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def one_line(error: Exception, plain: tuple[type[Exception], ...], hint: str) -> str:
+    """An error as one line; with its kind and a hint unless its text says enough.
+
+    Args:
+        error: The error.
+        plain: Kinds whose text says enough.
+        hint: How to see more.
+
+    Example:
+        >>> one_line(ValueError("two  words"), (), "--debug")
+        'ValueError: two words (--debug)'
+    """
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, plain):
+        return text
+    return f"{type(error).__name__}: {text} ({hint})"
+
+
 def number(value: float) -> str:
     """Four digits, and no zeros in the exponent.
 

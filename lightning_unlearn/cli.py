@@ -1,7 +1,6 @@
 """`LightningCLI` with the subcommands ``unlearn`` and ``preflight``."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from lightning.pytorch.cli import LightningCLI as _LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
+from lightning_unlearn._files import close_output
+from lightning_unlearn._text import one_line
 from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.checkpoint import certificate_path
@@ -268,7 +269,7 @@ def _say(text: object) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:  # nobody reads on; what was asked for is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()
 
 
 @contextmanager
@@ -285,7 +286,5 @@ def _one_line(debug: bool) -> Iterator[None]:
 
 @rank_zero_only
 def _complain(error: Exception) -> None:
-    text = " ".join(str(error).split())
-    if not isinstance(error, UnlearningError):
-        text = f"{type(error).__name__}: {text} (--debug shows the traceback)"
+    text = one_line(error, (UnlearningError,), "--debug shows the traceback")
     print(f"error: {text}", file=sys.stderr)

@@ -5,16 +5,16 @@ line that says why), 2 for a wrong command line, 130 if it was interrupted.
 """
 
 import argparse
-import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
-from lightning_unlearn._text import printable
+from lightning_unlearn._files import close_output
+from lightning_unlearn._text import one_line, printable
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.certificate.signature import sign
 from lightning_unlearn.errors import (
@@ -47,22 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()
         return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        text = one_line(error, (UnlearningError, OSError), "--debug shows where")
+        print(f"error: {text}", file=sys.stderr)
         return 1
-
-
-def _one_line(error: Exception) -> str:
-    text = printable(" ".join(str(error).split()))
-    if isinstance(error, (UnlearningError, OSError)):
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,12 +151,10 @@ def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    digest = None
-    if options.checkpoint is not None:
-        digest = _checkpoint_digest(options.checkpoint)
+    digest = _given(options.checkpoint, _checkpoint_digest)
     findings = verify_text(
         _text(options.certificate),
-        None if options.ledger is None else _text(options.ledger),
+        _given(options.ledger, _text),
         digest,
         options.public_key,
     )
@@ -198,7 +190,6 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    ledger = None if options.ledger is None else _text(options.ledger)
     path = options.output
     if path is None:
         name = options.certificate.name
@@ -206,9 +197,9 @@ def _report(options: argparse.Namespace) -> int:
             name = name.removesuffix(ending)
         path = options.certificate.with_name(f"{name}.report.html")
     evidence = Evidence(
-        ledger=ledger,
+        ledger=_given(options.ledger, _text),
         certificate_file=options.certificate.name,
-        ledger_file=None if options.ledger is None else options.ledger.name,
+        ledger_file=_given(options.ledger, lambda path: path.name),
     )
     write(path, _text(options.certificate), evidence)
     print(f"report written to {path}")
@@ -222,14 +213,17 @@ def _show_ledger(options: argparse.Namespace) -> int:
 
 
 def _check_ledger(options: argparse.Namespace) -> int:
-    digest = None
-    if options.checkpoint is not None:
-        digest = _checkpoint_digest(options.checkpoint)
+    digest = _given(options.checkpoint, _checkpoint_digest)
     findings = verify_ledger(_text(options.ledger), digest)
     failed = [finding.text for finding in findings if finding.holds is False]
     if failed:
         raise LedgerError(failed[0])
     return _print_findings(findings)
+
+
+def _given(path: Path | None, read: Callable[[Path], str]) -> str | None:
+    """What is read of a file, if one was named."""
+    return None if path is None else read(path)
 
 
 def _text(path: Path) -> str:

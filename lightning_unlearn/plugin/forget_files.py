@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_unlearn._records import unique
 from lightning_unlearn.errors import ForgetSetError
 
 _MOST_BYTES = 256 << 20
@@ -175,17 +176,14 @@ def _one(text: str, path: Path, expected: str) -> int:
 
 
 def _load(path: Path) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ForgetSetError(
-                f"expected every key once in an object of {path}, got "
-                f"{[key for key, _ in pairs]!s:.200}: the last would hide the others"
-            )
-        return found
+    def twice(keys: list[str]) -> ForgetSetError:
+        return ForgetSetError(
+            f"expected every key once in an object of {path}, got {keys!s:.200}: the "
+            "last would hide the others"
+        )
 
     text = path.read_text(encoding="utf-8-sig")
-    return json.loads(text, object_pairs_hook=once)
+    return json.loads(text, object_pairs_hook=unique(twice))
 
 
 def _json(path: Path) -> Any:
@@ -245,9 +243,13 @@ def _rows(path: Path) -> list[list[str]]:
         return [row for row in csv.reader(file, strict=True) if row]
 
 
+def _header(rows: list[list[str]]) -> list[str]:
+    return [name.strip() for name in rows[0]] if rows else []
+
+
 def _picked(rows: list[list[str]], name: str, path: Path) -> list[str]:
     """The values of a named column; the first row has the names."""
-    header = [column.strip() for column in rows[0]]
+    header = _header(rows)
     if header.count(name) != 1:
         raise ForgetSetError(
             f"expected one column named {name!r} in {path}, got {header!s:.200}"
@@ -264,7 +266,7 @@ def _picked(rows: list[list[str]], name: str, path: Path) -> list[str]:
 
 def _csv(path: Path) -> list[int]:
     rows = _rows(path)
-    header = [name.strip() for name in rows[0]] if rows else []
+    header = _header(rows)
     if "index" in header:
         found = _picked(rows, "index", path)
     elif all(len(row) == 1 for row in rows):
@@ -281,7 +283,7 @@ def _csv(path: Path) -> list[int]:
 
 def _column(path: Path, by: str | None) -> list[str]:
     rows = _rows(path)
-    header = [name.strip() for name in rows[0]] if rows else []
+    header = _header(rows)
     if by is None or by not in header:
         raise ForgetSetError(
             f"expected a column named {by!r} in {path}, got columns {header!s:.200}: "
