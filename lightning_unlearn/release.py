@@ -10,7 +10,6 @@ import torch
 from lightning_unlearn.certificate import claims
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Origin
-from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
 from lightning_unlearn.certificate.record import Certificate, PublicPart
 from lightning_unlearn.errors import BudgetError, GuaranteeError
 from lightning_unlearn.newton import Step, project
@@ -133,16 +132,15 @@ def release(
     )
     claimed = grade is not Grade.NONE
     mus = (*around.earlier_mus, sensitivity / noise_std) if claimed else ()
-    composed = None
-    if claimed and len(mus) == around.release:
-        composed = gaussian_epsilon(compose_mu(*mus), terms.delta)
-        if terms.releases is not None and composed > terms.epsilon * (1 + 1e-6):
-            raise BudgetError(
-                f"expected all {terms.releases} announced releases within epsilon = "
-                f"{terms.epsilon:g}, but with the earlier ones this makes "
-                f"{composed:.4g}: they were made with a larger epsilon or delta; set "
-                "them again, or use releases=None"
-            )
+    composed = claims.composed_epsilon(mus, around.release, terms.delta)
+    total = terms.epsilon * (1 + 1e-6)
+    if composed is not None and terms.releases is not None and composed > total:
+        raise BudgetError(
+            f"expected all {terms.releases} announced releases within epsilon = "
+            f"{terms.epsilon:g}, but with the earlier ones this makes "
+            f"{composed:.4g}: they were made with a larger epsilon or delta; set "
+            "them again, or use releases=None"
+        )
     certificate = Certificate(
         grade=grade,
         epsilon=terms.epsilon if claimed else None,

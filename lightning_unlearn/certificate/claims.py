@@ -6,12 +6,17 @@ This file decides what may be said. `record.Certificate` stores the answer and
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_unlearn import _validate
 from lightning_unlearn.certificate import bounds
 from lightning_unlearn.certificate.constants import TRUSTED, Constant, Origin
-from lightning_unlearn.certificate.gaussian import gaussian_sigma
+from lightning_unlearn.certificate.gaussian import (
+    compose_mu,
+    gaussian_epsilon,
+    gaussian_mu,
+    gaussian_sigma,
+)
 from lightning_unlearn.errors import ArgumentError, CertificateError
 
 
@@ -150,6 +155,41 @@ def noise_std_upper(
     _validate.count(releases=T)
     check_delta(delta)
     return math.sqrt(T) * gaussian_sigma(epsilon, delta, sensitivity)
+
+
+def announced_mu(epsilon: float, delta: float, releases: int) -> float:
+    """The mu of each of T announced releases: ``gaussian_mu / sqrt(T)``.
+
+    As `noise_std_upper`, whatever the sensitivity.
+
+    Args:
+        epsilon: Of all of them together, > 0.
+        delta: Failure probability, in (0, 1).
+        releases: T.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+    """
+    _validate.count(releases=releases)
+    return gaussian_mu(epsilon, delta) / math.sqrt(releases)
+
+
+def composed_epsilon(
+    release_mus: Sequence[float], release: int, delta: float
+) -> float | None:
+    """Epsilon of all releases so far seen together.
+
+    Args:
+        release_mus: Of those that had a guarantee; empty if the last had none.
+        release: How many there were.
+        delta: Failure probability, in (0, 1).
+
+    Returns:
+        Epsilon, or None unless every release had a guarantee.
+    """
+    if not release_mus or len(release_mus) != release:
+        return None
+    return gaussian_epsilon(compose_mu(*release_mus), delta)
 
 
 def check_delta(delta: float) -> None:

@@ -11,7 +11,6 @@ from lightning_unlearn._records import canonical_digest, strict_object
 from lightning_unlearn.certificate import claims
 from lightning_unlearn.certificate.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.certificate.constants import Constant, Origin
-from lightning_unlearn.certificate.gaussian import compose_mu, gaussian_epsilon
 from lightning_unlearn.errors import ArgumentError, CertificateError, GuaranteeError
 
 SCHEMA = 1
@@ -233,9 +232,7 @@ def _verify(c: Certificate) -> None:
             f"release_mus lists {len(c.release_mus)} releases, release is {c.release}"
         )
     _require("release_mus[-1]", c.release_mus[-1], sensitivity / noise_std)
-    composed = None
-    if len(c.release_mus) == c.release:
-        composed = gaussian_epsilon(compose_mu(*c.release_mus), c.delta)
+    composed = claims.composed_epsilon(c.release_mus, c.release, c.delta)
     _require("composed_epsilon", c.composed_epsilon, composed)
     if c.composed_grade is not None:
         lowest = claims.lowest((c.grade, c.composed_grade))

@@ -15,8 +15,6 @@ from lightning_unlearn.certificate import (
     Grade,
     Origin,
     claims,
-    compose_mu,
-    gaussian_epsilon,
     gaussian_mu,
 )
 from lightning_unlearn.certificate.guarantees import NewtonStep, NormBall
@@ -272,11 +270,11 @@ def _composed(
     ready: Resolved, grade: Grade, sensitivity: float, noise_std: float
 ) -> float | None:
     """Epsilon of all releases so far and this one; None if one has no guarantee."""
-    earlier = ready.ledger.mus
-    if grade is Grade.NONE or len(earlier) < len(ready.ledger.entries):
-        return None
-    mu = compose_mu(*earlier, sensitivity / noise_std)
-    return gaussian_epsilon(mu, ready.options.delta)
+    mus = ()
+    if grade is not Grade.NONE:
+        mus = (*ready.ledger.mus, sensitivity / noise_std)
+    release = len(ready.ledger.entries) + 1
+    return claims.composed_epsilon(mus, release, ready.options.delta)
 
 
 def _expected_bound(ready: Resolved) -> tuple[Bound, float]:
