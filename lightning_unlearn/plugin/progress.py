@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -33,48 +32,58 @@ class _Bar:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.trainer, self.module = trainer, module
-        shown = trainer.progress_bar_callback
-        known = isinstance(shown, (TQDMProgressBar, RichProgressBar))
-        self.bar: ProgressBar | None = shown if known else None
-        self.task: Any = None
+        self.bar: ProgressBar | None = None
+        self.draw: Callable[[int, str], None] | None = None
         self.shown = -math.inf
-        if self.bar is not None:
-            self.bar.on_predict_start(trainer, module)
-        if isinstance(self.bar, TQDMProgressBar):
-            self.bar.predict_progress_bar.reset(len(STAGES))
-        elif isinstance(self.bar, RichProgressBar) and self.bar.progress is not None:
-            self.task = self.bar.progress.add_task("Unlearning", total=len(STAGES))
+        shown = trainer.progress_bar_callback
+        if isinstance(shown, (TQDMProgressBar, RichProgressBar)):
+            self.bar = shown
+            shown.on_predict_start(trainer, module)
+            self.draw = _drawing(shown)
 
     def show(self, done: int, text: str, passing: bool = False) -> None:
         """Stages done, and what is going on; a `passing` text may be left out."""
         now = time.monotonic()
-        if passing and now < self.shown + _EVERY:
+        if self.draw is None or (passing and now < self.shown + _EVERY):
             return
         self.shown = now
         with told("the progress bar is off", self._off):
-            self._show(done, text)
+            self.draw(done, f"Unlearning: {text}")
 
     def _off(self) -> None:
-        self.bar = None
-
-    def _show(self, done: int, text: str) -> None:
-        if isinstance(self.bar, TQDMProgressBar):
-            line = self.bar.predict_progress_bar
-            line.n = done
-            line.set_description_str(f"Unlearning: {text}", refresh=False)
-            line.refresh()
-        elif isinstance(self.bar, RichProgressBar) and self.task is not None:
-            assert self.bar.progress is not None  # or there were no task
-            self.bar.progress.update(
-                self.task, completed=done, description=f"Unlearning: {text}"
-            )
-            self.bar.refresh()
+        self.bar = self.draw = None
 
     def close(self) -> None:
         """Leave the line as it is."""
         if self.bar is not None:
             with told("the progress bar is off", self._off):
                 self.bar.on_predict_end(self.trainer, self.module)
+
+
+def _drawing(
+    bar: TQDMProgressBar | RichProgressBar,
+) -> Callable[[int, str], None] | None:
+    """What draws (stages done, text) in a bar that was started; None if it is off."""
+    if isinstance(bar, TQDMProgressBar):
+        line = bar.predict_progress_bar
+        line.reset(len(STAGES))
+
+        def draw_line(done: int, text: str) -> None:
+            line.n = done
+            line.set_description_str(text, refresh=False)
+            line.refresh()
+
+        return draw_line
+    progress = bar.progress
+    if progress is None:
+        return None
+    task = progress.add_task("Unlearning", total=len(STAGES))
+
+    def draw_task(done: int, text: str) -> None:
+        progress.update(task, completed=done, description=text)
+        bar.refresh()
+
+    return draw_task
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What the weights are worth on some samples: accuracy, or the loss."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.report.evidence import Quality
 from lightning_unlearn.scope import Vector, passes
 
+Samples = dict[str, tuple[DataLoader, list[int]]]
 Values = dict[str, tuple[str, float]]
 
 
@@ -75,20 +77,14 @@ def loader_of(ready: Resolved, stage: str) -> DataLoader | None:
     return loader if known and loader.batch_sampler is not None else None
 
 
-def everywhere(
-    ready: Resolved,
-    weights: Vector | None = None,
-    buffers: dict[str, Tensor] | None = None,
-) -> Values:
-    """The metric on the forgotten, the retained and the user's own test samples.
+def samples(ready: Resolved) -> Samples:
+    """What to measure on: the forgotten, the retained and the user's test samples.
 
     Args:
         ready: The request.
-        weights: To measure in place of the module's own, (p,); nothing is moved.
-        buffers: Likewise.
 
     Returns:
-        "forget", "retain" and "test" or "validation" -> (metric, value).
+        "forget", "retain" and "test" or "validation" -> a loader and its positions.
 
     Raises:
         StrategyError: If the weights are in shards.
@@ -98,25 +94,47 @@ def everywhere(
             "expected whole weights with evaluate=True, got shards: leave it out, and "
             "evaluate with trainer.test"
         )
-    data = {"forget": (ready.loader, ready.chosen)}
-    data["retain"] = (ready.loader, ready.retained)
+    found = {
+        "forget": (ready.loader, ready.chosen),
+        "retain": (ready.loader, ready.retained),
+    }
     with ready.processes.together():
         for stage, name in (("test", "test"), ("val", "validation")):
             loader = loader_of(ready, stage)
             if loader is not None:
                 n = len(loader.dataset)  # type: ignore[arg-type]
-                data[name] = (loader, list(range(n)))
+                found[name] = (loader, list(range(n)))
                 break
-    found: Values = {}
+    return found
+
+
+def everywhere(
+    ready: Resolved,
+    where: Samples,
+    weights: Vector | None = None,
+    buffers: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Values:
+    """The metric on each set of samples.
+
+    Args:
+        ready: The request.
+        where: Of `samples`.
+        weights: To measure in place of the module's own, (p,); nothing is moved.
+        buffers: Likewise.
+
+    Returns:
+        Name of the set -> (metric, value).
+    """
     with passes(ready.module, ready.scope, ready.dtype):
         if weights is not None:
             ready.scope.assign(weights)
         named = dict(ready.module.named_buffers())
-        for name, value in (buffers or {}).items():
+        for name, value in buffers.items():
             named[name].copy_(value)
-        for name, (loader, indices) in data.items():
-            found[name] = measure(ready, ready.batches(loader, indices))
-    return found
+        return {
+            name: measure(ready, ready.batches(loader, indices))
+            for name, (loader, indices) in where.items()
+        }
 
 
 def compared(before: Values, after: Values) -> tuple[str, tuple[Quality, ...]]:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import ledger as ledgers
-from lightning_unlearn.certificate import Certificate, gaussian_mu
+from lightning_unlearn.certificate import Certificate, claims
 from lightning_unlearn.certificate.guarantees import NormBall
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.heads import ConvexHead
@@ -227,7 +227,8 @@ class Request:
             ready = replace(ready, display=display)
             self.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
             with isolate_rng(), quiet(self.module):
-                before = quality.everywhere(ready) if self.asked.evaluate else None
+                where = quality.samples(ready) if self.asked.evaluate else None
+                before = quality.everywhere(ready, where) if where else None
                 if kept is None:
                     step, rest = ready.step(ready.retained), None
                 else:
@@ -238,9 +239,9 @@ class Request:
             display.stage("certificate")
             done = self._decide(ready, step)
             metric, lines = "accuracy", ()
-            if before is not None:
+            if where and before is not None:
                 with isolate_rng(), quiet(self.module):
-                    after = quality.everywhere(ready, done.weights, done.buffers)
+                    after = quality.everywhere(ready, where, done.weights, done.buffers)
                 metric, lines = quality.compared(before, after)
             if done.certificate.noise_std > 0:  # or it would give away the step
                 here = ready.scope.flatten(done.weights.dtype)
@@ -370,8 +371,9 @@ class Request:
         if options.noise_std is None:
             mu = None
             if options.releases is not None:
-                whole = gaussian_mu(options.epsilon, options.delta)
-                mu = whole / options.releases**0.5
+                mu = claims.announced_mu(
+                    options.epsilon, options.delta, options.releases
+                )
             ledger.check_budget(options.releases, mu)
         return ledger
 

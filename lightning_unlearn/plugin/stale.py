@@ -42,7 +42,8 @@ def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Sta
         if isinstance(callback, Checkpoint):
             paths |= {getattr(callback, name, None) for name in _PATHS}
             paths |= set(getattr(callback, "best_k_models", {}))
-            folders |= {Path(f) for f in [getattr(callback, "dirpath", None)] if f}
+            own = getattr(callback, "dirpath", None)
+            folders |= {Path(own)} if own else set()
     # Another process knows of the file it began with, and not of those beside it.
     for folder in folders:
         beside = folder.glob("*.ckpt")
