@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,13 @@ def real_data():
     if not folder:
         pytest.skip("needs real data: set LIGHTNING_UNLEARN_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The example's folder, and ``python train.py`` for the current process."""
+    shutil.copytree(Path(__file__).parent.parent / "examples" / "cli", tmp_path / "cli")
+    monkeypatch.chdir(tmp_path / "cli")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path / "cli"

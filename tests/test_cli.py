@@ -3,12 +3,8 @@
 import json
 import os
 import re
-import runpy
-import shlex
-import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,61 +13,15 @@ import yaml
 from lightning.pytorch.cli import LightningCLI as PlainCLI
 
 from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer, cli
-from lightning_unlearn.cli import LightningCLI
-
-ROOT = Path(__file__).parent.parent
-SNAPSHOTS = Path(__file__).parent / "snapshots"
-EXAMPLE = runpy.run_path(str(ROOT / "examples" / "cli" / "train.py"))
-Classifier, Digits = EXAMPLE["Classifier"], EXAMPLE["Digits"]
-QUIET = ["--trainer.enable_progress_bar=false"]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The example's folder, and ``python train.py`` for the current process."""
-    shutil.copytree(ROOT / "examples" / "cli", tmp_path / "cli")
-    monkeypatch.chdir(tmp_path / "cli")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path / "cli"
-
-
-def run(*arguments, kind=LightningCLI, **options):
-    return kind(Classifier, Digits, args=[str(a) for a in arguments], **options)
-
-
-def fit(*extra, kind=LightningCLI, config="config.yaml"):
-    return run(
-        "fit", "--config", config, "--trainer.max_epochs=2", *QUIET, *extra, kind=kind
-    )
-
-
-def verb(name, *extra, ckpt="run.ckpt", forget="forget.txt", **options):
-    return run(
-        name, "--config", "config.yaml", "--ckpt_path", ckpt, "--forget", forget,
-        *QUIET, *extra, **options,
-    )  # fmt: skip
-
-
-def refused(message, *arguments, capsys, **options):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        verb(*arguments, **options)
-    assert stop.value.code == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, error), error
-    assert error.startswith("error: ")
-    assert "Traceback" not in error
-    return error
-
-
-def snapshot(name, text):
-    """Compare with the file; LIGHTNING_UNLEARN_SNAPSHOTS=write makes it anew."""
-    path = SNAPSHOTS / f"{name}.txt"
-    if os.environ.get("LIGHTNING_UNLEARN_SNAPSHOTS") == "write":
-        path.write_text(text)
-    assert text == path.read_text(), f"see {path}"
-    assert max(map(len, text.splitlines())) <= 80
+from tests.cli_project import (
+    QUIET,
+    ROOT,
+    fit,
+    refused,
+    run,
+    shell,
+    verb,
+)
 
 
 def state(path):
@@ -234,50 +184,6 @@ def test_standard_output_may_be_closed(project):
     assert (project / "clean.certificate.json").exists()
 
 
-def test_every_option_of_the_callback_has_help(project, capsys):
-    import inspect
-
-    from lightning_unlearn import UnlearningCallback
-
-    with pytest.raises(SystemExit):
-        run("unlearn", "--help")
-    text = capsys.readouterr().out
-    group = text[text.index("Makes a Trainer's model") : text.index("Base class for")]
-    names = list(inspect.signature(UnlearningCallback.__init__).parameters)[1:]
-    for name in names:
-        found = re.search(rf"--unlearning.{name} .*?(?=\n  --|\Z)", group, re.S)
-        assert found, name
-        assert len(found[0].split()) > 6, found[0]  # more than its name and type
-
-
-def test_help_reads_well(project, capsys):
-    with pytest.raises(SystemExit):
-        run("unlearn", "--help")
-    text = capsys.readouterr().out
-    snapshot("cli_help", text[text.rindex("Remove the influence") :])
-    with pytest.raises(SystemExit):
-        run("--help")
-    text = capsys.readouterr().out
-    snapshot("cli_subcommands", text[text.index("Available subcommands") :])
-
-
-def test_a_certified_request_reads_well(project, capsys):
-    fit()
-    capsys.readouterr()
-    verb("unlearn", "--save_to", "clean.ckpt")
-    out = capsys.readouterr().out
-    # Its place on the disk decides how this one is wrapped.
-    out = re.sub(r"- the older checkpoint.*?delete it", "- (old)", out, flags=re.S)
-    snapshot("cli_certified", out)
-
-
-def test_a_refused_request_reads_well(project, capsys):
-    fit()
-    error = refused("already exists|which exists", "unlearn", "--save_to", "run.ckpt",
-                    capsys=capsys)  # fmt: skip
-    snapshot("cli_refused", textwrap.fill(error, 80) + "\n")
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -347,17 +253,6 @@ trainer.unlearn("forget.txt", model=names["Classifier"](), datamodule=names["Dig
 """
 
 
-def shell(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["PYTHONPATH"] = str(ROOT)
-    found = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True,
-        env=environment, timeout=300, **options,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found
-
-
 def test_python_cli_and_a_fresh_process_take_the_same_step(project):
     made = fit(*BARE)
     made.trainer.unlearn([3, 14, 15], save_to="python.ckpt")
@@ -371,36 +266,6 @@ def test_python_cli_and_a_fresh_process_take_the_same_step(project):
         assert torch.equal(weights, two[name])
         assert torch.equal(weights, three[name])
         assert not torch.equal(weights, original[name])
-
-
-def commands_in(name):
-    """The arguments of every ``python train.py`` a page shows."""
-    lines = (ROOT / name).read_text().splitlines()
-    shown = [line for line in lines if line.startswith("python train.py ")]
-    return [shlex.split(line)[1:] for line in shown]
-
-
-@pytest.mark.slow
-def test_the_readmes_commands_run(project):
-    shown = commands_in("README.md")
-    assert [command[1] for command in shown] == ["fit", "preflight", "unlearn"]
-    for command in shown:
-        found = shell(*command, "--trainer.enable_progress_bar=false")
-    assert found.stdout.startswith("CERTIFIED")
-    assert "wrote clean.ckpt, clean.certificate.json, internal.html" in found.stdout
-
-
-def test_other_pages_commands_parse(project, monkeypatch):
-    class ParsedError(Exception):
-        pass
-
-    def stop(self):
-        raise ParsedError
-
-    monkeypatch.setattr(LightningCLI, "instantiate_trainer", stop)
-    for command in commands_in("docs/deletion-request.md"):
-        with pytest.raises(ParsedError):
-            run(*command[1:], "--debug")
 
 
 @pytest.mark.slow
@@ -423,10 +288,5 @@ def test_two_processes(project):
     alone, shared = state("one.ckpt"), state("two.ckpt")
     for name, weights in alone.items():
         assert torch.allclose(weights, shared[name], rtol=0, atol=2e-6)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    again = subprocess.run(
-        [sys.executable, *request, *two, "--save_to", "two.ckpt"], env=environment,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert again.returncode == 1
+    again = shell(*request, *two, "--save_to", "two.ckpt", status=1)
     assert again.stderr.count("error: expected save_to= to name a new file") == 1
