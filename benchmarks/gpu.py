@@ -99,7 +99,7 @@ def cases():
     def codes(*shape, letters):
         return torch.randint(letters, shape, generator=generator)
 
-    n, m = (96, 48) if SMALL else (10_000, 1_000)
+    n, m = (96, 48) if SMALL else (2_000, 128)
     images = torch.randn(n, 3, 32, 32, generator=generator)
     yield (
         "ResNet-18",

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.errors import ModelError
+from lightning_unlearn.precision import full_float32
 from lightning_unlearn.processes import Processes
 
 Vector = Float[Tensor, " p"]
@@ -276,11 +277,11 @@ def put_back(module: nn.Module, before: Mapping[str, Tensor]) -> None:
 def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None]:
     """Run passes over the data so that every one sees the same function of w.
 
-    Eval mode, no autocast, the math attention kernel (flash kernels have no second
-    derivative), eager execution, gradients on for the weights in scope and for them
-    alone. Weights and buffers are copies in `dtype`: whatever a pass does to them,
-    the module has its own tensors back at the end, whatever happens. Shards stay what
-    they are (FSDP holds on to them): no pass can change them.
+    Eval mode, no autocast, no TensorFloat-32, the math attention kernel (flash kernels
+    have no second derivative), eager execution, gradients on for the weights in scope
+    and for them alone. Weights and buffers are copies in `dtype`: whatever a pass does
+    to them, the module has its own tensors back at the end, whatever happens. Shards
+    stay what they are (FSDP holds on to them): no pass can change them.
     """
     modes = {m: m.training for m in module.modules()}
     grads = {p: p.requires_grad for p in module.parameters()}
@@ -299,6 +300,7 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
         stack.enter_context(torch.enable_grad())
         for device in {t.device.type for t in held} | {"cpu"}:
             stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(full_float32())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -20,6 +20,7 @@ FLOORS = {
     "certificate": (1, {"scipy", "cryptography"}),
     "verification": (1, set()),
     "report": (1, {"jinja2"}),
+    "precision": (2, {"torch"}),
     "scope": (2, {"torch", "jaxtyping"}),
     "empirical": (2, {"torch", "jaxtyping"}),
     "processes": (2, {"torch"}),

@@ -7,6 +7,7 @@ Trainer. The reference is always a model retrained without the forgotten samples
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
+from lightning_unlearn.evaluation.finding import Audit as Audit
 from lightning_unlearn.evaluation.gaps import AccuracyGaps as AccuracyGaps
 from lightning_unlearn.evaluation.lower import (
     epsilon_lower_bound as epsilon_lower_bound,
@@ -18,6 +19,7 @@ from lightning_unlearn.evaluation.membership import (
     MembershipInference as MembershipInference,
 )
 from lightning_unlearn.evaluation.membership import MembershipResult as MembershipResult
+from lightning_unlearn.evaluation.one_run import one_run_audit as one_run_audit
 from lightning_unlearn.evaluation.quality import ForgettingQuality as ForgettingQuality
 from lightning_unlearn.evaluation.quality import challenge_score as challenge_score
 from lightning_unlearn.evaluation.quality import example_epsilons as example_epsilons
@@ -36,7 +38,6 @@ from lightning_unlearn.evaluation.scores import (
 from lightning_unlearn.evaluation.scores import loss as loss
 from lightning_unlearn.evaluation.scores import membership_score as membership_score
 from lightning_unlearn.evaluation.scores import modified_entropy as modified_entropy
-from lightning_unlearn.evaluation.two_sample import Audit as Audit
 from lightning_unlearn.evaluation.two_sample import two_sample_audit as two_sample_audit
 from lightning_unlearn.evaluation.ulira import ULiRA as ULiRA
 from lightning_unlearn.evaluation.ulira import ULiRAResult as ULiRAResult

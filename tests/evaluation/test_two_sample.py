@@ -172,9 +172,9 @@ def test_few_draws_find_nothing_and_say_so():
     audit = two_sample_audit(c, torch.ones(2), torch.zeros(2))
     assert audit.epsilon_lower == audit.mu_lower == audit.ceiling == 0
     assert audit.epsilon_lower_gaussian == 0
-    assert "so few models could not have refuted" in str(audit)
+    assert "so few could not have refuted" in str(audit)
     more = two_sample_audit(certificate(50.0), torch.ones(80), torch.zeros(80))
-    assert "so few models could not" in str(more)
+    assert "so few could not" in str(more)
     assert more.ceiling == pytest.approx(2.337, abs=0.01)
     many = two_sample_audit(c, *worlds(0.0, 400, 0))
     assert "so few" not in str(many)

@@ -35,6 +35,32 @@ def test_a_network_takes_the_step_of_the_cpu(activation, low_memory):
         torch.testing.assert_close(value, there[name], rtol=1e-3, atol=1e-5)
 
 
+class Convolutions(MLP):
+    """Digits as images, which cuDNN convolves in TensorFloat-32 if it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 32, 3, padding=1), nn.Tanh(),
+            nn.Conv2d(32, 32, 3, padding=1), nn.Tanh(), nn.Flatten(),
+            nn.Linear(2048, 10),
+        )  # fmt: skip
+
+
+def test_convolutions_take_the_step_of_the_cpu():
+    """Within what float32 allows, far below what TensorFloat-32 does to a gradient."""
+    assert torch.backends.cudnn.allow_tf32
+    options = {"damping": 5.0, "solver": CG(1e-5), "l2": 1e-4}
+    here, _ = moved("cpu", Convolutions, **options)
+    there, _ = moved("cuda", Convolutions, **options)
+    torch.manual_seed(0)
+    start = weights(Convolutions())
+    moves = torch.cat([(here[k] - start[k]).flatten() for k in here])
+    error = torch.cat([(here[k] - there[k]).flatten() for k in here])
+    print("relative error of a step", (error.norm() / moves.norm()).item())
+    assert error.norm() / moves.norm() < 1e-4
+
+
 def test_a_head_is_certified_and_ends_where_it_does_on_the_cpu():
     options = {"tolerance": 1e-9, "l2": 1e-3}
     here, _ = moved("cpu", HeadNet, **options)
