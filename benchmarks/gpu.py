@@ -99,13 +99,13 @@ def cases():
     def codes(*shape, letters):
         return torch.randint(letters, shape, generator=generator)
 
-    n, m = (96, 48) if SMALL else (2_000, 128)
+    n, m = (96, 48) if SMALL else (512, 32)
     images = torch.randn(n, 3, 32, 32, generator=generator)
     yield (
         "ResNet-18",
         ResNet18(8 if SMALL else 64),
         TensorDataset(images, codes(n, letters=10)),
-        32 if SMALL else 256,
+        32 if SMALL else 128,
     )
     options = {"width": 32, "depth": 2, "letters": 50} if SMALL else {}
     net = GPT(**options)
@@ -147,9 +147,9 @@ def passes_of(net, dataset, batch):
             yield name, [s for s, _ in found], max(b for _, b in found)
 
 
-def request(net, dataset, batch, low_memory):
+def request(net, dataset, batch, low_memory, **options):
     """(seconds of an epoch, its bytes, seconds of a request, its bytes, passes)."""
-    callback = lu.UnlearningCallback(noise_std=0.0, low_memory=low_memory)
+    callback = lu.UnlearningCallback(noise_std=0.0, low_memory=low_memory, **options)
     own = Trainer(
         max_epochs=1, callbacks=[callback], accelerator=DEVICE, devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False,
@@ -167,7 +167,7 @@ def main():
     for title, net, dataset, batch in cases():
         p = sum(q.numel() for q in net.parameters())
         vector, rows = 4 * p, []
-        epoch, *_ = request(net, dataset, batch, True)  # warm up
+        request(net, dataset, batch, True, damping=1e4)  # warm up in a few passes
         for low_memory in (True, False):
             epoch, most, seconds, more, products = request(
                 net, dataset, batch, low_memory

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.special import logsumexp, ndtri, ndtri_exp
+from scipy.special import ndtri, ndtri_exp
 from scipy.stats import binom
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def _log_tail(right: int, guesses: int) -> float:
     if right <= 0:
         return 0.0
     every = binom.logpmf(range(right, guesses + 1), guesses, 0.5)
-    return min(0.0, float(logsumexp(every)))
+    return min(0.0, float(torch.as_tensor(every).logsumexp(0)))
 
 
 def _lower(
