@@ -36,7 +36,7 @@ FLOORS = {
     "noise": (2, {"torch", "jaxtyping"}),
     "newton": (3, {"torch", "jaxtyping"}),
     "damped": (3, set()),
-    "evaluation": (3, {"torch", "torchmetrics", "scipy"}),
+    "evaluation": (3, {"torch", "torchmetrics", "scipy", "tqdm"}),
     "minimise": (3, {"torch", "jaxtyping"}),
     "prepared": (3, {"torch"}),
     "release": (3, {"torch", "jaxtyping"}),
@@ -50,13 +50,12 @@ FLOORS = {
     "__init__": (5, set()),
 }  # fmt: skip
 STANDARD = {
-    "abc", "argparse", "ast", "atexit", "collections", "contextlib", "copy", "csv",
-    "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac", "importlib",
-    "inspect", "itertools", "json", "logging", "math", "numbers", "os", "pathlib",
-    "pickle", "re", "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap", "time",
-    "types",
-    "traceback", "typing", "unicodedata", "uuid", "warnings",
-    "weakref",
+    "abc", "argparse", "ast", "atexit", "collections", "concurrent", "contextlib",
+    "copy", "csv", "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac",
+    "importlib", "inspect", "itertools", "json", "logging", "math", "multiprocessing",
+    "numbers", "os", "pathlib", "pickle", "re", "secrets", "shlex", "shutil", "sys",
+    "tempfile", "textwrap", "time", "traceback", "types", "typing", "unicodedata",
+    "uuid", "warnings", "weakref",
 }  # fmt: skip
 
 

@@ -4,9 +4,13 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.audits import AuditReport as AuditReport
+from lightning_unlearn.evaluation.audits import audit as audit
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
+from lightning_unlearn.evaluation.experiment import Experiment as Experiment
+from lightning_unlearn.evaluation.experiment import Outcome as Outcome
 from lightning_unlearn.evaluation.finding import Audit as Audit
 from lightning_unlearn.evaluation.gaps import AccuracyGaps as AccuracyGaps
 from lightning_unlearn.evaluation.lower import (

@@ -54,6 +54,18 @@ def white_box_mu(
         CertificateError: If the certificate does not verify.
         ArgumentError: If a vector is not of that shape and dtype, or not finite.
     """
+    return held_to(certificate, *apart(certificate, w_unlearned, w_retrained)[2:])
+
+
+def apart(
+    certificate: Certificate, w_unlearned: Tensor, w_retrained: Tensor
+) -> tuple[Tensor, Tensor, float, float]:
+    """Both points on the CPU, their distance and the sum of their norms.
+
+    Raises:
+        CertificateError: If the certificate does not verify.
+        ArgumentError: If a vector is not of that shape and dtype, or not finite.
+    """
     certificate.verify()
     r = _checks.reference("w_retrained", w_retrained, 1).cpu()
     u = _checks.values("w_unlearned", w_unlearned, 1).cpu()
@@ -64,12 +76,17 @@ def white_box_mu(
                 f"expected {name} to be the {p} weights in scope in float64, before "
                 f"the noise and any cast, got {w.dtype} of shape {tuple(w.shape)}"
             )
-    distance, sigma = float((u - r).norm()), certificate.noise_std
+    return u, r, float((u - r).norm()), float(u.norm() + r.norm())
+
+
+def held_to(certificate: Certificate, distance: float, norms: float) -> WhiteBox:
+    """As `white_box_mu`, of the distance and the sum of both norms, which rounds it."""
+    sigma = certificate.noise_std
     true = distance / sigma if sigma > 0 else (math.inf if distance > 0 else 0.0)
     stated = _worlds.stated_mu(certificate)
     if stated is None:
         return WhiteBox(true, None, None)
-    rounding = 2.0**-52 * float(u.norm() + r.norm()) / sigma
+    rounding = 2.0**-52 * norms / sigma
     if not true <= stated * _worlds.ROUNDING + rounding:
         raise AuditError(
             f"expected mu of at most {number(stated)}, as certified (grade "

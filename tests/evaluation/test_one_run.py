@@ -9,16 +9,14 @@ import pytest
 import torch
 from mpmath import mp
 from scipy.stats import binom
-from sklearn.datasets import load_digits
 
 from lightning_unlearn.certificate import Grade, gaussian_epsilon, gaussian_mu
-from lightning_unlearn.convex import ConvexObjective
 from lightning_unlearn.errors import ArgumentError, AuditError, CertificateError
 from lightning_unlearn.evaluation import one_run_audit
-from lightning_unlearn.features import FeatureData
-from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.release import Terms, release
+from tests.evaluation import planted
+from tests.evaluation.planted import EPSILON, TOLERANCE, R
 from tests.evaluation.worlds import DELTA, certificate, none_certificate
 from tests.test_release import around
 
@@ -146,40 +144,16 @@ def test_the_surest_guesses_find_more_where_few_canaries_show():
     assert "of 90 guesses right, 1,000 canaries" in str(some)
 
 
-# Counting 200 guesses shows a tenth of the noise from epsilon = 32 on; at epsilon = 1
-# it takes many draws (test_two_sample) or the points before noise (white_box_mu).
-R, L2, EPSILON = 200, 1e-2, 32.0
-
-
 @pytest.fixture(scope="module")
 def canaries():
-    """Digits, told odd from even, and 200 canaries with a feature of their own each.
-
-    A canary's weight is what the head knows of it. Nothing else curves F along it, so
-    a training that ends within the tolerance ends a request too, and what the request
-    leaves of the canaries comes near what is proved it may leave.
-    """
-    found = load_digits()
-    X = torch.zeros(len(found.data) + R, 64 + R, dtype=torch.float64)
-    X[:-R, :64] = torch.tensor(found.data) / 16
-    X[-R:, 64:] = 30 * torch.eye(R, dtype=torch.float64)
-    y = torch.cat((torch.tensor(found.target) % 2, torch.ones(R))).double()
-    return X, y
-
-
-def objective(canaries, coins):
-    X, y = canaries
-    rows = torch.cat((torch.ones(len(X) - R, dtype=torch.bool), coins))
-    head = ConvexHead(64 + R, 1, loss="bce")
-    return ConvexObjective(head, FeatureData(X[rows], y[rows, None]), L2)
+    return planted.samples()
 
 
 def request(canaries, coins, generator, share_of_noise):
     """Train with the canaries that are in, forget them; the noise may be a fraud."""
-    nothing = torch.zeros(64 + R + 1, dtype=torch.float64)
-    trained = minimise(objective(canaries, coins), nothing, tolerance=1e-7).weights
-    left = objective(canaries, torch.zeros(R, dtype=torch.bool))
-    step = minimise(left, trained, tolerance=1.15e-2)
+    trained = planted.minimiser(canaries, coins)
+    left = planted.objective(canaries, torch.zeros(R, dtype=torch.bool))
+    step = minimise(left, trained, tolerance=TOLERANCE)
     _, c = release(
         step,
         Terms(epsilon=EPSILON, delta=DELTA),

@@ -1,0 +1,279 @@
+"""``audit``: attack a user's own training and requests; compare with what is proved."""
+
+import multiprocessing
+import os
+import pickle
+import secrets
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_unlearn import _validate
+from lightning_unlearn._text import number
+from lightning_unlearn.certificate.record import Certificate
+from lightning_unlearn.errors import ArgumentError, SetupError
+from lightning_unlearn.evaluation import experiment as experiments
+from lightning_unlearn.evaluation.experiment import Experiment, Kept
+from lightning_unlearn.evaluation.finding import Audit
+from lightning_unlearn.evaluation.one_run import one_run_audit
+from lightning_unlearn.evaluation.two_sample import two_sample_audit
+from lightning_unlearn.evaluation.white_box import WhiteBox, held_to
+
+LEAST_CANARIES = 20  # with fewer, coins too often leave every one out
+_REFERENCE = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What all attacks found; none of it above what is certified. Secret.
+
+    Attributes:
+        one_run: Guessing which canaries were in, over all runs.
+        two_sample: Telling both worlds apart by many draws of the noise, or None.
+        white_box: The largest true mu of the runs, from the points before the noise,
+            or None where they were not computed. Exact: no confidence is involved.
+        runs: Trainings with a request.
+    """
+
+    one_run: Audit
+    two_sample: Audit | None
+    white_box: WhiteBox | None
+    runs: int
+
+    @property
+    def found(self) -> Mapping[str, float]:
+        """What was tried -> what it found, for ``result.report(path, audit=...)``."""
+        rows = {}
+        for audit in (self.one_run, self.two_sample):
+            if audit is not None:
+                rows[f"{audit.attack}: lower bound of epsilon"] = audit.epsilon_lower
+                rows[f"{audit.attack}: the largest it could show"] = audit.ceiling
+        if self.white_box is not None:
+            rows["points before noise: true mu"] = self.white_box.mu_true
+        return rows
+
+    def __str__(self) -> str:
+        parts = [str(a) for a in (self.one_run, self.two_sample) if a is not None]
+        if self.white_box is not None:
+            true, stated, _ = self.white_box
+            claim = "nothing" if stated is None else f"mu = {number(stated)}"
+            parts.append(
+                f"points before noise: true mu {number(true)} (exact; the largest of "
+                f"the runs), certified: {claim}"
+            )
+        return "\n".join(parts)
+
+
+def audit(
+    experiment: Experiment,
+    *,
+    runs: int = 1,
+    draws: int = 0,
+    guesses: int | None = None,
+    confidence: float = 0.95,
+    delta: float | None = None,
+    calibrate: bool = True,
+    folder: Path | str | None = None,
+    workers: int = 1,
+) -> AuditReport:
+    """Attack a training and its requests with canaries, and hold the certificate to it.
+
+    Every run tosses a coin for each canary, trains with those that are in, has them
+    forgotten by one request and scores all of them with what was released
+    (`one_run_audit`). With the points before the noise it also computes the true mu
+    (`white_box_mu`) and, from `draws`, the test of both worlds (`two_sample_audit`).
+
+    It costs `runs` trainings and requests, and one training more to calibrate. Decide
+    on the numbers beforehand: to go on until something is found is another test.
+
+    Args:
+        experiment: What to repeat; `lightning_unlearn.TrainerExperiment` makes one of
+            your own training.
+        runs: Trainings with a request; they are independent.
+        draws: Of the noise in each world, from the first run's request. 0 leaves the
+            two-sample audit out; it needs the points before the noise.
+        guesses: Of how many canaries of a run to guess; all by default.
+        confidence: Of the whole: an honest certificate is refuted with probability
+            ``1 - confidence`` at most.
+        delta: At which to state epsilon; the certificate's by default.
+        calibrate: Subtract from each canary's score that of a model trained without
+            any: one more training, and a much stronger attack.
+        folder: Where finished runs are kept, so that an audit that is stopped goes on
+            where it was. As secret as the training data: delete it afterwards.
+        workers: Runs at a time, each in a process of its own with its share of the
+            CPU's threads; what your Trainer uses is up to your training. More than one
+            needs ``if __name__ == "__main__":`` around a script's own code.
+
+    Returns:
+        What was found. That nothing was found proves nothing.
+
+    Raises:
+        AuditError: If a lower bound is above what is certified.
+        ArgumentError: If an argument or an outcome is not what it should be.
+        SetupError: If the folder holds runs of another experiment, or a worker ended.
+    """
+    r = _checked(experiment, runs, draws, workers)
+    _validate.probability(confidence=confidence)
+    place = None if folder is None else Path(folder)
+    names = [_name(i) for i in range(runs)]
+    done = _done(place, [*names, _REFERENCE], experiment.identity, r)
+    todo: dict[str, tuple[list[bool], int]] = {
+        name: (_tossed(r), draws if name == names[0] else 0)
+        for name in names
+        if name not in done
+    }
+    if calibrate and _REFERENCE not in done:
+        todo[_REFERENCE] = [False] * r, 0
+    with tqdm(
+        total=len(todo) + len(done), initial=len(done), desc="audit", unit="training",
+        disable=None,
+    ) as bar:  # fmt: skip
+        for name, run in _carried_out(experiment, todo, workers):
+            if place is not None:
+                experiments.write(place / f"{name}.json", experiment.identity, run)
+            done[name] = run
+            bar.update()
+    kept = [done[name] for name in names]
+    scores = _tensor([run.scores for run in kept])
+    if calibrate:
+        scores -= _tensor(done[_REFERENCE].scores)
+    return _judged(kept, scores, draws, guesses, confidence, delta)
+
+
+def _judged(
+    kept: list[Kept],
+    scores: Tensor,
+    draws: int,
+    guesses: int | None,
+    confidence: float,
+    delta: float | None,
+) -> AuditReport:
+    certificates = [Certificate.from_json(run.certificate or "") for run in kept]
+    boxes = [
+        held_to(c, run.distance, run.norms)
+        for c, run in zip(certificates, kept, strict=True)
+        if run.distance is not None
+    ]
+    share = 1 - (1 - confidence) / (2 if draws else 1)
+    two = None
+    if draws:
+        u, r = (_tensor(world) for world in kept[0].draws)
+        if len(u) != draws:
+            raise ArgumentError(
+                f"expected {draws} draws of the noise in each world, got {len(u)}: the "
+                "experiment must give the points before the noise (white_box=True), "
+                "and a first run that is kept must have been made with as many draws"
+            )
+        two = two_sample_audit(certificates[0], u, r, share, delta=delta)
+        two = replace(two, attack="draws of the noise at both points")
+    included = torch.tensor([run.included for run in kept])
+    return AuditReport(
+        one_run=one_run_audit(
+            certificates, included, scores, share, guesses=guesses, delta=delta
+        ),
+        two_sample=two,
+        white_box=max(boxes, key=lambda box: box.mu_true, default=None),
+        runs=len(kept),
+    )
+
+
+def _checked(experiment: Experiment, runs: int, draws: int, workers: int) -> int:
+    """The number of canaries, or `ArgumentError`."""
+    _validate.count(runs=runs, workers=workers)
+    if draws:
+        _validate.count(draws=draws)
+    r = experiment.n_canaries
+    if r < LEAST_CANARIES:
+        raise ArgumentError(
+            f"expected at least {LEAST_CANARIES} canaries, got {r}: with so few the "
+            "coins may leave all of them out, and the attack finds little"
+        )
+    if workers > 1:
+        try:
+            pickle.dumps(experiment)
+        except Exception as problem:  # whatever cannot be pickled raises
+            raise ArgumentError(
+                "expected an experiment that can be pickled for several workers, got "
+                f"{type(problem).__name__} ({problem}): define its functions at the "
+                "top of a module, or use workers=1"
+            ) from None
+    return r
+
+
+def _name(index: int) -> str:
+    return f"run-{index:03d}"
+
+
+def _tossed(r: int) -> list[bool]:
+    """A fair coin for each canary, from the operating system."""
+    coins = [bool(secrets.randbits(1)) for _ in range(r)]
+    if not any(coins):
+        raise SetupError(
+            f"expected some canaries in, got none of {r}: the coins left all of them "
+            "out, which happens once in a million; call audit again"
+        )
+    return coins
+
+
+def _done(
+    folder: Path | None, names: list[str], identity: str, r: int
+) -> dict[str, Kept]:
+    if folder is None:
+        return {}
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SetupError(
+            f"expected a folder for the runs at {folder}, got {type(problem).__name__} "
+            f"({problem.strerror}): choose one that can be written"
+        ) from None
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {
+        name: experiments.read(path, identity, r)
+        for name, path in paths.items()
+        if path.exists()
+    }
+
+
+def _carried_out(
+    experiment: Experiment, todo: dict[str, tuple[list[bool], int]], workers: int
+) -> Iterator[tuple[str, Kept]]:
+    if workers == 1:
+        for name, (included, draws) in todo.items():
+            yield name, experiments.carried_out(experiment, included, draws)
+        return
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        named = {
+            pool.submit(_in_worker, experiment, *asked, threads): name
+            for name, asked in todo.items()
+        }
+        for future in as_completed(named):
+            yield named[future], future.result()
+    except BrokenProcessPool:
+        raise SetupError(
+            "expected workers that finish, but one ended: a script needs if __name__ "
+            '== "__main__": around its own code, and each worker its own memory; runs '
+            "that are finished stay in folder="
+        ) from None
+    finally:  # also when it is interrupted: nothing more is started
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_worker(
+    experiment: Experiment, included: list[bool], draws: int, threads: int
+) -> Kept:
+    torch.set_num_threads(threads)
+    return experiments.carried_out(experiment, included, draws)
+
+
+def _tensor(rows: object) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)

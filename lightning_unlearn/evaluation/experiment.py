@@ -1,0 +1,161 @@
+"""What an audit repeats, and the file that keeps a run of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn import _files, _records
+from lightning_unlearn.certificate.record import Certificate
+from lightning_unlearn.errors import ArgumentError, SetupError
+from lightning_unlearn.evaluation import _checks
+from lightning_unlearn.evaluation.white_box import apart
+from lightning_unlearn.noise import add_noise
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one training with a request came to.
+
+    Attributes:
+        certificate: Of the request; None where nothing was to be forgotten.
+        scores: Of every canary, shape (canaries,), floating: higher, more likely in.
+        unlearned: Weights in scope before the noise, (p,) float64, where asked for.
+        retrained: The same in the retrained world, such as the exact minimiser.
+    """
+
+    certificate: Certificate | None
+    scores: Tensor
+    unlearned: Tensor | None = None
+    retrained: Tensor | None = None
+
+
+class Experiment(Protocol):
+    """A training that can be repeated with other canaries in it.
+
+    Attributes:
+        n_canaries: How many there are.
+        identity: Tells this experiment from others: runs kept in a folder are used
+            only for the one that made them.
+    """
+
+    n_canaries: int
+    identity: str
+
+    def __call__(self, included: Tensor) -> Outcome:
+        """Train with the canaries that are in, have them forgotten, score them all.
+
+        Args:
+            included: Boolean, (canaries,). With none in, nothing is to be forgotten:
+                the scores are then those of a model that never met a canary.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A run as it is kept: as secret as the training data.
+
+    Attributes:
+        included: Of every canary, whether the coin put it in.
+        scores: Of every canary.
+        certificate: Its JSON, or None.
+        distance: Between both worlds' points before the noise, or None.
+        norms: Sum of the norms of both.
+        draws: Of each world, released models along the line between both points.
+    """
+
+    included: list[bool]
+    scores: list[float]
+    certificate: str | None
+    distance: float | None
+    norms: float
+    draws: tuple[list[float], list[float]]
+
+
+def carried_out(experiment: Experiment, included: list[bool], draws: int) -> Kept:
+    """Run it once, and draw the noise of so many releases in both worlds.
+
+    Raises:
+        ArgumentError: If the outcome is not what `Outcome` says.
+    """
+    some = any(included)
+    found = experiment(torch.tensor(included))
+    scores = _checks.values("scores", found.scores, 1).cpu()
+    if len(scores) != len(included) or (found.certificate is None) == some:
+        got = "none" if found.certificate is None else "one"
+        raise ArgumentError(
+            f"expected scores of {len(included)} canaries and a certificate exactly "
+            f"where some were in, got {len(scores)} scores, {got} with "
+            f"{sum(included)} in"
+        )
+    u, r = found.unlearned, found.retrained
+    distance, norms, drawn = None, 0.0, ([], [])
+    if found.certificate is not None and u is not None and r is not None:
+        u, r, distance, norms = apart(found.certificate, u, r)
+        sigma = found.certificate.noise_std
+        drawn = _drawn(u, u - r, r, sigma, draws), _drawn(r, u - r, r, sigma, draws)
+    return Kept(
+        included=included,
+        scores=scores.double().tolist(),
+        certificate=None if found.certificate is None else found.certificate.to_json(),
+        distance=distance,
+        norms=norms,
+        draws=drawn,
+    )
+
+
+def _drawn(
+    point: Tensor, along: Tensor, origin: Tensor, noise_std: float, draws: int
+) -> list[float]:
+    """So many releases from a point, projected: the rest is the same in both worlds."""
+    size = float(along.norm())
+    direction = along / size if size > 0 else along
+    released = (add_noise(point.clone(), noise_std) for _ in range(draws))
+    return [float((w - origin) @ direction) for w in released]
+
+
+def write(path: Path, identity: str, run: Kept) -> None:
+    """Keep a run. The file is as secret as the data."""
+    fields = {"schema": SCHEMA, "identity": _digest(identity), **vars(run)}
+    text = json.dumps(fields, allow_nan=False)
+    _files.create_file(path, text)
+
+
+def read(path: Path, identity: str, r: int) -> Kept:
+    """A run that was kept.
+
+    Raises:
+        SetupError: If it is of another experiment, or no such file.
+    """
+    fields = _records.strict_object(
+        path.read_text("utf-8"), SetupError, f"a run in {path}"
+    )
+    own = fields.pop("schema", None), fields.pop("identity", None)
+    if own != (SCHEMA, _digest(identity)) or len(fields.get("scores", ())) != r:
+        raise SetupError(
+            f"expected runs of this experiment in {path.parent}, got {path.name} of "
+            f"another one (its digest is {own[1]}): choose another folder, or remove "
+            "it if you have changed the training"
+        )
+    return _kept(path, fields)
+
+
+def _kept(path: Path, fields: dict[str, Any]) -> Kept:
+    try:
+        u, r = fields.pop("draws")
+        return Kept(draws=(u, r), **fields)
+    except (TypeError, ValueError, KeyError) as problem:
+        raise SetupError(
+            f"expected the fields of a run in {path}, got others ({problem}): remove it"
+        ) from None
+
+
+def _digest(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

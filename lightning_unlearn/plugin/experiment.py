@@ -1,0 +1,196 @@
+"""A user's own training as an experiment that `evaluation.audit` repeats."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, default_collate
+
+from lightning_unlearn.certificate import Certificate
+from lightning_unlearn.errors import ArgumentError, SetupError
+from lightning_unlearn.evaluation.experiment import Outcome
+from lightning_unlearn.plugin import data
+from lightning_unlearn.plugin.asked import Asked
+from lightning_unlearn.plugin.inside import Run, run_inside
+from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.request import Request
+from lightning_unlearn.plugin.trainer import unlearn
+
+_EXACT = 1e-3  # of the tolerance: where the minimiser is taken to be
+
+
+class TrainerExperiment:
+    """Train with some canaries, ``trainer.unlearn`` them, score all of them.
+
+    Canaries are samples of your own data, or better ones made to be remembered, such as
+    rare inputs with a wrong label: an attack on ordinary samples finds little.
+
+    Args:
+        train: Given the samples to train on (a ``Subset`` of `dataset`), trains a new
+            model and returns the Trainer, with an `UnlearningCallback` and without a
+            ledger file. Make everything in it anew: two runs share nothing.
+        dataset: Map-style, as for training.
+        canaries: Positions of the canaries.
+        others: Positions that are always trained on; by default all the rest.
+        score: Given the released model and the canaries, one number each, (canaries,):
+            higher, more likely in. By default minus the loss of each.
+        white_box: Compute the points before the noise as well, for the true mu and
+            for ``draws``: of a `ConvexHead` only. The step is taken twice more, once
+            to a thousandth of the tolerance.
+
+    Attributes:
+        n_canaries: How many there are.
+        identity: Of `train`, the number of samples and their positions. It does not
+            see what `train` does: remove kept runs when you change that.
+
+    Raises:
+        ArgumentError: If positions are not in the dataset, repeat, or overlap.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[Dataset], pl.Trainer],
+        dataset: Dataset,
+        canaries: Iterable[int],
+        *,
+        others: Iterable[int] | None = None,
+        score: Callable[[LightningModule, Dataset], Tensor] | None = None,
+        white_box: bool = False,
+    ) -> None:
+        n = len(dataset)  # type: ignore[arg-type]
+        self.train, self.dataset, self.score = train, dataset, score
+        self.white_box = white_box
+        self.canaries = _positions("canaries", canaries, n)
+        rest = set(range(n)) - set(self.canaries) if others is None else others
+        self.others = _positions("others", rest, n)
+        both = set(self.canaries) & set(self.others)
+        if both:
+            raise ArgumentError(
+                "expected canaries that are not always trained on, got positions in "
+                f"canaries and in others: {sorted(both)[:5]}"
+            )
+        self.n_canaries = len(self.canaries)
+        text = f"{n} {self.canaries} {self.others} {white_box} {_named(score)}"
+        places = hashlib.sha256(text.encode()).hexdigest()
+        self.identity = f"{_named(train)} {places}"
+
+    def __call__(self, included: Tensor) -> Outcome:
+        """One training and one request; see `evaluation.Experiment`."""
+        inside = [c for c, x in zip(self.canaries, included.tolist(), strict=True) if x]
+        kept = sorted([*self.others, *inside])
+        trainer = self.train(Subset(self.dataset, kept))
+        if not isinstance(trainer, pl.Trainer):
+            raise ArgumentError(
+                "expected train to return the Trainer that was fit, got "
+                f"{type(trainer).__name__}"
+            )
+        if trainer.interrupted:  # Lightning 2.4 returns from fit as if it were done
+            raise KeyboardInterrupt
+        certificate: Certificate | None = None
+        unlearned = retrained = None
+        if inside:
+            forgets = [i for i, place in enumerate(kept) if place in set(inside)]
+            if self.white_box:
+                unlearned, retrained = _before_noise(trainer, forgets)
+            certificate = unlearn(trainer, forgets).certificate
+        canaries = Subset(self.dataset, self.canaries)
+        model = trainer.lightning_module
+        scores = (
+            _minus_losses(trainer, model, canaries)
+            if self.score is None
+            else self.score(model, canaries)
+        )
+        return Outcome(
+            certificate=certificate,
+            scores=scores,
+            unlearned=unlearned,
+            retrained=retrained,
+        )
+
+
+def _named(function: object) -> str:
+    named = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{named}"
+
+
+def _positions(name: str, values: Iterable[int], n: int) -> list[int]:
+    found = sorted(int(v) for v in values)
+    if len(set(found)) != len(found) or (found and not 0 <= found[0] <= found[-1] < n):
+        raise ArgumentError(
+            f"expected {name} as different positions from 0 to {n - 1}, got "
+            f"{len(found)} of them from {found[0]} to {found[-1]}, "
+            f"{len(set(found))} different"
+        )
+    return found
+
+
+def _minus_losses(trainer: pl.Trainer, model: LightningModule, canaries: Any) -> Tensor:
+    """Of each canary on its own, in eval mode."""
+    loss, *_ = hooks(model)
+    loader, device = trainer.train_dataloader, model.device
+    collate = default_collate  # where processes that have ended took the loader along
+    if loader is not None:
+        collate = data.training_loader(loader).collate_fn
+    was = model.training
+
+    def of(place: int) -> Tensor:
+        batch = collate([canaries[place]])
+        batch = model.transfer_batch_to_device(batch, device, 0)
+        return loss(batch, place).double().mean()
+
+    model.eval()
+    try:
+        with torch.no_grad(), isolate_rng(), quiet(model, restore=True):
+            return -torch.stack([of(place) for place in range(len(canaries))])
+    finally:
+        model.train(was)
+
+
+def _before_noise(trainer: pl.Trainer, forgets: list[int]) -> tuple[Tensor, Tensor]:
+    """Where the request ends, and the exact minimiser: before noise, float64."""
+    return run_inside(
+        trainer,
+        _Points(forgets),
+        model=None,
+        train_dataloaders=None,
+        datamodule=None,
+        ckpt_path=None,
+        weights_only=None,
+        changes_nothing=True,
+    )
+
+
+# An object, for the same reasons as `inside._Inside`.
+class _Points:
+    """The stage that takes the step, and a finer one, and changes nothing."""
+
+    def __init__(self, forgets: list[int]) -> None:
+        self.forgets = forgets
+
+    def __call__(self, run: Run) -> tuple[Tensor, Tensor]:
+        request = Request(
+            trainer=run.trainer,
+            module=run.model,
+            callback=run.callback,
+            loader=run.loader,
+            ckpt_path=run.ckpt_path,
+            asked=Asked(forget=self.forgets),
+        )
+        with request.strategy.whole(run.model):
+            ready, _ = request.resolve()
+            if not ready.convex:
+                raise SetupError(
+                    "expected a ConvexHead for white_box=True, got a model whose "
+                    "retrained minimiser cannot be computed: use white_box=False"
+                )
+            finer = replace(ready.options, tolerance=ready.options.tolerance * _EXACT)
+            with isolate_rng(), quiet(run.model, restore=True):
+                ends = ready.step(ready.retained).weights
+                exact = replace(ready, options=finer).step(ready.retained).weights
+        return ends.cpu(), exact.cpu()

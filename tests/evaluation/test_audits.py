@@ -1,0 +1,217 @@
+"""An audit of an experiment: honest ones pass, frauds raise, what is done is kept."""
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+
+from lightning_unlearn.certificate import gaussian_epsilon, gaussian_mu
+from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
+from lightning_unlearn.evaluation import Outcome, audit
+from lightning_unlearn.evaluation.audits import _tossed
+from tests.evaluation.worlds import DELTA, certificate
+
+R, MU = 200, 3.0
+
+
+class Mechanism:
+    """A Gaussian mechanism of a known mu over all canaries that are in."""
+
+    n_canaries = R
+
+    def __init__(self, mu=MU, offsets=0.0, far=None, identity="one"):
+        self.mu, self.offsets, self.far, self.identity = mu, offsets, far, identity
+        self.calls = []
+
+    def __call__(self, included):
+        self.calls.append(included)
+        shift = included * (self.mu / R**0.5)
+        own = torch.arange(R) * self.offsets
+        some = bool(included.any())
+        c = certificate(gaussian_epsilon(MU, DELTA), n_forget=R, n_parameters=R)
+        point = None
+        if self.far is not None:
+            point = torch.zeros(R, dtype=torch.float64)
+            point[0] = self.far * 2e-3  # the certificate's sensitivity
+        return Outcome(
+            certificate=c if some else None,
+            scores=shift + own + torch.randn(R, dtype=torch.float64),
+            unlearned=point if some else None,
+            retrained=None if point is None else torch.zeros_like(point),
+        )
+
+
+class Elsewhere(Mechanism):
+    """Says in which process it ran."""
+
+    def __call__(self, included):
+        found = super().__call__(included)
+        return Outcome(
+            certificate=found.certificate,
+            scores=torch.full((R,), float(os.getpid())).double(),
+        )
+
+
+def test_an_honest_experiment_passes_and_says_what_was_found():
+    experiment = Mechanism()
+    report = audit(experiment, runs=10, confidence=0.999)
+    assert [int(c.sum()) == 0 for c in experiment.calls] == [False] * 10 + [True]
+    assert report.runs == 10
+    assert report.two_sample is report.white_box is None
+    assert report.one_run.n == 10 * R
+    assert report.one_run.confidence == 0.999
+    assert report.one_run.mu_certified == pytest.approx(gaussian_mu(
+        gaussian_epsilon(MU, DELTA), DELTA))  # fmt: skip
+    assert "guesses right, 200 canaries in 10 runs" in str(report)
+    assert report.found["guessing coins: lower bound of epsilon"] == (
+        report.one_run.epsilon_lower
+    )
+    audit(experiment, calibrate=False)
+    assert bool(experiment.calls[-1].any())
+
+
+def test_ten_times_the_mu_that_is_certified_raises():
+    with pytest.raises(AuditError, match="above what is certified"):
+        audit(Mechanism(mu=10 * MU), runs=2)
+
+
+def test_what_a_model_without_canaries_scores_is_subtracted():
+    """Without it, what tells canaries apart drowns which of them were in."""
+    experiment = Mechanism(mu=10 * MU, offsets=50.0)
+    without = audit(experiment, runs=2, calibrate=False, confidence=0.999)
+    assert without.one_run.mu_lower < MU
+    with pytest.raises(AuditError):
+        audit(experiment, runs=2)
+
+
+def test_points_before_noise_and_draws():
+    report = audit(Mechanism(far=0.9), runs=2, draws=400)
+    assert report.white_box.mu_true == pytest.approx(0.9 * MU)
+    assert report.white_box.ratio == pytest.approx(0.9)
+    assert report.two_sample.n == 800
+    assert 0.3 * MU < report.two_sample.mu_lower < 0.9 * MU * 1.1
+    for part in (report.one_run, report.two_sample):
+        assert part.confidence == pytest.approx(0.975)
+    assert "true mu 2.7 (exact" in str(report)
+    assert "draws of the noise at both points: 400 unlearned" in str(report)
+    assert report.found["points before noise: true mu"] == pytest.approx(0.9 * MU)
+    with pytest.raises(AuditError, match="expected mu of at most 3, .* got 3.03"):
+        audit(Mechanism(far=1.01))
+
+
+def test_an_audit_that_is_stopped_goes_on(tmp_path):
+    class Stopped(Mechanism):
+        def __call__(self, included):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(included)
+
+    folder = tmp_path / "made" / "here"
+    with pytest.raises(KeyboardInterrupt):
+        audit(Stopped(), runs=4, folder=folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["run-000.json", "run-001.json"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    first = json.loads((folder / "run-000.json").read_text())
+    experiment = Mechanism()
+    report = audit(experiment, runs=4, folder=folder, confidence=0.999)
+    assert len(experiment.calls) == 3  # two runs and the reference
+    assert json.loads((folder / "run-000.json").read_text()) == first
+    again = audit(experiment, runs=4, folder=folder, confidence=0.999)
+    assert again == report
+    assert len(experiment.calls) == 3
+
+
+def test_runs_of_another_experiment_are_refused(tmp_path):
+    audit(Mechanism(), folder=tmp_path)
+    other = Mechanism(identity="other")
+    with pytest.raises(SetupError, match="got run-000.json of another one.*remove it"):
+        audit(other, folder=tmp_path)
+    assert not other.calls
+    file = tmp_path / "run-000.json"
+    fields = json.loads(file.read_text())
+    for wrong, message in (
+        ("{", "expected a run in .* as JSON"),
+        (json.dumps({**fields, "more": 1}), "expected the fields of a run in"),
+        (json.dumps({**fields, "schema": 2}), "of another one"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(SetupError, match=message):
+            audit(Mechanism(), folder=tmp_path)
+    with pytest.raises(SetupError, match="folder for the runs at .*run-000.json"):
+        audit(Mechanism(), folder=file)
+
+
+def test_draws_need_the_points_and_runs_kept_with_as_many(tmp_path):
+    with pytest.raises(ArgumentError, match=r"50 draws .* got 0: .*white_box=True"):
+        audit(Mechanism(), draws=50)
+    audit(Mechanism(far=0.5), draws=20, folder=tmp_path)
+    with pytest.raises(ArgumentError, match="50 draws .* got 20"):
+        audit(Mechanism(far=0.5), draws=50, folder=tmp_path)
+
+
+def test_workers_are_processes_of_their_own(tmp_path):
+    audit(Elsewhere(), runs=2, workers=2, folder=tmp_path)
+    kept = [json.loads(p.read_text()) for p in sorted(tmp_path.iterdir())]
+    assert len(kept) == 3
+    assert {run["scores"][0] for run in kept}.isdisjoint({float(os.getpid())})
+    local = Mechanism()
+    local.mu = lambda: None
+    with pytest.raises(ArgumentError, match="can be pickled for several workers"):
+        audit(local, workers=2)
+
+
+class Dies(Mechanism):
+    def __call__(self, included):
+        os._exit(1)
+
+
+def test_a_worker_that_ends_is_told():
+    with pytest.raises(SetupError, match="workers that finish, but one ended"):
+        audit(Dies(), workers=2)
+
+
+def test_coins_are_fair_and_not_all_out(monkeypatch):
+    coins = torch.tensor(_tossed(10_000)).double()
+    assert abs(coins.mean() - 0.5) < 0.025  # 5 standard deviations
+    monkeypatch.setattr("secrets.randbits", lambda bits: 0)
+    with pytest.raises(SetupError, match="the coins left all of them"):
+        audit(Mechanism())
+
+
+class Wrong(Mechanism):
+    def __init__(self, **changes):
+        super().__init__()
+        self.changes = changes
+
+    def __call__(self, included):
+        found = super().__call__(included)
+        return Outcome(**{**vars(found), **self.changes})
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "message"),
+    [
+        (Wrong(scores=torch.ones(3)), {}, "scores of 200 canaries .* got 3 scores"),
+        (Wrong(scores=torch.ones(R) * torch.nan), {}, "scores to be finite"),
+        (Wrong(certificate=None), {}, "a certificate exactly .* none with"),
+        (Wrong(unlearned=torch.ones(R), retrained=torch.ones(R)), {}, "in float64"),
+        (Mechanism(), {"runs": 0}, "runs"),
+        (Mechanism(), {"workers": 0}, "workers"),
+        (Mechanism(), {"draws": -1}, "draws"),
+        (Mechanism(), {"confidence": float("nan")}, "confidence strictly between"),
+        (Mechanism(), {"guesses": 201}, "guesses of at most 200"),
+    ],
+)
+def test_what_is_wrong_is_refused(experiment, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        audit(experiment, **options)
+
+
+def test_few_canaries_are_refused():
+    few = Mechanism()
+    few.n_canaries = 19
+    with pytest.raises(ArgumentError, match="at least 20 canaries, got 19"):
+        audit(few)
+    assert not few.calls
