@@ -6,6 +6,11 @@ Trainer. The reference is always a model retrained without the forgotten samples
 
 from lightning_unlearn.evaluation.audits import AuditReport as AuditReport
 from lightning_unlearn.evaluation.audits import audit as audit
+from lightning_unlearn.evaluation.baselines import Baseline as Baseline
+from lightning_unlearn.evaluation.baselines import fine_tune as fine_tune
+from lightning_unlearn.evaluation.baselines import gradient_ascent as gradient_ascent
+from lightning_unlearn.evaluation.baselines import neg_grad_plus as neg_grad_plus
+from lightning_unlearn.evaluation.baselines import retrain as retrain
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
