@@ -36,7 +36,10 @@ FLOORS = {
     "noise": (2, {"torch", "jaxtyping"}),
     "newton": (3, {"torch", "jaxtyping"}),
     "damped": (3, set()),
-    "evaluation": (3, {"torch", "torchmetrics", "scipy", "tqdm"}),
+    "evaluation": (
+        3,
+        {"torch", "torchmetrics", "scipy", "tqdm", "matplotlib"},
+    ),
     "minimise": (3, {"torch", "jaxtyping"}),
     "prepared": (3, {"torch"}),
     "release": (3, {"torch", "jaxtyping"}),

@@ -11,6 +11,8 @@ from lightning_unlearn.evaluation.baselines import fine_tune as fine_tune
 from lightning_unlearn.evaluation.baselines import gradient_ascent as gradient_ascent
 from lightning_unlearn.evaluation.baselines import neg_grad_plus as neg_grad_plus
 from lightning_unlearn.evaluation.baselines import retrain as retrain
+from lightning_unlearn.evaluation.comparison import Comparison as Comparison
+from lightning_unlearn.evaluation.comparison import Row as Row
 from lightning_unlearn.evaluation.distances import OutputDivergence as OutputDivergence
 from lightning_unlearn.evaluation.distances import WeightDistance as WeightDistance
 from lightning_unlearn.evaluation.distances import weight_distance as weight_distance
@@ -28,6 +30,7 @@ from lightning_unlearn.evaluation.membership import (
     MembershipInference as MembershipInference,
 )
 from lightning_unlearn.evaluation.membership import MembershipResult as MembershipResult
+from lightning_unlearn.evaluation.methods import compare as compare
 from lightning_unlearn.evaluation.one_run import one_run_audit as one_run_audit
 from lightning_unlearn.evaluation.quality import ForgettingQuality as ForgettingQuality
 from lightning_unlearn.evaluation.quality import challenge_score as challenge_score
