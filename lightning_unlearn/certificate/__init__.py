@@ -23,5 +23,17 @@ from lightning_unlearn.certificate.gaussian import (
 from lightning_unlearn.certificate.gaussian import (
     gaussian_sigma_classic as gaussian_sigma_classic,
 )
+from lightning_unlearn.certificate.noisy_fine_tuning import (
+    noisy_fine_tuning_epsilon as noisy_fine_tuning_epsilon,
+)
+from lightning_unlearn.certificate.noisy_fine_tuning import (
+    noisy_fine_tuning_noise_std as noisy_fine_tuning_noise_std,
+)
+from lightning_unlearn.certificate.noisy_fine_tuning import (
+    noisy_fine_tuning_sensitivity as noisy_fine_tuning_sensitivity,
+)
+from lightning_unlearn.certificate.noisy_fine_tuning import (
+    rdp_epsilon as rdp_epsilon,
+)
 from lightning_unlearn.certificate.record import Certificate as Certificate
 from lightning_unlearn.certificate.record import PublicPart as PublicPart
