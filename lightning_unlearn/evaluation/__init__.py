@@ -31,6 +31,9 @@ from lightning_unlearn.evaluation.membership import (
 )
 from lightning_unlearn.evaluation.membership import MembershipResult as MembershipResult
 from lightning_unlearn.evaluation.methods import compare as compare
+from lightning_unlearn.evaluation.noisy_fine_tuning import (
+    noisy_fine_tune as noisy_fine_tune,
+)
 from lightning_unlearn.evaluation.one_run import one_run_audit as one_run_audit
 from lightning_unlearn.evaluation.quality import ForgettingQuality as ForgettingQuality
 from lightning_unlearn.evaluation.quality import challenge_score as challenge_score

@@ -73,11 +73,11 @@ def trainable(model: object) -> list[nn.Parameter]:
     return found
 
 
-def finite_weights(name: str, parameters: Iterable[Tensor]) -> None:
-    """Raise `ModelError` if a weight is NaN or infinite."""
-    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+def finite(name: str, what: str, tensors: Iterable[Tensor]) -> None:
+    """Raise `ModelError` if a value is NaN or infinite."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ModelError(
-            f"{name}: expected finite weights after training, got NaN or infinity: "
+            f"{name}: expected {what}, got NaN or infinity: "
             "take a lower learning rate or fewer epochs; the model is as it was"
         )
 

@@ -72,7 +72,7 @@ def _train(
                     f"{name}: expected batches in every epoch, got none: give a "
                     "DataLoader or a list, which can be read again, not a generator"
                 )
-        _training.finite_weights(name, parameters)
+        _training.finite(name, "finite weights after training", parameters)
     return time.perf_counter() - started
 
 
