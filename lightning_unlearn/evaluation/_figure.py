@@ -84,7 +84,7 @@ def draw(points: list[Point], path: Path) -> Path:
             axes.axhline(y, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     axes.set_xlabel(
         "membership AUC less the retrained model's (0: no difference)\n"
-        "left: stands out as forgotten        right: still looks trained on"
+        "left of 0: forgotten samples look less trained on; right: more"
     )
     axes.set_ylabel("accuracy on test samples")
     figure.legend(loc="outside right upper", frameon=False, title="method (time)")
