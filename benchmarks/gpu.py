@@ -163,7 +163,7 @@ def request(net, dataset, batch, low_memory, **options):
 
 
 def main():
-    parts = []
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
     for title, net, dataset, batch in cases():
         p = sum(q.numel() for q in net.parameters())
         vector, rows = 4 * p, []
@@ -181,12 +181,11 @@ def main():
             ratio = statistics.median(seconds) / epoch
             rows.append([name, spread(seconds), f"{ratio:.2f}", f"{most / vector:.1f}"])
         head = ["", "s", "/ epoch", "memory / weights"]
-        parts += [f"## {title}, {p:,} weights, n = {len(dataset):,}", table(head, rows)]
-    if SMALL:
-        print("\n\n".join(parts))
-    else:
-        device = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
-        publish("gpu", f"On one {device}", *parts)
+        named = f"{title}, {p:,} weights, n = {len(dataset):,}, on one {device}"
+        if SMALL:
+            print(named, table(head, rows), sep="\n\n")
+        else:  # each as soon as it is known: a lease may end
+            publish(f"gpu-{title.lower()}", named, table(head, rows))
 
 
 if __name__ == "__main__":
