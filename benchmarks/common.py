@@ -30,21 +30,22 @@ warnings.filterwarnings("ignore")
 RESULTS = Path(__file__).parent / "results"
 
 
-def folder() -> Path:
-    """The folder with real data."""
+def folder(kind: str = "mnist") -> Path:
+    """The folder with real data, this kind among it."""
     path = Path(os.environ.get("LIGHTNING_UNLEARN_DATA", "."))
-    if not (path / "mnist").is_dir():
-        sys.exit(f"no data in {path}: set LIGHTNING_UNLEARN_DATA (README.md)")
+    if not (path / kind).is_dir():
+        sys.exit(f"no {kind} in {path}: set LIGHTNING_UNLEARN_DATA (README.md)")
     return path
 
 
-def cifar10(n: int) -> TensorDataset:
-    """The first n training images, three numbers a pixel in [-1, 1]."""
-    delta = np.load(folder() / "cifar10" / "part1.npz")["x"][:n]
+def cifar10(n: int, part: str = "part1") -> TensorDataset:
+    """The first n images of a file, three numbers a pixel in [-1, 1]."""
+    file = np.load(folder("cifar10") / "cifar10" / f"{part}.npz")
+    delta = file["x"][:n]
     v = np.cumsum(np.cumsum(delta, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     g = v[:, 0]
     images = np.stack([v[:, 1] + g, g, v[:, 2] + g], 1)
-    labels = np.load(folder() / "cifar10" / "part1.npz")["y"][:n]
+    labels = file["y"][:n]
     return TensorDataset(
         torch.tensor(images.astype(np.float32) / 127.5 - 1),
         torch.tensor(labels.astype(np.int64)),
