@@ -21,9 +21,9 @@ def new_file(path: Path, mode: int) -> int:
     return os.open(path, flags, mode)
 
 
-def write_new(path: Path, text: str) -> None:
+def write_new(path: Path, text: str, mode: int = 0o666) -> None:
     """Write a text to a `new_file`."""
-    with os.fdopen(new_file(path, 0o666), "w", encoding="utf-8") as file:
+    with os.fdopen(new_file(path, mode), "w", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -39,15 +39,20 @@ def replace_file(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def create_file(path: Path, text: str) -> None:
+def create_file(path: Path, text: str, mode: int = 0o666) -> None:
     """Write a file that must not be there yet, in one step.
+
+    Args:
+        path: Of the file.
+        text: What it holds.
+        mode: Of its permissions, less the umask.
 
     Raises:
         SetupError: If the name is taken, or nothing can be written there.
     """
     temporary = part_of(path, secrets.token_hex(4))
     try:
-        write_new(temporary, text)
+        write_new(temporary, text, mode)
         sync(temporary)
         take_name(temporary, path)
         sync(path.parent)

@@ -134,9 +134,7 @@ def audit(
         total=len(todo) + len(done), initial=len(done), desc="audit", unit="training",
         disable=None,
     ) as bar:  # fmt: skip
-        for name, run in _carried_out(experiment, todo, workers):
-            if place is not None:
-                experiments.write(place / f"{name}.json", experiment.identity, run)
+        for name, run in _carried_out(experiment, todo, workers, place):
             done[name] = run
             bar.update()
     kept = [done[name] for name in names]
@@ -186,6 +184,13 @@ def _judged(
 def _checked(experiment: Experiment, runs: int, draws: int, workers: int) -> int:
     """The number of canaries, or `ArgumentError`."""
     _validate.count(runs=runs, workers=workers)
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if grouped or "LOCAL_RANK" in os.environ:
+        raise SetupError(
+            "expected one process that calls audit, got one of several (LOCAL_RANK is "
+            "set, or a process group is): each would toss coins of its own; train on "
+            "one device or with ddp_spawn, and call audit outside torchrun"
+        )
     if draws:
         _validate.count(draws=draws)
     r = experiment.n_canaries
@@ -204,6 +209,10 @@ def _checked(experiment: Experiment, runs: int, draws: int, workers: int) -> int
                 "top of a module, or use workers=1"
             ) from None
     return r
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
 
 
 def _name(index: int) -> str:
@@ -233,7 +242,7 @@ def _done(
             f"expected a folder for the runs at {folder}, got {type(problem).__name__} "
             f"({problem.strerror}): choose one that can be written"
         ) from None
-    paths = {name: folder / f"{name}.json" for name in names}
+    paths = {name: _file(folder, name) for name in names}
     return {
         name: experiments.read(path, identity, r)
         for name, path in paths.items()
@@ -242,18 +251,22 @@ def _done(
 
 
 def _carried_out(
-    experiment: Experiment, todo: dict[str, tuple[list[bool], int]], workers: int
+    experiment: Experiment,
+    todo: dict[str, tuple[list[bool], int]],
+    workers: int,
+    folder: Path | None,
 ) -> Iterator[tuple[str, Kept]]:
+    files = {n: None if folder is None else _file(folder, n) for n in todo}
     if workers == 1:
-        for name, (included, draws) in todo.items():
-            yield name, experiments.carried_out(experiment, included, draws)
+        for name, asked in todo.items():
+            yield name, _one(experiment, *asked, files[name])
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
         named = {
-            pool.submit(_in_worker, experiment, *asked, threads): name
+            pool.submit(_in_worker, experiment, *asked, files[name], threads): name
             for name, asked in todo.items()
         }
         for future in as_completed(named):
@@ -269,10 +282,24 @@ def _carried_out(
 
 
 def _in_worker(
-    experiment: Experiment, included: list[bool], draws: int, threads: int
+    experiment: Experiment,
+    included: list[bool],
+    draws: int,
+    file: Path | None,
+    threads: int,
 ) -> Kept:
     torch.set_num_threads(threads)
-    return experiments.carried_out(experiment, included, draws)
+    return _one(experiment, included, draws, file)
+
+
+def _one(
+    experiment: Experiment, included: list[bool], draws: int, file: Path | None
+) -> Kept:
+    """Kept where it was made, so that nothing that fails elsewhere loses it."""
+    run = experiments.carried_out(experiment, included, draws)
+    if file is not None:
+        experiments.write(file, experiment.identity, run)
+    return run
 
 
 def _tensor(rows: object) -> Tensor:

@@ -122,10 +122,10 @@ def _drawn(
 
 
 def write(path: Path, identity: str, run: Kept) -> None:
-    """Keep a run. The file is as secret as the data."""
+    """Keep a run, for its owner's eyes: it is as secret as the data."""
     fields = {"schema": SCHEMA, "identity": _digest(identity), **vars(run)}
     text = json.dumps(fields, allow_nan=False)
-    _files.create_file(path, text)
+    _files.create_file(path, text, mode=0o600)
 
 
 def read(path: Path, identity: str, r: int) -> Kept:
@@ -138,23 +138,30 @@ def read(path: Path, identity: str, r: int) -> Kept:
         path.read_text("utf-8"), SetupError, f"a run in {path}"
     )
     own = fields.pop("schema", None), fields.pop("identity", None)
-    if own != (SCHEMA, _digest(identity)) or len(fields.get("scores", ())) != r:
+    if own != (SCHEMA, _digest(identity)):
         raise SetupError(
             f"expected runs of this experiment in {path.parent}, got {path.name} of "
             f"another one (its digest is {own[1]}): choose another folder, or remove "
             "it if you have changed the training"
         )
-    return _kept(path, fields)
+    return _kept(path, fields, r)
 
 
-def _kept(path: Path, fields: dict[str, Any]) -> Kept:
+def _kept(path: Path, fields: dict[str, Any], r: int) -> Kept:
     try:
-        u, r = fields.pop("draws")
-        return Kept(draws=(u, r), **fields)
-    except (TypeError, ValueError, KeyError) as problem:
-        raise SetupError(
-            f"expected the fields of a run in {path}, got others ({problem}): remove it"
-        ) from None
+        u, v = fields.pop("draws")
+        kept = Kept(draws=(u, v), **fields)
+        coins = len(kept.included) == len(kept.scores) == r
+        coins = coins and all(type(x) is bool for x in kept.included)
+        numbers = [*kept.scores, *u, *v, kept.norms, kept.distance or 0.0]
+        if coins and not any(type(x) is not float for x in numbers):
+            return kept
+        problem = "values of other types"
+    except (TypeError, ValueError, KeyError) as error:
+        problem = str(error)
+    raise SetupError(
+        f"expected the fields of a run in {path}, got others ({problem}): remove it"
+    )
 
 
 def _digest(identity: str) -> str:

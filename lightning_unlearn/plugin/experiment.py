@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_unlearn.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation.experiment import Outcome
-from lightning_unlearn.plugin import data
+from lightning_unlearn.plugin import _compat, data
 from lightning_unlearn.plugin.asked import Asked
 from lightning_unlearn.plugin.inside import Run, run_inside
 from lightning_unlearn.plugin.mixin import hooks, quiet
@@ -34,12 +34,14 @@ class TrainerExperiment:
     Args:
         train: Given the samples to train on (a ``Subset`` of `dataset`), trains a new
             model and returns the Trainer, with an `UnlearningCallback` and without a
-            ledger file. Make everything in it anew: two runs share nothing.
+            ledger file; with ddp_spawn the Trainer and the DataLoader, which the
+            processes take along. Make everything in it anew: two runs share nothing.
         dataset: Map-style, as for training.
         canaries: Positions of the canaries.
         others: Positions that are always trained on; by default all the rest.
-        score: Given the released model and the canaries, one number each, (canaries,):
-            higher, more likely in. By default minus the loss of each.
+        score: Given the released model and the canaries, in the order of their
+            positions, one number each, (canaries,): higher, more likely in. By default
+            minus the loss of each.
         white_box: Compute the points before the noise as well, for the true mu and
             for ``draws``: of a `ConvexHead` only. The step is taken twice more, once
             to a thousandth of the tolerance.
@@ -55,7 +57,7 @@ class TrainerExperiment:
 
     def __init__(
         self,
-        train: Callable[[Dataset], pl.Trainer],
+        train: Callable[[Dataset], pl.Trainer | tuple[pl.Trainer, DataLoader]],
         dataset: Dataset,
         canaries: Iterable[int],
         *,
@@ -84,25 +86,24 @@ class TrainerExperiment:
         """One training and one request; see `evaluation.Experiment`."""
         inside = [c for c, x in zip(self.canaries, included.tolist(), strict=True) if x]
         kept = sorted([*self.others, *inside])
-        trainer = self.train(Subset(self.dataset, kept))
-        if not isinstance(trainer, pl.Trainer):
-            raise ArgumentError(
-                "expected train to return the Trainer that was fit, got "
-                f"{type(trainer).__name__}"
-            )
-        if trainer.interrupted:  # Lightning 2.4 returns from fit as if it were done
-            raise KeyboardInterrupt
+        trainer, loader = _fitted(
+            self.train(Subset(self.dataset, kept)), self.white_box
+        )
+        read = trainer.train_dataloader if loader is None else loader
         certificate: Certificate | None = None
         unlearned = retrained = None
         if inside:
-            forgets = [i for i, place in enumerate(kept) if place in set(inside)]
+            gone = set(inside)
+            forgets = [i for i, place in enumerate(kept) if place in gone]
             if self.white_box:
                 unlearned, retrained = _before_noise(trainer, forgets)
-            certificate = unlearn(trainer, forgets).certificate
+            certificate = unlearn(
+                trainer, forgets, train_dataloaders=loader
+            ).certificate
         canaries = Subset(self.dataset, self.canaries)
         model = trainer.lightning_module
         scores = (
-            _minus_losses(trainer, model, canaries)
+            _minus_losses(read, model, canaries)
             if self.score is None
             else self.score(model, canaries)
         )
@@ -114,7 +115,32 @@ class TrainerExperiment:
         )
 
 
+def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | None]:
+    """What ``train`` returned, if its training can be one of many runs."""
+    trainer, loader = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(trainer, pl.Trainer):
+        raise ArgumentError(
+            "expected train to return the Trainer that was fit, got "
+            f"{type(trainer).__name__}"
+        )
+    if trainer.world_size > 1 and not _compat.is_spawning(trainer):
+        raise SetupError(
+            f"expected one process, or ddp_spawn, got {trainer.world_size} that each "
+            "run this script: each would toss coins of its own; train on one device or "
+            "with ddp_spawn"
+        )
+    if white_box and _compat.is_spawning(trainer):
+        raise SetupError(
+            "expected one device for white_box=True, got a strategy that spawns "
+            "processes: train on one device, or use white_box=False"
+        )
+    if trainer.interrupted:  # Lightning 2.4 returns from fit as if it were done
+        raise KeyboardInterrupt
+    return trainer, loader
+
+
 def _named(function: object) -> str:
+    function = getattr(function, "func", function)  # of a partial
     named = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}.{named}"
 
@@ -130,13 +156,10 @@ def _positions(name: str, values: Iterable[int], n: int) -> list[int]:
     return found
 
 
-def _minus_losses(trainer: pl.Trainer, model: LightningModule, canaries: Any) -> Tensor:
+def _minus_losses(loader: object, model: LightningModule, canaries: Any) -> Tensor:
     """Of each canary on its own, in eval mode."""
-    loss, *_ = hooks(model)
-    loader, device = trainer.train_dataloader, model.device
-    collate = default_collate  # where processes that have ended took the loader along
-    if loader is not None:
-        collate = data.training_loader(loader).collate_fn
+    (loss, *_), device = hooks(model), model.device
+    collate = data.training_loader(loader).collate_fn
     was = model.training
 
     def of(place: int) -> Tensor:

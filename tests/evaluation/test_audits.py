@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 
 import pytest
 import torch
@@ -113,6 +114,7 @@ def test_an_audit_that_is_stopped_goes_on(tmp_path):
         audit(Stopped(), runs=4, folder=folder)
     assert sorted(p.name for p in folder.iterdir()) == ["run-000.json", "run-001.json"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "run-000.json").stat().st_mode) == 0o600
     first = json.loads((folder / "run-000.json").read_text())
     experiment = Mechanism()
     report = audit(experiment, runs=4, folder=folder, confidence=0.999)
@@ -134,6 +136,10 @@ def test_runs_of_another_experiment_are_refused(tmp_path):
     for wrong, message in (
         ("{", "expected a run in .* as JSON"),
         (json.dumps({**fields, "more": 1}), "expected the fields of a run in"),
+        (json.dumps({**fields, "included": [1] * R}), "others .values of other types"),
+        (json.dumps({**fields, "included": []}), "others .values of other types"),
+        (json.dumps({**fields, "scores": ["a"] * R}), "others .values of other types"),
+        (json.dumps({**fields, "scores": None}), "expected the fields of a run in"),
         (json.dumps({**fields, "schema": 2}), "of another one"),
     ):
         file.write_text(wrong)
@@ -160,6 +166,31 @@ def test_workers_are_processes_of_their_own(tmp_path):
     local.mu = lambda: None
     with pytest.raises(ArgumentError, match="can be pickled for several workers"):
         audit(local, workers=2)
+
+
+class Fails(Mechanism):
+    """The reference does, after the others have begun."""
+
+    def __call__(self, included):
+        if not bool(included.any()):
+            raise ZeroDivisionError("of the training")
+        time.sleep(1)
+        return super().__call__(included)
+
+
+def test_what_other_workers_finish_is_kept_when_one_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError, match="of the training"):
+        audit(Fails(), runs=2, workers=3, folder=tmp_path)
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == ["run-000.json", "run-001.json"]
+
+
+def test_one_of_several_processes_tosses_no_coins(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    experiment = Mechanism()
+    with pytest.raises(SetupError, match="one process that calls audit.*ddp_spawn"):
+        audit(experiment)
+    assert not experiment.calls
 
 
 class Dies(Mechanism):

@@ -13,6 +13,7 @@ from lightning_unlearn import TrainerExperiment, UnlearnableMixin, UnlearningCal
 from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
 from lightning_unlearn.evaluation import audit
 from lightning_unlearn.noise import add_noise
+from lightning_unlearn.plugin import _compat
 from tests.evaluation import planted
 from tests.evaluation.worlds import DELTA
 from tests.oracles import retrain_softmax_head
@@ -130,6 +131,36 @@ def test_a_training_that_was_interrupted_is_no_run():
     experiment = TrainerExperiment(interrupted, digits(200), CANARIES)
     with pytest.raises(KeyboardInterrupt):
         experiment(coins(0))
+
+
+def test_several_devices_are_spawned_or_refused(monkeypatch):
+    watched = Watched()
+    experiment = TrainerExperiment(watched, digits(200), CANARIES, white_box=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "world_size", 2)
+        with pytest.raises(SetupError, match="one process, or ddp_spawn, got 2"):
+            experiment(coins(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(_compat, "is_spawning", lambda trainer: True)
+        with pytest.raises(SetupError, match="one device for white_box=True"):
+            experiment(coins(0))
+    assert all(t.callbacks[0].requests == 0 for t in watched.trainers)
+
+
+def spawned(dataset):
+    fit_trainer = trainer(
+        UnlearningCallback(), 1, strategy="ddp_spawn", devices=2, accelerator="cpu"
+    )
+    samples = loader(dataset)
+    fit_trainer.fit(HeadNet(), samples)
+    return fit_trainer, samples
+
+
+@pytest.mark.slow
+def test_a_training_in_two_spawned_processes():
+    found = TrainerExperiment(spawned, digits(200), CANARIES)(coins(1, 4))
+    assert found.certificate.n_forget == 2
+    assert torch.isfinite(found.scores).all()
 
 
 def test_identity_tells_experiments_apart():
