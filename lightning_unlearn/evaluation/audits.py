@@ -1,12 +1,8 @@
 """``audit``: attack a user's own training and requests; compare with what is proved."""
 
-import multiprocessing
 import os
 import pickle
-import secrets
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +14,10 @@ from lightning_unlearn import _validate
 from lightning_unlearn._text import number
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.errors import ArgumentError, SetupError
-from lightning_unlearn.evaluation import experiment as experiments
+from lightning_unlearn.evaluation import _repeat
 from lightning_unlearn.evaluation.experiment import Experiment, Kept
-from lightning_unlearn.evaluation.finding import Audit
-from lightning_unlearn.evaluation.one_run import one_run_audit
+from lightning_unlearn.evaluation.finding import Audit, asked_delta
+from lightning_unlearn.evaluation.one_run import check_guesses, one_run_audit
 from lightning_unlearn.evaluation.two_sample import two_sample_audit
 from lightning_unlearn.evaluation.white_box import WhiteBox, held_to
 
@@ -39,12 +35,14 @@ class AuditReport:
         white_box: The largest true mu of the runs, from the points before the noise,
             or None where they were not computed. Exact: no confidence is involved.
         runs: Trainings with a request.
+        kept: How many of the trainings were taken from the folder.
     """
 
     one_run: Audit
     two_sample: Audit | None
     white_box: WhiteBox | None
     runs: int
+    kept: int = 0
 
     @property
     def found(self) -> Mapping[str, float]:
@@ -60,6 +58,8 @@ class AuditReport:
 
     def __str__(self) -> str:
         parts = [str(a) for a in (self.one_run, self.two_sample) if a is not None]
+        if self.kept:
+            parts.insert(0, f"{self.kept} trainings were kept from an earlier call")
         if self.white_box is not None:
             true, stated, _ = self.white_box
             claim = "nothing" if stated is None else f"mu = {number(stated)}"
@@ -119,12 +119,15 @@ def audit(
         SetupError: If the folder holds runs of another experiment, or a worker ended.
     """
     r = _checked(experiment, runs, draws, workers)
-    _validate.probability(confidence=confidence)
+    guesses = r if guesses is None else guesses
+    _validate.probability(confidence=confidence, delta=0.5 if delta is None else delta)
+    check_guesses(guesses, r)
     place = None if folder is None else Path(folder)
-    names = [_name(i) for i in range(runs)]
-    done = _done(place, [*names, _REFERENCE], experiment.identity, r)
-    todo: dict[str, tuple[list[bool], int]] = {
-        name: (_tossed(r), draws if name == names[0] else 0)
+    names = [f"run-{i:03d}" for i in range(runs)]
+    done = _repeat.done(place, [*names, _REFERENCE], experiment.identity, r)
+    earlier = len(done)
+    todo: dict[str, _repeat.Asked] = {
+        name: (_repeat.tossed(r), draws if name == names[0] else 0)
         for name in names
         if name not in done
     }
@@ -134,21 +137,24 @@ def audit(
         total=len(todo) + len(done), initial=len(done), desc="audit", unit="training",
         disable=None,
     ) as bar:  # fmt: skip
-        for name, run in _carried_out(experiment, todo, workers, place):
+        for name, run in _repeat.carried_out(experiment, todo, workers, place):
             done[name] = run
+            if run.certificate is not None:
+                asked_delta(Certificate.from_json(run.certificate), delta)
             bar.update()
     kept = [done[name] for name in names]
     scores = _tensor([run.scores for run in kept])
     if calibrate:
         scores -= _tensor(done[_REFERENCE].scores)
-    return _judged(kept, scores, draws, guesses, confidence, delta)
+    report = _judged(kept, scores, draws, guesses, confidence, delta)
+    return replace(report, kept=earlier)
 
 
 def _judged(
     kept: list[Kept],
     scores: Tensor,
     draws: int,
-    guesses: int | None,
+    guesses: int,
     confidence: float,
     delta: float | None,
 ) -> AuditReport:
@@ -164,9 +170,8 @@ def _judged(
         u, r = (_tensor(world) for world in kept[0].draws)
         if len(u) != draws:
             raise ArgumentError(
-                f"expected {draws} draws of the noise in each world, got {len(u)}: the "
-                "experiment must give the points before the noise (white_box=True), "
-                "and a first run that is kept must have been made with as many draws"
+                f"expected {draws} draws of the noise in each world, got {len(u)} from "
+                "the first run, which was kept: ask for as many, or take a new folder"
             )
         two = two_sample_audit(certificates[0], u, r, share, delta=delta)
         two = replace(two, attack="draws of the noise at both points")
@@ -191,8 +196,11 @@ def _checked(experiment: Experiment, runs: int, draws: int, workers: int) -> int
             "set, or a process group is): each would toss coins of its own; train on "
             "one device or with ddp_spawn, and call audit outside torchrun"
         )
-    if draws:
-        _validate.count(draws=draws)
+    if draws == 1 or draws < 0:
+        raise ArgumentError(
+            "expected draws of 2 or more in each world, half to choose the test and "
+            f"half to be tested, or 0 for none, got {draws}"
+        )
     r = experiment.n_canaries
     if r < LEAST_CANARIES:
         raise ArgumentError(
@@ -209,97 +217,6 @@ def _checked(experiment: Experiment, runs: int, draws: int, workers: int) -> int
                 "top of a module, or use workers=1"
             ) from None
     return r
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
-
-
-def _name(index: int) -> str:
-    return f"run-{index:03d}"
-
-
-def _tossed(r: int) -> list[bool]:
-    """A fair coin for each canary, from the operating system."""
-    coins = [bool(secrets.randbits(1)) for _ in range(r)]
-    if not any(coins):
-        raise SetupError(
-            f"expected some canaries in, got none of {r}: the coins left all of them "
-            "out, which happens once in a million; call audit again"
-        )
-    return coins
-
-
-def _done(
-    folder: Path | None, names: list[str], identity: str, r: int
-) -> dict[str, Kept]:
-    if folder is None:
-        return {}
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as problem:
-        raise SetupError(
-            f"expected a folder for the runs at {folder}, got {type(problem).__name__} "
-            f"({problem.strerror}): choose one that can be written"
-        ) from None
-    paths = {name: _file(folder, name) for name in names}
-    return {
-        name: experiments.read(path, identity, r)
-        for name, path in paths.items()
-        if path.exists()
-    }
-
-
-def _carried_out(
-    experiment: Experiment,
-    todo: dict[str, tuple[list[bool], int]],
-    workers: int,
-    folder: Path | None,
-) -> Iterator[tuple[str, Kept]]:
-    files = {n: None if folder is None else _file(folder, n) for n in todo}
-    if workers == 1:
-        for name, asked in todo.items():
-            yield name, _one(experiment, *asked, files[name])
-        return
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        named = {
-            pool.submit(_in_worker, experiment, *asked, files[name], threads): name
-            for name, asked in todo.items()
-        }
-        for future in as_completed(named):
-            yield named[future], future.result()
-    except BrokenProcessPool:
-        raise SetupError(
-            "expected workers that finish, but one ended: a script needs if __name__ "
-            '== "__main__": around its own code, and each worker its own memory; runs '
-            "that are finished stay in folder="
-        ) from None
-    finally:  # also when it is interrupted: nothing more is started
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_worker(
-    experiment: Experiment,
-    included: list[bool],
-    draws: int,
-    file: Path | None,
-    threads: int,
-) -> Kept:
-    torch.set_num_threads(threads)
-    return _one(experiment, included, draws, file)
-
-
-def _one(
-    experiment: Experiment, included: list[bool], draws: int, file: Path | None
-) -> Kept:
-    """Kept where it was made, so that nothing that fails elsewhere loses it."""
-    run = experiments.carried_out(experiment, included, draws)
-    if file is not None:
-        experiments.write(file, experiment.identity, run)
-    return run
 
 
 def _tensor(rows: object) -> Tensor:

@@ -15,6 +15,10 @@ _HEAD = (
     "KL", "JS", "claimed",
 )  # fmt: skip
 _ENDS = "method", "claimed"
+_NOTE = (
+    "in brackets: less the retrained model's; near 0 is as it should be. The attack's "
+    "AUC is far from 0.5 where forgotten and test samples differ by nature"
+)
 
 
 class Row(NamedTuple):
@@ -62,7 +66,7 @@ class Comparison(NamedTuple):
                 for head, cell, width in zip(_HEAD, line, widths, strict=True)
             )
             lines.append("  ".join(aligned).rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, _NOTE])
 
     def markdown(self) -> str:
         """The same table for Markdown."""

@@ -96,6 +96,11 @@ def carried_out(experiment: Experiment, included: list[bool], draws: int) -> Kep
             f"{sum(included)} in"
         )
     u, r = found.unlearned, found.retrained
+    if draws and (u is None or r is None):
+        raise ArgumentError(
+            f"expected the points before the noise for {draws} draws in each world, "
+            "got none from the experiment: white_box=True gives them for a ConvexHead"
+        )
     distance, norms, drawn = None, 0.0, ([], [])
     if found.certificate is not None and u is not None and r is not None:
         u, r, distance, norms = apart(found.certificate, u, r)
@@ -160,7 +165,8 @@ def _kept(path: Path, fields: dict[str, Any], r: int) -> Kept:
     except (TypeError, ValueError, KeyError) as error:
         problem = str(error)
     raise SetupError(
-        f"expected the fields of a run in {path}, got others ({problem}): remove it"
+        f"expected the fields of a run in {path}, got others ({problem}): remove the "
+        "file, and the run is made anew"
     )
 
 

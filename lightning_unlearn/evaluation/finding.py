@@ -93,8 +93,8 @@ class Audit:
             stated = self.epsilon_certified
             claim = "nothing" if stated is None else f"epsilon = {number(stated)}"
             lines.append(
-                f"  lower bound of epsilon{condition}: {number(found)}, at most "
-                f"{number(most)} with so many; certified {grade}: {claim}"
+                f"  lower bound of epsilon{condition}: {number(found)} found (so many "
+                f"can show {number(most)}); certified {grade}: {claim}"
             )
         if self.mu_certified is not None and self.mu_ceiling <= self.mu_certified:
             lines.append("  so few could not have refuted this certificate: take more")

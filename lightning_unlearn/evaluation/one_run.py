@@ -67,6 +67,13 @@ def _runs(included: object, scores: object) -> tuple[Tensor, Tensor]:
     return included.cpu().view(-1, s.shape[-1]), s.view(-1, s.shape[-1])
 
 
+def check_guesses(guesses: int, r: int) -> None:
+    """Raise `ArgumentError` unless so many of r canaries can be guessed."""
+    _validate.count(guesses=guesses)
+    if guesses > r:
+        raise ArgumentError(f"expected guesses of at most {r} canaries, got {guesses}")
+
+
 def _guessed_right(included: Tensor, scores: Tensor, guesses: int) -> int:
     """The highest scores are guessed to be in, the lowest out; the middle is left."""
     order = scores.argsort(stable=True)
@@ -159,9 +166,7 @@ def one_run_audit(
     delta = asked_delta(claim, delta)
     runs, r = coins.shape
     k = r if guesses is None else guesses
-    _validate.count(guesses=k)
-    if k > r:
-        raise ArgumentError(f"expected guesses of at most {r} canaries, got {k}")
+    check_guesses(k, r)
     right = [_guessed_right(c, x, k) for c, x in zip(coins, s, strict=True)]
     of_runs = f" in {runs} runs" if runs > 1 else " in one run"
     return compared(

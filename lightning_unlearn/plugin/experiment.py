@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,8 @@ from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation.experiment import Outcome
 from lightning_unlearn.plugin import _compat, data
 from lightning_unlearn.plugin.asked import Asked
-from lightning_unlearn.plugin.inside import Run, run_inside
+from lightning_unlearn.plugin.identity import named
+from lightning_unlearn.plugin.inside import Run, callback_of, run_inside
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import unlearn
@@ -48,8 +50,9 @@ class TrainerExperiment:
 
     Attributes:
         n_canaries: How many there are.
-        identity: Of `train`, the number of samples and their positions. It does not
-            see what `train` does: remove kept runs when you change that.
+        identity: Of `train`, its code and its plain arguments, the number of samples
+            and their positions. It does not see what `train` calls, nor the samples:
+            remove kept runs when you change those.
 
     Raises:
         ArgumentError: If positions are not in the dataset, repeat, or overlap.
@@ -65,6 +68,11 @@ class TrainerExperiment:
         score: Callable[[LightningModule, Dataset], Tensor] | None = None,
         white_box: bool = False,
     ) -> None:
+        if not callable(train) or isinstance(dataset, DataLoader):
+            raise ArgumentError(
+                "expected train, a function of the samples to train on, and a dataset, "
+                f"got {type(train).__name__} and {type(dataset).__name__}"
+            )
         n = len(dataset)  # type: ignore[arg-type]
         self.train, self.dataset, self.score = train, dataset, score
         self.white_box = white_box
@@ -78,9 +86,9 @@ class TrainerExperiment:
                 f"canaries and in others: {sorted(both)[:5]}"
             )
         self.n_canaries = len(self.canaries)
-        text = f"{n} {self.canaries} {self.others} {white_box} {_named(score)}"
+        text = f"{n} {self.canaries} {self.others} {white_box} {named(score)}"
         places = hashlib.sha256(text.encode()).hexdigest()
-        self.identity = f"{_named(train)} {places}"
+        self.identity = f"{named(train)} {places}"
 
     def __call__(self, included: Tensor) -> Outcome:
         """One training and one request; see `evaluation.Experiment`."""
@@ -89,7 +97,15 @@ class TrainerExperiment:
         trainer, loader = _fitted(
             self.train(Subset(self.dataset, kept)), self.white_box
         )
-        read = trainer.train_dataloader if loader is None else loader
+        read = data.training_loader(
+            trainer.train_dataloader if loader is None else loader
+        )
+        n = len(read.dataset)  # type: ignore[arg-type]
+        if n != len(kept):
+            raise ArgumentError(
+                f"expected train to train on the {len(kept)} samples it is given, got "
+                f"a training on {n}: the canaries that are out must stay out"
+            )
         certificate: Certificate | None = None
         unlearned = retrained = None
         if inside:
@@ -134,32 +150,46 @@ def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | Non
             "expected one device for white_box=True, got a strategy that spawns "
             "processes: train on one device, or use white_box=False"
         )
+    callback = callback_of(trainer, None)
+    if callback.requests or callback.options.ledger is not None:
+        what = "one with ledger=" if callback.options.ledger else "one used before"
+        raise SetupError(
+            f"expected train to make a Trainer and an UnlearningCallback anew, without "
+            f"a ledger file, got {what}: runs must share nothing"
+        )
     if trainer.interrupted:  # Lightning 2.4 returns from fit as if it were done
         raise KeyboardInterrupt
     return trainer, loader
 
 
-def _named(function: object) -> str:
-    function = getattr(function, "func", function)  # of a partial
-    named = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}.{named}"
-
-
-def _positions(name: str, values: Iterable[int], n: int) -> list[int]:
-    found = sorted(int(v) for v in values)
-    if len(set(found)) != len(found) or (found and not 0 <= found[0] <= found[-1] < n):
+def _positions(name: str, values: Any, n: int) -> list[int]:
+    try:
+        given = [*values]
+        found = sorted(v.__index__() for v in given)
+    except (TypeError, AttributeError) as problem:
         raise ArgumentError(
-            f"expected {name} as different positions from 0 to {n - 1}, got "
-            f"{len(found)} of them from {found[0]} to {found[-1]}, "
-            f"{len(set(found))} different"
+            f"expected {name} as positions, whole numbers from 0 to {n - 1}, got "
+            f"{type(values).__name__} ({problem})"
+        ) from None
+    if any(isinstance(v, bool) or getattr(v, "dtype", 0) == torch.bool for v in given):
+        raise ArgumentError(
+            f"expected {name} as positions, got True and False: of a mask take "
+            "mask.nonzero().flatten().tolist()"
+        )
+    bad = [v for v in found if not 0 <= v < n]
+    twice = [v for v, after in pairwise(found) if v == after]
+    if bad or twice:
+        got = f"{bad[0]}" if bad else f"{twice[0]} twice"
+        raise ArgumentError(
+            f"expected {name} as different positions from 0 to {n - 1}, got {got}"
         )
     return found
 
 
-def _minus_losses(loader: object, model: LightningModule, canaries: Any) -> Tensor:
+def _minus_losses(loader: DataLoader, model: LightningModule, canaries: Any) -> Tensor:
     """Of each canary on its own, in eval mode."""
     (loss, *_), device = hooks(model), model.device
-    collate = data.training_loader(loader).collate_fn
+    collate = loader.collate_fn
     was = model.training
 
     def of(place: int) -> Tensor:

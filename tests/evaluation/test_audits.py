@@ -1,5 +1,6 @@
 """An audit of an experiment: honest ones pass, frauds raise, what is done is kept."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -11,8 +12,8 @@ import torch
 from lightning_unlearn.certificate import gaussian_epsilon, gaussian_mu
 from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
 from lightning_unlearn.evaluation import Outcome, audit
-from lightning_unlearn.evaluation.audits import _tossed
-from tests.evaluation.worlds import DELTA, certificate
+from lightning_unlearn.evaluation._repeat import tossed
+from tests.evaluation.worlds import DELTA, certificate, none_certificate
 
 R, MU = 200, 3.0
 
@@ -121,7 +122,9 @@ def test_an_audit_that_is_stopped_goes_on(tmp_path):
     assert len(experiment.calls) == 3  # two runs and the reference
     assert json.loads((folder / "run-000.json").read_text()) == first
     again = audit(experiment, runs=4, folder=folder, confidence=0.999)
-    assert again == report
+    assert (report.kept, again.kept) == (2, 5)
+    assert str(again).startswith("5 trainings were kept from an earlier call")
+    assert dataclasses.replace(again, kept=2) == report
     assert len(experiment.calls) == 3
 
 
@@ -150,8 +153,9 @@ def test_runs_of_another_experiment_are_refused(tmp_path):
 
 
 def test_draws_need_the_points_and_runs_kept_with_as_many(tmp_path):
-    with pytest.raises(ArgumentError, match=r"50 draws .* got 0: .*white_box=True"):
-        audit(Mechanism(), draws=50)
+    with pytest.raises(ArgumentError, match=r"for 50 draws .*white_box=True"):
+        audit(experiment := Mechanism(), runs=5, draws=50)
+    assert len(experiment.calls) == 1  # the others are not paid for
     audit(Mechanism(far=0.5), draws=20, folder=tmp_path)
     with pytest.raises(ArgumentError, match="50 draws .* got 20"):
         audit(Mechanism(far=0.5), draws=50, folder=tmp_path)
@@ -204,7 +208,7 @@ def test_a_worker_that_ends_is_told():
 
 
 def test_coins_are_fair_and_not_all_out(monkeypatch):
-    coins = torch.tensor(_tossed(10_000)).double()
+    coins = torch.tensor(tossed(10_000)).double()
     assert abs(coins.mean() - 0.5) < 0.025  # 5 standard deviations
     monkeypatch.setattr("secrets.randbits", lambda bits: 0)
     with pytest.raises(SetupError, match="the coins left all of them"):
@@ -230,14 +234,25 @@ class Wrong(Mechanism):
         (Wrong(unlearned=torch.ones(R), retrained=torch.ones(R)), {}, "in float64"),
         (Mechanism(), {"runs": 0}, "runs"),
         (Mechanism(), {"workers": 0}, "workers"),
-        (Mechanism(), {"draws": -1}, "draws"),
+        (Mechanism(), {"draws": -1}, "draws of 2 or more .* got -1"),
+        (Mechanism(), {"draws": 1}, "draws of 2 or more .* got 1"),
+        (Mechanism(), {"delta": 2.0}, "delta strictly between"),
         (Mechanism(), {"confidence": float("nan")}, "confidence strictly between"),
         (Mechanism(), {"guesses": 201}, "guesses of at most 200"),
     ],
 )
 def test_what_is_wrong_is_refused(experiment, options, message):
     with pytest.raises(ArgumentError, match=message):
-        audit(experiment, **options)
+        audit(experiment, **{"runs": 3, **options})
+    assert len(experiment.calls) <= 1
+
+
+def test_a_claim_of_nothing_without_delta_is_refused_after_one_training():
+    nothing = dataclasses.replace(none_certificate(), n_forget=R)
+    experiment = Wrong(certificate=nothing)
+    with pytest.raises(ArgumentError, match="expected delta= for a certificate of"):
+        audit(experiment, runs=4)
+    assert len(experiment.calls) == 1
 
 
 def test_few_canaries_are_refused():

@@ -189,7 +189,8 @@ def test_baselines_run_as_methods():
 
 def test_the_table_is_aligned_and_has_every_number():
     text = str(compared({"no\x1b[31mise": noisy}, retrained_seconds=0.5))
-    head, *lines = text.splitlines()
+    head, *lines, note = text.splitlines()
+    assert note.startswith("in brackets: less the retrained model's")
     assert head.startswith("method")
     assert head.endswith("MIA AUC      KL      JS  claimed")
     assert "\x1b" not in text

@@ -133,6 +133,38 @@ def test_a_training_that_was_interrupted_is_no_run():
         experiment(coins(0))
 
 
+def test_a_training_that_ignores_its_samples_is_refused():
+    experiment = TrainerExperiment(lambda d: train(digits(200)), digits(200), CANARIES)
+    with pytest.raises(ArgumentError, match="train on the 171 samples .* got .* 200:"):
+        experiment(coins(0))
+
+
+def test_what_runs_would_share_is_refused(tmp_path):
+    first = []
+
+    def again(dataset):
+        first.append(first[0] if first else train(dataset))
+        return first[-1]
+
+    experiment = TrainerExperiment(again, digits(200), CANARIES)
+    experiment(coins(0))
+    with pytest.raises(SetupError, match="anew, .* got one used before"):
+        experiment(coins(0))
+    with_ledger = Watched(ledger=tmp_path / "ledger.jsonl")
+    experiment = TrainerExperiment(with_ledger, digits(200), CANARIES)
+    with pytest.raises(SetupError, match="got one with ledger="):
+        experiment(coins(0))
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_what_is_no_training_is_refused():
+    for wrong in (None, train(digits(200))):
+        with pytest.raises(ArgumentError, match="expected train, a function"):
+            TrainerExperiment(wrong, digits(200), CANARIES)
+    with pytest.raises(ArgumentError, match="and a dataset, got .* DataLoader"):
+        TrainerExperiment(train, loader(digits(200)), CANARIES)
+
+
 def test_several_devices_are_spawned_or_refused(monkeypatch):
     watched = Watched()
     experiment = TrainerExperiment(watched, digits(200), CANARIES, white_box=True)
@@ -165,7 +197,7 @@ def test_a_training_in_two_spawned_processes():
 
 def test_identity_tells_experiments_apart():
     data = digits(200)
-    one = TrainerExperiment(train, data, CANARIES).identity
+    one, found = TrainerExperiment(train, data, CANARIES).identity, []
     assert one == TrainerExperiment(train, data, CANARIES).identity
     assert "test_experiment.train" in one
     for other in (
@@ -173,17 +205,26 @@ def test_identity_tells_experiments_apart():
         TrainerExperiment(train, data, range(30)),
         TrainerExperiment(train, data, CANARIES, others=range(100, 200)),
         TrainerExperiment(train, digits(201), CANARIES),
+        TrainerExperiment(functools.partial(train, tolerance=1e-3), data, CANARIES),
+        TrainerExperiment(functools.partial(train, tolerance=1e-4), data, CANARIES),
+        TrainerExperiment(lambda d: train(d), data, CANARIES),
+        TrainerExperiment(lambda d: train(d, tolerance=1e-3), data, CANARIES),
         TrainerExperiment(train, data, CANARIES, white_box=True),
     ):
-        assert other.identity != one
+        found.append(other.identity)
+    assert len({one, *found}) == 10
 
 
 @pytest.mark.parametrize(
     ("canaries", "others", "message"),
     [
-        ([1, 1], None, "canaries as different positions .* 2 of them .* 1 different"),
-        ([-1], None, "canaries as different positions from 0 to 199"),
-        ([200], None, "from 200 to 200"),
+        ([1, 1], None, "canaries as different positions from 0 to 199, got 1 twice"),
+        ([5, -1], None, "from 0 to 199, got -1"),
+        ([200], None, "from 0 to 199, got 200"),
+        ([True, False], None, r"got True and False: of a mask take mask.nonzero"),
+        (torch.tensor([True, False]), None, "of a mask take mask.nonzero"),
+        (7, None, "canaries as positions, whole numbers .* got int"),
+        ([1.5], None, "whole numbers from 0 to 199, got list"),
         ([3], [3, 4], r"got positions in canaries and in others: \[3\]"),
         ([3], [4, 4], "others as different positions"),
     ],
