@@ -4,6 +4,8 @@ Each is usable by itself, with any model: they see logits, margins or weights, n
 Trainer. The reference is always a model retrained without the forgotten samples.
 """
 
+from lightning_unlearn.evaluation.added_noise import NoiseSize as NoiseSize
+from lightning_unlearn.evaluation.added_noise import noise_size as noise_size
 from lightning_unlearn.evaluation.audits import AuditReport as AuditReport
 from lightning_unlearn.evaluation.audits import audit as audit
 from lightning_unlearn.evaluation.baselines import Baseline as Baseline

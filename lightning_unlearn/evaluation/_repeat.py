@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -96,7 +97,15 @@ def _in_worker(
     threads: int,
 ) -> Kept:
     torch.set_num_threads(threads)
-    return _one(experiment, included, draws, file)
+    try:
+        return _one(experiment, included, draws, file)
+    except Exception as error:
+        try:  # an exception of one's own may not come back as it went
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            told = f"{type(error).__name__}: {error}"
+            raise SetupError(f"expected a run that ends, got {told}") from None
+        raise
 
 
 def _one(

@@ -15,6 +15,7 @@ from lightning_unlearn._text import number
 from lightning_unlearn.certificate.record import Certificate
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation import _repeat
+from lightning_unlearn.evaluation.added_noise import NoiseSize, noise_size
 from lightning_unlearn.evaluation.experiment import Experiment, Kept
 from lightning_unlearn.evaluation.finding import Audit, asked_delta
 from lightning_unlearn.evaluation.one_run import check_guesses, one_run_audit
@@ -34,6 +35,8 @@ class AuditReport:
         two_sample: Telling both worlds apart by many draws of the noise, or None.
         white_box: The largest true mu of the runs, from the points before the noise,
             or None where they were not computed. Exact: no confidence is involved.
+        noise: The smallest noise of the runs beside what is certified, or None. It was
+            not too small, or `AuditError` would have been raised.
         runs: Trainings with a request.
         kept: How many of the trainings were taken from the folder.
     """
@@ -41,6 +44,7 @@ class AuditReport:
     one_run: Audit
     two_sample: Audit | None
     white_box: WhiteBox | None
+    noise: NoiseSize | None
     runs: int
     kept: int = 0
 
@@ -54,6 +58,8 @@ class AuditReport:
                 rows[f"{audit.attack}: the largest it could show"] = audit.ceiling
         if self.white_box is not None:
             rows["points before noise: true mu"] = self.white_box.mu_true
+        if self.noise is not None:
+            rows["noise that was added: noise_std"] = self.noise.std
         return rows
 
     def __str__(self) -> str:
@@ -67,6 +73,9 @@ class AuditReport:
                 f"points before noise: true mu {number(true)} (exact; the largest of "
                 f"the runs), certified: {claim}"
             )
+        if self.noise is not None:
+            std, stated = map(number, self.noise)
+            parts.append(f"noise that was added: noise_std {std}, certified: {stated}")
         return "\n".join(parts)
 
 
@@ -87,7 +96,8 @@ def audit(
     Every run tosses a coin for each canary, trains with those that are in, has them
     forgotten by one request and scores all of them with what was released
     (`one_run_audit`). With the points before the noise it also computes the true mu
-    (`white_box_mu`) and, from `draws`, the test of both worlds (`two_sample_audit`).
+    (`white_box_mu`), tests that the noise that was added is as large as certified
+    and, from `draws`, tells both worlds apart (`two_sample_audit`).
 
     It costs `runs` trainings and requests, and one training more to calibrate. Decide
     on the numbers beforehand: to go on until something is found is another test.
@@ -124,8 +134,15 @@ def audit(
     check_guesses(guesses, r)
     place = None if folder is None else Path(folder)
     names = [f"run-{i:03d}" for i in range(runs)]
-    done = _repeat.done(place, [*names, _REFERENCE], experiment.identity, r)
-    earlier = len(done)
+    wanted = [*names, _REFERENCE] if calibrate else names
+    done = _repeat.done(place, wanted, experiment.identity, r)
+    earlier, first = len(done), done.get(names[0])
+    if draws and first is not None and len(first.draws[0]) != draws:
+        raise ArgumentError(
+            f"expected {draws} draws of the noise in each world, got "
+            f"{len(first.draws[0])} from the first run, which was kept: ask for as "
+            "many, or take a new folder"
+        )
     todo: dict[str, _repeat.Asked] = {
         name: (_repeat.tossed(r), draws if name == names[0] else 0)
         for name in names
@@ -164,15 +181,14 @@ def _judged(
         for c, run in zip(certificates, kept, strict=True)
         if run.distance is not None
     ]
-    share = 1 - (1 - confidence) / (2 if draws else 1)
+    both = zip(certificates, kept, strict=True)
+    noises = [(c, k, k.noise) for c, k in both if k.noise is not None and c.noise_std]
+    share = 1 - (1 - confidence) / (1 + bool(draws) + bool(noises))
+    alone = 1 - (1 - share) / max(1, len(noises))
+    sizes = [noise_size(c, norm, k.rounding, alone) for c, k, norm in noises]
     two = None
     if draws:
         u, r = (_tensor(world) for world in kept[0].draws)
-        if len(u) != draws:
-            raise ArgumentError(
-                f"expected {draws} draws of the noise in each world, got {len(u)} from "
-                "the first run, which was kept: ask for as many, or take a new folder"
-            )
         two = two_sample_audit(certificates[0], u, r, share, delta=delta)
         two = replace(two, attack="draws of the noise at both points")
     included = torch.tensor([run.included for run in kept])
@@ -182,6 +198,7 @@ def _judged(
         ),
         two_sample=two,
         white_box=max(boxes, key=lambda box: box.mu_true, default=None),
+        noise=min(sizes, key=lambda size: size.std / size.std_certified, default=None),
         runs=len(kept),
     )
 

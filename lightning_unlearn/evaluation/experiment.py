@@ -16,7 +16,7 @@ from lightning_unlearn.evaluation import _checks
 from lightning_unlearn.evaluation.white_box import apart
 from lightning_unlearn.noise import add_noise
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,15 @@ class Outcome:
         scores: Of every canary, shape (canaries,), floating: higher, more likely in.
         unlearned: Weights in scope before the noise, (p,) float64, where asked for.
         retrained: The same in the retrained world, such as the exact minimiser.
+        released: The weights in scope after the noise, (p,) in the model's own dtype,
+            where asked for.
     """
 
     certificate: Certificate | None
     scores: Tensor
     unlearned: Tensor | None = None
     retrained: Tensor | None = None
+    released: Tensor | None = None
 
 
 class Experiment(Protocol):
@@ -69,6 +72,8 @@ class Kept:
         distance: Between both worlds' points before the noise, or None.
         norms: Sum of the norms of both.
         draws: Of each world, released models along the line between both points.
+        noise: Norm of what was added to the point before noise, or None.
+        rounding: Of the cast of the released weights, a bound in the same units.
     """
 
     included: list[bool]
@@ -77,6 +82,8 @@ class Kept:
     distance: float | None
     norms: float
     draws: tuple[list[float], list[float]]
+    noise: float | None = None
+    rounding: float = 0.0
 
 
 def carried_out(experiment: Experiment, included: list[bool], draws: int) -> Kept:
@@ -102,11 +109,18 @@ def carried_out(experiment: Experiment, included: list[bool], draws: int) -> Kep
             "got none from the experiment: white_box=True gives them for a ConvexHead"
         )
     distance, norms, drawn = None, 0.0, ([], [])
+    noise, rounding = None, 0.0
     if found.certificate is not None and u is not None and r is not None:
         u, r, distance, norms = apart(found.certificate, u, r)
         sigma = found.certificate.noise_std
         drawn = _drawn(u, u - r, r, sigma, draws), _drawn(r, u - r, r, sigma, draws)
+        if found.released is not None:
+            released = _checks.values("released", found.released, 1).cpu()
+            noise = float((released.double() - u).norm())
+            rounding = torch.finfo(released.dtype).eps * float(released.norm())
     return Kept(
+        noise=noise,
+        rounding=rounding,
         included=included,
         scores=scores.double().tolist(),
         certificate=None if found.certificate is None else found.certificate.to_json(),
@@ -140,7 +154,7 @@ def read(path: Path, identity: str, r: int) -> Kept:
         SetupError: If it is of another experiment, or no such file.
     """
     fields = _records.strict_object(
-        path.read_text("utf-8"), SetupError, f"a run in {path}"
+        path.read_text("utf-8", errors="replace"), SetupError, f"a run in {path}"
     )
     own = fields.pop("schema", None), fields.pop("identity", None)
     if own != (SCHEMA, _digest(identity)):
@@ -158,8 +172,10 @@ def _kept(path: Path, fields: dict[str, Any], r: int) -> Kept:
         kept = Kept(draws=(u, v), **fields)
         coins = len(kept.included) == len(kept.scores) == r
         coins = coins and all(type(x) is bool for x in kept.included)
-        numbers = [*kept.scores, *u, *v, kept.norms, kept.distance or 0.0]
-        if coins and not any(type(x) is not float for x in numbers):
+        known = [x for x in (kept.distance, kept.noise) if x is not None]
+        numbers = [*kept.scores, *u, *v, kept.norms, kept.rounding, *known]
+        certified = isinstance(kept.certificate, str) == any(kept.included)
+        if coins and certified and not any(type(x) is not float for x in numbers):
             return kept
         problem = "values of other types"
     except (TypeError, ValueError, KeyError) as error:

@@ -1,7 +1,8 @@
 """A user's own training as an experiment that `evaluation.audit` repeats."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,13 +19,16 @@ from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation.experiment import Outcome
 from lightning_unlearn.plugin import _compat, data
 from lightning_unlearn.plugin.asked import Asked
+from lightning_unlearn.plugin.guarantee import convex_head
 from lightning_unlearn.plugin.identity import named
 from lightning_unlearn.plugin.inside import Run, callback_of, run_inside
-from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.mixin import hooks, quiet, scope_of
 from lightning_unlearn.plugin.request import Request
 from lightning_unlearn.plugin.trainer import unlearn
+from lightning_unlearn.scope import Scope
 
 _EXACT = 1e-3  # of the tolerance: where the minimiser is taken to be
+_LEAST = 1e-10  # and no nearer: float64 sums are rounded
 
 
 class TrainerExperiment:
@@ -94,17 +98,16 @@ class TrainerExperiment:
         """One training and one request; see `evaluation.Experiment`."""
         inside = [c for c, x in zip(self.canaries, included.tolist(), strict=True) if x]
         kept = sorted([*self.others, *inside])
-        trainer, loader = _fitted(
-            self.train(Subset(self.dataset, kept)), self.white_box
-        )
+        given = Subset(self.dataset, kept)
+        trainer, loader = _fitted(self.train(given), self.white_box)
         read = data.training_loader(
-            trainer.train_dataloader if loader is None else loader
+            loader or trainer.train_dataloader or callback_of(trainer, None).loader
         )
-        n = len(read.dataset)  # type: ignore[arg-type]
-        if n != len(kept):
+        if read.dataset is not given:
             raise ArgumentError(
-                f"expected train to train on the {len(kept)} samples it is given, got "
-                f"a training on {n}: the canaries that are out must stay out"
+                f"expected train to give its DataLoader the very {len(kept)} samples "
+                f"that it is given, got {_told(read.dataset)}: positions would be of "
+                "other samples; put transforms into dataset="
             )
         certificate: Certificate | None = None
         unlearned = retrained = None
@@ -118,16 +121,19 @@ class TrainerExperiment:
             ).certificate
         canaries = Subset(self.dataset, self.canaries)
         model = trainer.lightning_module
-        scores = (
-            _minus_losses(read, model, canaries)
-            if self.score is None
-            else self.score(model, canaries)
-        )
+        with _evaluating(model):
+            scores = (
+                _minus_losses(trainer, read, model, canaries)
+                if self.score is None
+                else self.score(model, canaries)
+            )
+        released = None if unlearned is None else _weights(model)
         return Outcome(
             certificate=certificate,
             scores=scores,
             unlearned=unlearned,
             retrained=retrained,
+            released=released,
         )
 
 
@@ -162,6 +168,17 @@ def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | Non
     return trainer, loader
 
 
+def _told(dataset: Any) -> str:
+    return f"{len(dataset):,} samples in a {type(dataset).__name__} of another origin"
+
+
+def _weights(model: LightningModule) -> Tensor:
+    """Those in scope as they were released, (p,), in the head's own order."""
+    head = convex_head(model, Scope(model, scope_of(model)))
+    assert head is not None  # the points before noise were computed
+    return Scope(model, head.parameters()).flatten(head.weight.dtype).cpu()
+
+
 def _positions(name: str, values: Any, n: int) -> list[int]:
     try:
         given = [*values]
@@ -186,23 +203,32 @@ def _positions(name: str, values: Any, n: int) -> list[int]:
     return found
 
 
-def _minus_losses(loader: DataLoader, model: LightningModule, canaries: Any) -> Tensor:
-    """Of each canary on its own, in eval mode."""
-    (loss, *_), device = hooks(model), model.device
-    collate = loader.collate_fn
-    was = model.training
+def _minus_losses(
+    trainer: pl.Trainer, loader: DataLoader, model: LightningModule, canaries: Any
+) -> Tensor:
+    """Of each canary on its own."""
+    loss, *_ = hooks(model)
 
     def of(place: int) -> Tensor:
-        batch = collate([canaries[place]])
-        batch = model.transfer_batch_to_device(batch, device, 0)
+        batch = trainer.strategy.batch_to_device(
+            loader.collate_fn([canaries[place]]), model.device, dataloader_idx=0
+        )
         return loss(batch, place).double().mean()
 
+    with isolate_rng(), quiet(model, restore=True):
+        return -torch.stack([of(place) for place in range(len(canaries))])
+
+
+@contextmanager
+def _evaluating(model: LightningModule) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), isolate_rng(), quiet(model, restore=True):
-            return -torch.stack([of(place) for place in range(len(canaries))])
+        with torch.no_grad():
+            yield
     finally:
-        model.train(was)
+        for module, training in modes:
+            module.training = training
 
 
 def _before_noise(trainer: pl.Trainer, forgets: list[int]) -> tuple[Tensor, Tensor]:
@@ -242,7 +268,9 @@ class _Points:
                     "expected a ConvexHead for white_box=True, got a model whose "
                     "retrained minimiser cannot be computed: use white_box=False"
                 )
-            finer = replace(ready.options, tolerance=ready.options.tolerance * _EXACT)
+            tolerance = ready.options.tolerance
+            finest = min(tolerance, max(tolerance * _EXACT, _LEAST))
+            finer = replace(ready.options, tolerance=finest)
             with isolate_rng(), quiet(run.model, restore=True):
                 ends = ready.step(ready.retained).weights
                 exact = replace(ready, options=finer).step(ready.retained).weights

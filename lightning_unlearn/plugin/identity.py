@@ -12,9 +12,22 @@ def named(function: object) -> str:
     function = getattr(function, "func", function)  # of a partial
     named = getattr(function, "__qualname__", type(function).__qualname__)
     code = _code(getattr(function, "__code__", None))
-    text = f"{plain} {code}"
+    closed = [_content(cell) for cell in getattr(function, "__closure__", None) or ()]
+    defaults = (
+        getattr(function, "__defaults__", ()),
+        *sorted((getattr(function, "__kwdefaults__", None) or {}).items()),
+    )
+    known = [x for x in (*closed, *defaults) if _is_plain(x)]
+    text = f"{plain} {known} {code}"
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{getattr(function, '__module__', '')}.{named} {digest}"
+
+
+def _content(cell: Any) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
 
 
 def _is_plain(value: object) -> bool:

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import math
 import os
 import stat
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_unlearn.certificate import gaussian_epsilon, gaussian_mu
 from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
-from lightning_unlearn.evaluation import Outcome, audit
+from lightning_unlearn.evaluation import Outcome, audit, noise_size
 from lightning_unlearn.evaluation._repeat import tossed
 from tests.evaluation.worlds import DELTA, certificate, none_certificate
 
@@ -23,8 +25,9 @@ class Mechanism:
 
     n_canaries = R
 
-    def __init__(self, mu=MU, offsets=0.0, far=None, identity="one"):
+    def __init__(self, mu=MU, offsets=0.0, far=None, identity="one", share=None):
         self.mu, self.offsets, self.far, self.identity = mu, offsets, far, identity
+        self.share = share  # of the noise that is added; None keeps the release back
         self.calls = []
 
     def __call__(self, included):
@@ -37,7 +40,12 @@ class Mechanism:
         if self.far is not None:
             point = torch.zeros(R, dtype=torch.float64)
             point[0] = self.far * 2e-3  # the certificate's sensitivity
+        released = None
+        if self.share is not None and point is not None and some:
+            noise = torch.randn(R, dtype=torch.float64) * c.noise_std
+            released = (point + self.share * noise).float()
         return Outcome(
+            released=released,
             certificate=c if some else None,
             scores=shift + own + torch.randn(R, dtype=torch.float64),
             unlearned=point if some else None,
@@ -103,6 +111,54 @@ def test_points_before_noise_and_draws():
         audit(Mechanism(far=1.01))
 
 
+def test_the_noise_that_was_added_is_held_to_what_is_certified():
+    report = audit(Mechanism(far=0.0, share=1.0), runs=5)
+    assert report.one_run.confidence == pytest.approx(0.975)
+    sigma = report.noise.std_certified
+    assert report.noise.std == pytest.approx(sigma, rel=0.2)
+    assert report.noise.std < sigma  # the smallest of five
+    assert "noise that was added: noise_std" in str(report)
+    assert report.found["noise that was added: noise_std"] == report.noise.std
+    assert audit(Mechanism(far=0.0)).noise is None
+    with pytest.raises(AuditError, match="noise of standard deviation .*as certified"):
+        audit(Mechanism(far=0.0, share=0.5))
+    more = audit(Mechanism(far=0.0, share=2.0))  # too much hurts no claim
+    assert more.noise.std > 1.5 * sigma
+
+
+def test_an_honest_noise_is_refuted_as_rarely_as_stated():
+    """At the edge: no sensitivity and no cast to allow for."""
+    c = dataclasses.replace(certificate(1.0), n_parameters=9, sensitivity=1e-300)
+    rng, raised, tried = np.random.default_rng(0), 0, 4000
+    for norm in np.sqrt(rng.chisquare(9, tried)) * c.noise_std:
+        try:
+            noise_size(c, float(norm), 0.0, 0.9)
+        except AuditError:
+            raised += 1
+    assert abs(raised / tried - 0.1) < 4 * (0.09 / tried) ** 0.5
+    wide = dataclasses.replace(c, sensitivity=c.noise_std)
+    noise_size(wide, 0.0, c.noise_std, 0.999)  # 2 noise_std is not below that quantile
+    with pytest.raises(AuditError, match="got nan"):
+        noise_size(c, math.nan, 0.0, 0.9)
+
+
+class UnsendableError(Exception):
+    def __init__(self, what, where):
+        super().__init__(f"{what} is missing at {where}")
+
+
+class Complains(Mechanism):
+    def __call__(self, included):
+        raise UnsendableError("the data", "home")
+
+
+def test_an_exception_that_cannot_travel_is_told_by_a_worker():
+    with pytest.raises(
+        SetupError, match="UnsendableError: the data is missing at home"
+    ):
+        audit(Complains(), workers=2)
+
+
 def test_an_audit_that_is_stopped_goes_on(tmp_path):
     class Stopped(Mechanism):
         def __call__(self, included):
@@ -143,7 +199,11 @@ def test_runs_of_another_experiment_are_refused(tmp_path):
         (json.dumps({**fields, "included": []}), "others .values of other types"),
         (json.dumps({**fields, "scores": ["a"] * R}), "others .values of other types"),
         (json.dumps({**fields, "scores": None}), "expected the fields of a run in"),
-        (json.dumps({**fields, "schema": 2}), "of another one"),
+        (json.dumps({**fields, "certificate": 3}), "others .values of other types"),
+        (json.dumps({**fields, "certificate": None}), "values of other types"),
+        (json.dumps({**fields, "distance": "far"}), "values of other types"),
+        (json.dumps({**fields, "schema": 1}), "of another one"),
+        (b"\xff\xfe".decode("latin-1"), "as JSON"),
     ):
         file.write_text(wrong)
         with pytest.raises(SetupError, match=message):
@@ -157,8 +217,11 @@ def test_draws_need_the_points_and_runs_kept_with_as_many(tmp_path):
         audit(experiment := Mechanism(), runs=5, draws=50)
     assert len(experiment.calls) == 1  # the others are not paid for
     audit(Mechanism(far=0.5), draws=20, folder=tmp_path)
+    again = Mechanism(far=0.5)
     with pytest.raises(ArgumentError, match="50 draws .* got 20"):
-        audit(Mechanism(far=0.5), draws=50, folder=tmp_path)
+        audit(again, runs=3, draws=50, folder=tmp_path)
+    assert not again.calls
+    assert audit(again, calibrate=False, folder=tmp_path).kept == 1
 
 
 def test_workers_are_processes_of_their_own(tmp_path):

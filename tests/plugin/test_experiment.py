@@ -6,10 +6,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import lightning_unlearn.release as releases
-from lightning_unlearn import TrainerExperiment, UnlearnableMixin, UnlearningCallback
+from lightning_unlearn import (
+    TrainerExperiment,
+    UnlearnableMixin,
+    UnlearningCallback,
+    prepare,
+)
 from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
 from lightning_unlearn.evaluation import audit
 from lightning_unlearn.noise import add_noise
@@ -133,10 +138,51 @@ def test_a_training_that_was_interrupted_is_no_run():
         experiment(coins(0))
 
 
-def test_a_training_that_ignores_its_samples_is_refused():
-    experiment = TrainerExperiment(lambda d: train(digits(200)), digits(200), CANARIES)
-    with pytest.raises(ArgumentError, match="train on the 171 samples .* got .* 200:"):
+@pytest.mark.parametrize(
+    "change", [lambda d: digits(200), lambda d: Subset(d, range(len(d) - 1, -1, -1))]
+)
+def test_a_training_on_other_samples_or_in_another_order_is_refused(change):
+    """Positions would be of other samples: an honest certificate could be refuted."""
+    watched = Watched()
+    experiment = TrainerExperiment(lambda d: watched(change(d)), digits(200), CANARIES)
+    with pytest.raises(ArgumentError, match="the very 171 samples .* of other samples"):
         experiment(coins(0))
+    assert watched.trainers[0].callbacks[0].requests == 0
+
+
+class OwnTransfer(HeadNet):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0].float() / 16, batch[1]
+
+
+def test_scores_come_through_the_modules_own_transfer_and_in_eval_mode():
+    X, y = digits(200).tensors
+    data = TensorDataset((X * 16).to(torch.uint8), y)
+    watched = Watched(net=OwnTransfer)
+    found = TrainerExperiment(watched, data, CANARIES)(coins(1))
+    model = watched.trainers[0].lightning_module
+    places = list(CANARIES)
+    logits = model((X[places] * 16).to(torch.uint8).float() / 16)
+    expected = -F.cross_entropy(logits, y[places], reduction="none").double()
+    torch.testing.assert_close(found.scores, expected.detach(), rtol=1e-5, atol=0)
+
+    def score(model, canaries):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return torch.zeros(len(canaries))
+
+    TrainerExperiment(watched, data, CANARIES, score=score)(coins(1))
+    assert watched.trainers[-1].lightning_module.training
+
+
+def test_a_prepared_training_is_audited_too():
+    def prepared(dataset):
+        made = train(dataset)
+        prepare(made)
+        return made
+
+    found = TrainerExperiment(prepared, digits(200), CANARIES, white_box=True)(coins(1))
+    assert found.certificate.n_forget == 1
 
 
 def test_what_runs_would_share_is_refused(tmp_path):
@@ -195,6 +241,10 @@ def test_a_training_in_two_spawned_processes():
     assert torch.isfinite(found.scores).all()
 
 
+def closing(value):
+    return lambda d: train(d, noise_std=value)
+
+
 def test_identity_tells_experiments_apart():
     data = digits(200)
     one, found = TrainerExperiment(train, data, CANARIES).identity, []
@@ -208,11 +258,15 @@ def test_identity_tells_experiments_apart():
         TrainerExperiment(functools.partial(train, tolerance=1e-3), data, CANARIES),
         TrainerExperiment(functools.partial(train, tolerance=1e-4), data, CANARIES),
         TrainerExperiment(lambda d: train(d), data, CANARIES),
+        TrainerExperiment(lambda d, l2=1e-3: train(d), data, CANARIES),
+        TrainerExperiment(lambda d, l2=1e-2: train(d), data, CANARIES),
+        TrainerExperiment(closing(1), data, CANARIES),
+        TrainerExperiment(closing(2), data, CANARIES),
         TrainerExperiment(lambda d: train(d, tolerance=1e-3), data, CANARIES),
         TrainerExperiment(train, data, CANARIES, white_box=True),
     ):
         found.append(other.identity)
-    assert len({one, *found}) == 10
+    assert len({one, *found}) == 14
 
 
 @pytest.mark.parametrize(
@@ -294,6 +348,7 @@ def test_a_tenth_of_the_noise_is_caught_through_the_trainer(monkeypatch):
         score=of_weights,
     )
     report = audit(make(white_box=True), runs=2, draws=100, confidence=0.999)
+    assert report.noise.std == pytest.approx(report.noise.std_certified, rel=0.2)
     assert report.one_run.epsilon_certified == pytest.approx(planted.EPSILON)
     assert 0.3 < report.white_box.ratio < 0.5  # the claim allows for both worlds' tau
     monkeypatch.setattr(
@@ -301,3 +356,18 @@ def test_a_tenth_of_the_noise_is_caught_through_the_trainer(monkeypatch):
     )
     with pytest.raises(AuditError, match=r"\(grade certified\): epsilon = 32"):
         audit(make(), runs=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_less_noise_is_caught_at_epsilon_1_in_one_run(monkeypatch, share):
+    """Where guesses and draws of other noise see nothing: by the released weights."""
+    options = {"epsilon": 1.0, "tolerance": 1e-6}
+    experiment = TrainerExperiment(
+        Watched(**options), digits(200), CANARIES, white_box=True
+    )
+    audit(experiment, calibrate=False)
+    monkeypatch.setattr(
+        releases, "add_noise", lambda w, std, generator: add_noise(w, std * share)
+    )
+    with pytest.raises(AuditError, match="noise was not drawn as stated"):
+        audit(experiment, calibrate=False)
