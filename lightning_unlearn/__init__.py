@@ -3,6 +3,7 @@
 Importing this package adds ``unlearn`` to `lightning.pytorch.Trainer`.
 """
 
+from lightning_unlearn.backbone import PublicBackbone as PublicBackbone
 from lightning_unlearn.certificate import Certificate as Certificate
 from lightning_unlearn.certificate.guarantees import NewtonStep as NewtonStep
 from lightning_unlearn.certificate.guarantees import NormBall as NormBall

@@ -30,6 +30,8 @@ FLOORS = {
     "factor": (2, {"torch", "jaxtyping"}),
     "features": (2, {"torch"}),
     "storage": (2, {"torch"}),
+    "taps": (2, {"torch"}),
+    "backbone": (2, {"torch", "typing_extensions"}),
     "convex": (2, {"torch", "jaxtyping"}),
     "curvature": (2, {"torch", "jaxtyping"}),
     "solvers": (2, {"torch", "jaxtyping"}),
