@@ -10,6 +10,10 @@ from lightning_unlearn.certificate.guarantees import NormBall as NormBall
 from lightning_unlearn.certificate.guarantees import StronglyConvex as StronglyConvex
 from lightning_unlearn.heads import ConvexHead as ConvexHead
 from lightning_unlearn.plugin.callback import UnlearningCallback as UnlearningCallback
+from lightning_unlearn.plugin.certified import (
+    CertifiedClassifier as CertifiedClassifier,
+)
+from lightning_unlearn.plugin.certified import CertifiedRegressor as CertifiedRegressor
 from lightning_unlearn.plugin.experiment import TrainerExperiment as TrainerExperiment
 from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
 from lightning_unlearn.plugin.preflight import Preflight as Preflight

@@ -108,6 +108,7 @@ class PublicBackbone(nn.Module):
         if standardize == "public":
             self._take_statistics(_batches(public_data, self.batch_size))
         self._made: dict[str, str] = self._digests()
+        self.eval()
 
     @property
     def digest(self) -> str:

@@ -25,11 +25,13 @@ class PublicPart:
         digest: SHA-256 of its bytes at the time of the request.
         origin: ENFORCED if the callback saw it unchanged from the first training
             step on, ASSUMED if nothing shows it.
+        note: What in it is assumed public, in words; "" where its name says it all.
     """
 
     name: str
     digest: str
     origin: Origin
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +277,9 @@ def _to_plain(certificate: Certificate) -> dict[str, Any]:
     found = {"schema": certificate.schema, **plain(certificate)}
     if certificate.composed_grade is None:  # as in files from before it was stated
         found.pop("composed_grade")
+    for part in found["public_parts"]:
+        if not part["note"]:
+            part.pop("note")
     return found
 
 

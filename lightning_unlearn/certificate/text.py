@@ -131,10 +131,10 @@ def render(c: Certificate) -> str:
             Origin.ENFORCED: "unchanged in the training run the callback saw",
             Origin.ASSUMED: "no training run was seen: it may have been trained",
         }
-        lines += [
-            f"    {p.name}  sha256 {p.digest[:8]}  {seen.get(p.origin, p.origin.value)}"
-            for p in c.public_parts
-        ]
+        for p in c.public_parts:
+            origin = seen.get(p.origin, p.origin.value)
+            lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
+            lines += _wrap(printable(p.note), " " * 6)
     for title, entries in (("warnings", c.warnings), ("not covered", c.not_covered)):
         if entries:
             lines += ["", f"  {title}:"]

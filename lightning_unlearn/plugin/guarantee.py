@@ -35,10 +35,28 @@ def convex_head(module: nn.Module, scope: Scope) -> ConvexHead | None:
     return None
 
 
+def _beside(scope: Scope) -> str:
+    """The weights in scope beside those of a ConvexHead, in words; "" without one."""
+    for layer in scope.module.modules():
+        own = {id(p) for p in layer.parameters()}
+        if isinstance(layer, ConvexHead) and own <= {id(p) for p in scope.parameters}:
+            pairs = zip(scope.names, scope.parameters, strict=True)
+            rest = [name for name, p in pairs if id(p) not in own]
+            more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
+            return f"{', '.join(rest[:3])}{more} beside a ConvexHead"
+    return ""
+
+
 def chosen_guarantee(
-    options: Options, head: ConvexHead | None, l2: float
+    options: Options, head: ConvexHead | None, l2: float, scope: Scope
 ) -> StronglyConvex | NormBall | NewtonStep | None:
     """What the request will claim; None when the noise is chosen by hand.
+
+    Args:
+        options: Of the callback.
+        head: The ConvexHead in scope, if its weights are exactly those.
+        l2: Of the objective.
+        scope: The weights in scope.
 
     Raises:
         GuaranteeError: If what is asked for cannot be had.
@@ -50,9 +68,9 @@ def chosen_guarantee(
         if head is None:
             raise GuaranteeError(
                 "expected the weights in scope to be exactly those of one ConvexHead "
-                "for guarantee=StronglyConvex, got others: freeze the rest of the "
-                "model with requires_grad_(False), or return head.parameters() from "
-                "unlearning_parameters"
+                f"for guarantee=StronglyConvex, got {_beside(scope) or 'others'}: "
+                "freeze the rest of the model with requires_grad_(False), or return "
+                "head.parameters() from unlearning_parameters"
             )
         if not l2 > 0:
             raise GuaranteeError(
@@ -71,6 +89,9 @@ def chosen_guarantee(
     if options.max_norm is not None:
         return NormBall()
     if options.noise_std is None:
+        extra = _beside(scope)
+        if extra:
+            raise GuaranteeError(f"{NO_SENSITIVITY}. In scope: {extra}; freeze them")
         raise GuaranteeError(NO_SENSITIVITY)
     return None
 
@@ -91,8 +112,8 @@ def warn_early(
         l2 = record.l2 if stated is None else stated
         if l2 is None:
             raise ModelError(record.l2_problem)
-        head = convex_head(pl_module, Scope(pl_module, in_scope))
-        chosen_guarantee(options, head, l2)
+        scope = Scope(pl_module, in_scope)
+        chosen_guarantee(options, convex_head(pl_module, scope), l2, scope)
     except UnlearningError as error:
         rank_zero_warn(f"trainer.unlearn would be refused after this training: {error}")
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import DataError
-from lightning_unlearn.plugin import data, statistics
+from lightning_unlearn.plugin import data, public, statistics
 from lightning_unlearn.processes import Processes
 from lightning_unlearn.scope import Scope, tensors_digest
 
@@ -365,12 +365,18 @@ def outside_of(
         for name, digest in now.items()
         if name not in changed and not name.endswith(_NUMBER)
     }
-    groups: dict[str, list[str]] = {}
+    backbones, groups = public.backbones(module), dict[str, list[str]]()
     for name, digest in kept.items():
-        groups.setdefault(name.split(".")[0], []).append(f"{name}={digest}")
+        group = public.owner(name, backbones) or name.split(".")[0]
+        groups.setdefault(group, []).append(f"{name}={digest}")
     origin = Origin.ASSUMED if before is None else Origin.ENFORCED
     parts = tuple(
-        PublicPart(name=name, digest=_join(entries), origin=origin)
+        PublicPart(
+            name=name,
+            digest=backbones[name].digest if name in backbones else _join(entries),
+            origin=origin,
+            note=backbones[name].description if name in backbones else "",
+        )
         for name, entries in groups.items()
     )
     return Outside(public_parts=parts, unscrubbed=tuple(changed), rebuilt=rebuilt)

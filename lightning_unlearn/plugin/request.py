@@ -28,6 +28,7 @@ from lightning_unlearn.plugin import (
     inventory,
     journal,
     progress,
+    public,
     quality,
     sharded,
     solve_state,
@@ -116,8 +117,9 @@ class Request:
             gone = {*chosen, *record.removed}
             inventory.check_averages(self.trainer)
         with self._failing_together(scope):
+            public.check(self.module)
             l2 = self._l2(scope, module_l2)
-            guarantee = chosen_guarantee(options, head, l2)
+            guarantee = chosen_guarantee(options, head, l2, scope)
             free = guarantee is None or isinstance(guarantee, NormBall)
             outside = outside_of(self.module, scope, record, rebuilds=free)
         ledger = self.processes.first(self._ledger)

@@ -25,7 +25,7 @@ from lightning_unlearn.heads import ConvexHead
 from lightning_unlearn.minimise import minimise
 from lightning_unlearn.newton import Step, damped_step, with_difference_error
 from lightning_unlearn.objective import LossFunction
-from lightning_unlearn.plugin import data, memory, sharded, strategies
+from lightning_unlearn.plugin import data, memory, public, sharded, strategies
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.progress import ENDED, Display, Onlooker
 from lightning_unlearn.plugin.record import Outside
@@ -233,7 +233,7 @@ class Resolved:
         return self.batches(self.loader, indices, by_position=True)
 
     def _rows(self, head: ConvexHead, batches: data.ExactBatches) -> FeatureData:
-        with self.processes.together():
+        with self.processes.together(), public.reading_private(self.module):
             checks.check_repeatable(batches)
             checks.check_in_place(self.loss, batches)
             return features.capture(self.loss, head, batches)

@@ -1,0 +1,299 @@
+"""Ready LightningModules: a convex head, solved on a public backbone's features."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import MeanSquaredError
+from typing_extensions import override
+
+from lightning_unlearn import _validate
+from lightning_unlearn.backbone import PublicBackbone
+from lightning_unlearn.certificate.guarantees import StronglyConvex
+from lightning_unlearn.errors import ArgumentError, DataError, SetupError
+from lightning_unlearn.heads import ConvexHead, LossName
+from lightning_unlearn.plugin import data, store
+from lightning_unlearn.plugin.inside import callback_of
+from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
+from lightning_unlearn.plugin.request import Request
+from lightning_unlearn.prepared import PreparedHead
+
+_log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
+
+
+class _CertifiedModule(UnlearnableMixin, LightningModule):
+    """What classifier and regressor share."""
+
+    def __init__(
+        self, backbone: PublicBackbone, n_outputs: int, loss: LossName, l2: float
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, PublicBackbone):
+            raise ArgumentError(
+                f"expected backbone to be a PublicBackbone, got "
+                f"{type(backbone).__name__}: wrap it, PublicBackbone(model, "
+                "public_data=...)"
+            )
+        _validate.positive(l2=l2)
+        self.automatic_optimization = False
+        self.backbone = backbone
+        self.head = ConvexHead(backbone.n_features, n_outputs, loss)
+        self.l2 = float(l2)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Outputs of the head, (n, K), for inputs of the backbone."""
+        return self.head(self.backbone(inputs))
+
+    def inputs_and_targets(self, batch: Any) -> tuple[Any, Tensor]:
+        """The two parts of a batch; override it for batches of another form.
+
+        Args:
+            batch: ``(inputs, targets)``, or a mapping whose "labels" are the targets
+                and whose other entries are keywords of the model.
+
+        Raises:
+            DataError: If it is neither.
+        """
+        if isinstance(batch, Mapping) and "labels" in batch:
+            return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise DataError(
+            'expected batches (inputs, targets) or mappings with "labels", got '
+            f"{type(batch).__name__}: override inputs_and_targets(batch)"
+        )
+
+    # -- unlearning ------------------------------------------------------------
+
+    def head_targets(self, targets: Tensor) -> Tensor:
+        """Targets as the loss of the head takes them."""
+        return targets
+
+    def unlearning_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """The losses of a batch, (n,): those that are solved for, and certified."""
+        inputs, targets = self.inputs_and_targets(batch)
+        return self.head.loss(self.backbone(inputs), self.head_targets(targets))
+
+    def unlearning_l2(self) -> float:
+        """Coefficient of (l2/2)|w|^2, over the weights of the head and its bias."""
+        return self.l2
+
+    # -- training --------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Keep Lightning from warning that what must be in eval mode is."""
+        count = sum(1 for _ in self.backbone.modules())
+        warnings.filterwarnings("ignore", rf"Found {count} module\(s\) in eval mode at")
+
+    def on_train_start(self) -> None:
+        """Solve the head on all training samples, to the callback's tolerance.
+
+        Raises:
+            SetupError: If the Trainer has no `UnlearningCallback`, or one that would
+                move the solution.
+            UnlearningError: As a request: if the data or the model cannot be solved,
+                or nothing would be certified.
+        """
+        callback = callback_of(self.trainer, self)
+        if callback.options.max_norm is not None:
+            raise SetupError(
+                f"expected an UnlearningCallback without max_norm for a "
+                f"{type(self).__name__}, got max_norm={callback.options.max_norm}: "
+                "its projection would move the solution, and the certificate does not "
+                "need it; leave it out"
+            )
+        begin = time.perf_counter()
+        request = Request(
+            trainer=self.trainer,
+            module=self,
+            callback=callback,
+            loader=data.training_loader(self.trainer.train_dataloader),
+            ckpt_path=None,
+        )
+        with isolate_rng(), quiet(self, restore=True):
+            passes, n = self._solve(request)
+        _log.info(
+            f"solved {sum(p.numel() for p in self.head.parameters()):,} weights on "
+            f"{n:,} samples to |grad F| <= {callback.options.tolerance:g} in "
+            f"{time.perf_counter() - begin:.2g} s ({passes:.0f} passes)"
+        )
+
+    def _solve(self, request: Request) -> tuple[float, int]:
+        """Put the head at the optimum; (passes, samples)."""
+        with request.strategy.whole(self):
+            ready, _ = request.resolve_none()
+            ready = replace(ready, guarantee=StronglyConvex())
+            if request.processes.world > 1:
+                step = ready.step(ready.retained)
+                weights, passes = step.weights, step.solution.matvecs
+            else:  # what a request can use is kept: the features are read once
+                state = ready.prepare()
+                assert isinstance(state, PreparedHead)
+                assert state.start is not None
+                weights, passes = state.start, state.passes
+                request.callback.kept = store.stored(ready, state)
+            ready.scope.assign(weights)
+        return passes, len(ready.retained)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing is left to train: show the loss of a batch, and end the training."""
+        losses = self.unlearning_loss(batch, batch_idx).detach()
+        self.log("train_loss", losses.mean(), batch_size=len(losses))
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        for p in self.head.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()  # Lightning writes no checkpoint of a model without a step
+        self.zero_grad(set_to_none=True)
+        self.trainer.should_stop = True
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One that moves nothing, and tells the callback l2."""
+        return torch.optim.SGD(self.head.parameters(), lr=0.0, weight_decay=self.l2)
+
+    # -- metrics ---------------------------------------------------------------
+
+    def _measure(self, batch: Any, stage: str, metric: Metric, name: str) -> None:
+        inputs, targets = self.inputs_and_targets(batch)
+        features = self.backbone(inputs)
+        losses = self.head.loss(features, self.head_targets(targets))
+        self.log(f"{stage}_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
+        self._update(metric, self.head(features), targets)
+        self.log(f"{stage}_{name}", metric, prog_bar=True, batch_size=len(losses))
+
+    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+        raise NotImplementedError
+
+    def predict_step(self, batch: Any) -> Tensor:
+        """Outputs (n, K) of a batch, with or without targets."""
+        try:
+            inputs, _ = self.inputs_and_targets(batch)
+        except DataError:
+            inputs = batch
+        return self(inputs)
+
+
+class CertifiedClassifier(_CertifiedModule):
+    """Classes from the features of a `PublicBackbone`: every deletion is certified.
+
+    ``trainer.fit`` does not train it but solves it: a convex head over all training
+    samples, to the ``tolerance`` of the Trainer's `UnlearningCallback`, with its
+    float64 solver, when the training starts; it ends after one batch, validation and
+    checkpoint included. ``trainer.unlearn`` then gives grade ``certified``. On one
+    device the features are read once and kept in memory for the next request.
+
+    Batches are ``(inputs, classes)``; see `inputs_and_targets` for others. It logs
+    ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss`` and ``test_acc``.
+
+    Args:
+        backbone: Public features.
+        num_classes: K. Of samples the model has never seen too: the number of classes
+            is public, and a class all of whose samples are forgotten stays an output.
+        loss: "cross_entropy", or "mse" to the one-hot classes: quadratic, so that one
+            exact Newton step is the retrained model.
+        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
+        >>> backbone = PublicBackbone(net, public_data=torch.randn(50, 8))
+        >>> CertifiedClassifier(backbone, 3)(torch.randn(5, 8)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        backbone: PublicBackbone,
+        num_classes: int,
+        loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        l2: float = 1e-3,
+    ) -> None:
+        _validate.count(2, num_classes=num_classes)
+        _validate.one_of(("cross_entropy", "mse"), loss=loss)
+        super().__init__(backbone, num_classes, loss, l2)
+        self.save_hyperparameters("num_classes", "loss", "l2")
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    @override
+    def head_targets(self, targets: Tensor) -> Tensor:
+        """Classes (n,), or probabilities (n, K); one-hot for squared error."""
+        if self.head.loss_name == "mse" and not targets.is_floating_point():
+            return F.one_hot(targets, self.head.out_features).float()
+        return targets
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``val_loss`` and ``val_acc``."""
+        self._measure(batch, "val", self.val_acc, "acc")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``test_loss`` and ``test_acc``."""
+        self._measure(batch, "test", self.test_acc, "acc")
+
+    @override
+    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+        metric.update(outputs, targets.argmax(1) if targets.dim() == 2 else targets)
+
+
+class CertifiedRegressor(_CertifiedModule):
+    """Numbers from the features of a `PublicBackbone`: every deletion is certified.
+
+    Solved and unlearned as `CertifiedClassifier`. The bias is regularised too: centre
+    and scale the targets with public numbers (not with their own mean). It logs
+    ``train_loss``, ``val_loss``, ``val_mse``, ``test_loss`` and ``test_mse``.
+
+    Args:
+        backbone: Public features.
+        n_outputs: K; targets are (n, K), or (n,) for one.
+        loss: "mse" (quadratic: one exact Newton step), or "poisson" for counts, where
+            outputs are log rates and ``val_mse`` is that of the rates.
+        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
+        >>> backbone = PublicBackbone(net, public_data=torch.randn(50, 8))
+        >>> CertifiedRegressor(backbone)(torch.randn(5, 8)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        backbone: PublicBackbone,
+        n_outputs: int = 1,
+        loss: Literal["mse", "poisson"] = "mse",
+        l2: float = 1e-3,
+    ) -> None:
+        _validate.one_of(("mse", "poisson"), loss=loss)
+        super().__init__(backbone, n_outputs, loss, l2)
+        self.save_hyperparameters("n_outputs", "loss", "l2")
+        self.val_mse, self.test_mse = MeanSquaredError(), MeanSquaredError()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``val_loss`` and ``val_mse``."""
+        self._measure(batch, "val", self.val_mse, "mse")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``test_loss`` and ``test_mse``."""
+        self._measure(batch, "test", self.test_mse, "mse")
+
+    @override
+    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+        rates = outputs.exp() if self.head.loss_name == "poisson" else outputs
+        metric.update(rates, targets.reshape(rates.shape).to(rates))
