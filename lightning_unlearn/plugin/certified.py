@@ -124,6 +124,8 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         )
         with isolate_rng(), quiet(self, restore=True):
             passes, n = self._solve(request)
+        if not self.trainer.is_global_zero:
+            return
         _log.info(
             f"solved {sum(p.numel() for p in self.head.parameters()):,} weights on "
             f"{n:,} samples to |grad F| <= {callback.options.tolerance:g} in "
