@@ -146,7 +146,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
                 assert state.start is not None
                 weights, passes = state.start, state.passes
                 request.callback.kept = store.stored(ready, state)
-            ready.scope.assign(weights)
+        ready.scope.again().assign(weights)  # in shards again, if they were
         return passes, len(ready.retained)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:

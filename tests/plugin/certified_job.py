@@ -26,7 +26,10 @@ def main(folder, name):
     torch.set_num_threads(1)
     kind, strategy = CertifiedClassifier, name
     if name == "fsdp2":
-        kind, strategy = Sharded, ModelParallelStrategy(2, 1)
+        kind, strategy = (
+            Sharded,
+            ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
+        )
     net = kind(backbone(), 5)
     callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8)
     own = trainer(callback, strategy=strategy, devices=2, limit_val_batches=0)
@@ -36,7 +39,7 @@ def main(folder, name):
     target = folder / "clean.ckpt"
     result = own.unlearn(range(40), train_dataloaders=data, save_to=target)
     if own.is_global_zero:
-        found = [result.certificate.bound.value, result.n_retain, own.global_step]
+        found = [result.certificate.bound.value, result.n_retain]
         (folder / "found.json").write_text(json.dumps(found))
 
 
