@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torchmetrics
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import DataError
@@ -259,27 +260,42 @@ def record_data(record: TrainingRecord, loader: DataLoader) -> None:
     """Note the data a training is about to see.
 
     Raises:
-        DataError: If it is not what is left after the requests so far.
+        DataError: If it is not what is left after the requests so far, alone or as the
+            first part of a ConcatDataset.
     """
     dataset = loader.dataset
     n = len(dataset)  # type: ignore[arg-type]
     gone = len(record.removed)
-    same = n == (record.n_train or 0) - gone
-    if same and gone and record.retained_fingerprint is not None:
-        now = data.fingerprint(dataset, record.salt)
-        same = now in (None, record.retained_fingerprint)
-    if gone and not same:
+    if gone and not _begins_with_the_rest(dataset, record):
         raise DataError(
             f"expected training to go on with the {(record.n_train or 0) - gone} "
             f"samples that were not unlearned, got {n}, or others: train on "
-            "torch.utils.data.Subset(dataset, callback.retained_indices), or make "
-            "a new model and a new UnlearningCallback for new data"
+            "old = torch.utils.data.Subset(dataset, callback.retained_indices), with "
+            "new samples on ConcatDataset([old, new]), or make a new model and a new "
+            "UnlearningCallback for other data"
         )
     record.removed = []  # from now on positions are those of this dataset
     before = record.n_train, record.fingerprint
     record.n_train, record.fingerprint = n, data.fingerprint(dataset, record.salt)
     if before != (None, None) and before != (n, record.fingerprint):
         record.lineage = secrets.token_hex(16)  # its positions mean other samples
+
+
+def _begins_with_the_rest(dataset: Any, record: TrainingRecord) -> bool:
+    """Whether a dataset is what the requests have left, or that and a second part."""
+    rest = (record.n_train or 0) - len(record.removed)
+    if isinstance(dataset, ConcatDataset) and len(dataset) > rest:
+        added, dataset = len(dataset) - rest, dataset.datasets[0]
+        if min(record.removed) == rest and added >= len(record.removed):
+            rank_zero_warn(
+                f"the {len(record.removed)} samples that were unlearned were the last "
+                f"of the old dataset, and {added} are added in their place: see that "
+                "they are not the same ones, which would be learned again"
+            )
+    if len(dataset) != rest:
+        return False
+    known = record.retained_fingerprint
+    return known is None or data.fingerprint(dataset, record.salt) in (None, known)
 
 
 def check_same_data(dataset: Any, record: TrainingRecord) -> None:
