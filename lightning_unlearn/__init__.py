@@ -8,6 +8,9 @@ from lightning_unlearn.certificate import Certificate as Certificate
 from lightning_unlearn.certificate.guarantees import NewtonStep as NewtonStep
 from lightning_unlearn.certificate.guarantees import NormBall as NormBall
 from lightning_unlearn.certificate.guarantees import StronglyConvex as StronglyConvex
+from lightning_unlearn.choice import HeadChoice as HeadChoice
+from lightning_unlearn.choice import HeadComparison as HeadComparison
+from lightning_unlearn.choice import compare_heads as compare_heads
 from lightning_unlearn.heads import ConvexHead as ConvexHead
 from lightning_unlearn.plugin.callback import UnlearningCallback as UnlearningCallback
 from lightning_unlearn.plugin.certified import (

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lightning_unlearn import _validate, taps
+from lightning_unlearn import _validate, reading, taps
 from lightning_unlearn.errors import (
     ArgumentError,
     DataError,
@@ -98,7 +97,7 @@ class PublicBackbone(nn.Module):
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public, self._private = 0, 0
-        first = _first(public_data, self.batch_size)
+        first = reading.first(public_data, self.batch_size)
         self.taps = self._taps(taps, first)
         self.n_features = self._raw(first).shape[1]
         empty = torch.zeros(0, dtype=torch.int64)
@@ -106,7 +105,7 @@ class PublicBackbone(nn.Module):
         self.register_buffer("mean", torch.zeros(self.n_features))
         self.register_buffer("std", torch.ones(self.n_features))
         if standardize == "public":
-            self._take_statistics(_batches(public_data, self.batch_size))
+            self._take_statistics(reading.batches(public_data, self.batch_size))
         self._made: dict[str, str] = self._digests()
         self.eval()
 
@@ -151,8 +150,9 @@ class PublicBackbone(nn.Module):
             data: As ``public_data``, in order; a DataLoader must not shuffle if rows
                 are to be matched with anything.
         """
-        device = next(chain(self.parameters(), self.buffers())).device
-        rows = [self(_to(b, device)).cpu() for b in _batches(data, self.batch_size)]
+        device, rows = self.mean.device, []
+        for batch in reading.batches(data, self.batch_size):
+            rows.append(self(reading.to_device(batch, device)).cpu())
         return torch.cat(rows) if rows else torch.zeros(0, self.n_features)
 
     def check(self) -> None:
@@ -241,13 +241,13 @@ class PublicBackbone(nn.Module):
             if t.is_floating_point()
         )
         dtype = next(floats, torch.float32)
-        return _cast(inputs, dtype)
+        return reading.cast(inputs, dtype)
 
     @torch.no_grad()
     def _raw(self, inputs: Any) -> Tensor:
         """Pooled activations side by side (n, d), float32, whatever autocast says."""
         inputs = self._prepared(inputs)
-        kinds = {leaf.device.type for leaf in _leaves(inputs)}
+        kinds = {leaf.device.type for leaf in reading.leaves(inputs)}
         kind = next(iter(kinds)) if kinds else "cpu"
         with torch.autocast(kind, enabled=False):
             found = taps.activations(self.model, self.taps, inputs)
@@ -260,7 +260,7 @@ class PublicBackbone(nn.Module):
             rows = self._raw(batch).double()
             total += torch.stack([rows.sum(0), rows.square().sum(0)])
             n += len(rows)
-            known += _names(batch)
+            known += reading.sample_names(batch)
         if n < 2:
             raise DataError(
                 f"expected at least 2 public samples to standardise with, got {n}: "
@@ -306,7 +306,7 @@ class PublicBackbone(nn.Module):
     def _refuse_known(self, inputs: Any) -> None:
         if not len(self.known):
             return
-        both = torch.isin(torch.tensor(_names(inputs)), self.known.cpu())
+        both = torch.isin(torch.tensor(reading.sample_names(inputs)), self.known.cpu())
         if bool(both.any()):
             raise GuaranteeError(
                 "expected public_data that are no training samples, got "
@@ -338,53 +338,3 @@ def _check_options(
             f"expected unit_norm to be True or False, got {unit_norm!r}: the norm "
             "itself is scale="
         )
-
-
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
-    """Batches of inputs: tensors or mappings of them, n first."""
-    if isinstance(data, Tensor):
-        yield from data.split(batch_size)
-        return
-    if data is None or not isinstance(data, (Dataset, DataLoader)):
-        raise DataError(
-            "expected public_data= to be a tensor (n, ...), a Dataset or a DataLoader, "
-            f"got {type(data).__name__}: inputs that are no training samples, for "
-            'the statistics of the features and their shapes; with standardize="none" '
-            "one of them will do"
-        )
-    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size)
-    for batch in loader:
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
-
-
-def _first(data: Any, batch_size: int) -> Any:
-    for batch in _batches(data, batch_size):
-        if all(len(leaf) for leaf in _leaves(batch)):
-            return batch
-    raise DataError("expected public_data= with at least one sample, got none")
-
-
-def _leaves(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-
-def _cast(inputs: Any, dtype: torch.dtype) -> Any:
-    return tree_map_only(
-        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs
-    )
-
-
-def _to(inputs: Any, device: torch.device) -> Any:
-    return tree_map_only(Tensor, lambda t: t.to(device), inputs)
-
-
-def _names(inputs: Any) -> list[int]:
-    """The first 8 bytes of the digest of each sample, in single precision."""
-    leaves = [t.cpu().contiguous() for t in _leaves(_cast(inputs, torch.float32))]
-    found = []
-    for sample in zip(*leaves, strict=True):
-        sha = hashlib.sha256()
-        for leaf in sample:
-            sha.update(leaf.reshape(-1).view(torch.uint8).numpy().data)
-        found.append(int.from_bytes(sha.digest()[:8], "big", signed=True))
-    return found

@@ -19,6 +19,7 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.plugin import data, spawned, strategies
 from lightning_unlearn.plugin._compat import STAGE, is_spawning
+from lightning_unlearn.plugin.digests import outside_digests
 from lightning_unlearn.plugin.gradient import gradient_norm
 from lightning_unlearn.plugin.guarantee import kept_in_ball, warn_early
 from lightning_unlearn.plugin.mixin import scope_of
@@ -28,7 +29,6 @@ from lightning_unlearn.plugin.record import (
     mark_trained,
     merge_changes,
     note_changed_numbers,
-    outside_digests,
     record_data,
     was_trained,
 )

@@ -3,7 +3,6 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanSquaredError
 from typing_extensions import override
 
-from lightning_unlearn import _validate
+from lightning_unlearn import _validate, reading
 from lightning_unlearn.backbone import PublicBackbone
 from lightning_unlearn.certificate.guarantees import StronglyConvex
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
@@ -66,14 +65,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         Raises:
             DataError: If it is neither.
         """
-        if isinstance(batch, Mapping) and "labels" in batch:
-            return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
-        raise DataError(
-            'expected batches (inputs, targets) or mappings with "labels", got '
-            f"{type(batch).__name__}: override inputs_and_targets(batch)"
-        )
+        return reading.split_batch(batch)
 
     # -- unlearning ------------------------------------------------------------
 

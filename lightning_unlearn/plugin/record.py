@@ -2,26 +2,20 @@
 
 import hashlib
 import secrets
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import SimpleNamespace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-import torch
-import torchmetrics
-from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn.certificate import Origin, PublicPart
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin import data, public, statistics
+from lightning_unlearn.plugin.digests import NUMBER, outside_digests
 from lightning_unlearn.processes import Processes
-from lightning_unlearn.scope import Scope, tensors_digest
+from lightning_unlearn.scope import Scope
 
 
 @dataclass
@@ -128,86 +122,7 @@ def _well_formed(name: str, value: object, blank: object) -> bool:
     return kind is None or all(type(v) is kind for v in value)  # type: ignore[union-attr]
 
 
-def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, str]:
-    """Digest of everything a module keeps outside the scope.
-
-    Parameters, buffers, extra state, and tensors and modules held in plain
-    attributes, lists, tuples or dictionaries of any submodule.
-    """
-    ids = {id(p) for p in scope}
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    known = ids | {id(t) for t in tensors.values()}
-    for prefix, layer in module.named_modules():
-        if isinstance(layer, torchmetrics.Metric):
-            continue  # emptied after every request
-        tensors |= {
-            f"{prefix}.{name}".lstrip("."): t
-            for name, t in _hidden(layer)
-            if id(t) not in known
-        }
-    found = {
-        name: tensors_digest([(name, t)])
-        for name, t in tensors.items()
-        if id(t) not in ids
-    }
-    for name, value in module.state_dict().items():
-        if name.endswith("_extra_state"):
-            found[name] = _content_digest(value)
-    return found
-
-
-_BARE = frozenset(vars(LightningModule())) | {"_calls"}
-_DEPTH = 4
 _CHANGED = "changed in training"
-_NUMBER = " (number)"  # settings, mostly: named only if they change in training
-
-
-def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Numbers in plain attributes: tensors, arrays and floats, however nested.
-
-    Integers, booleans and text are left out: counters and settings, not statistics.
-    """
-    for name, value in vars(layer).items():
-        if name not in _BARE and not name.endswith("_hooks"):
-            yield from _numbers(name, value, _DEPTH)
-
-
-def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield label, value
-    elif isinstance(value, nn.Module):
-        if not isinstance(value, torchmetrics.Metric):
-            for key, tensor in value.state_dict(keep_vars=True).items():
-                if isinstance(tensor, Tensor):
-                    yield f"{label}.{key}", tensor
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "fc":
-        yield label, torch.from_numpy(np.ascontiguousarray(value))
-    elif isinstance(value, (float, np.floating)):
-        yield label + _NUMBER, torch.tensor(float(value), dtype=torch.float64)
-    elif depth > 0:
-        yield from _inside(label, value, depth - 1)
-
-
-def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Mapping):
-        items = [(f"{label}[{key!r}]", item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        items = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
-    elif isinstance(value, SimpleNamespace) or is_dataclass(value):
-        items = [(f"{label}.{key}", item) for key, item in vars(value).items()]
-    else:
-        return
-    for name, item in items:
-        yield from _numbers(name, item, depth)
-
-
-def _content_digest(value: object) -> str:
-    sha = hashlib.sha256()
-    for leaf in tree_leaves(value):
-        part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
-        sha.update(part.encode())
-    return sha.hexdigest()
-
 
 # On parameters that some callback of this process saw in scope of a training run: they
 # cannot be public, even if a later run freezes them. An attribute: torch refuses to
@@ -252,7 +167,7 @@ def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
         return
     now = outside_digests(module, module.parameters())
     for name in {**before, **now}:
-        if name.endswith(_NUMBER) and now.get(name) != before.get(name):
+        if name.endswith(NUMBER) and now.get(name) != before.get(name):
             before[name] = _CHANGED  # or made by it
 
 
@@ -335,7 +250,7 @@ def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
     return {
         name: digest
         for name, digest in outside_digests(module, module.parameters()).items()
-        if name.endswith(_NUMBER) and before.get(name) != _CHANGED
+        if name.endswith(NUMBER) and before.get(name) != _CHANGED
     }
 
 
@@ -365,7 +280,7 @@ def outside_of(
         moved = [
             name
             for name in now
-            if before.get(name) != now[name] and not name.endswith(_NUMBER)
+            if before.get(name) != now[name] and not name.endswith(NUMBER)
         ]
         moved += [name for name, digest in before.items() if digest == _CHANGED]
         changed = [*moved, *(name for name in trained if name not in moved)]
@@ -379,7 +294,7 @@ def outside_of(
     kept = {
         name: digest
         for name, digest in now.items()
-        if name not in changed and not name.endswith(_NUMBER)
+        if name not in changed and not name.endswith(NUMBER)
     }
     backbones, groups = public.backbones(module), dict[str, list[str]]()
     for name, digest in kept.items():

@@ -20,7 +20,7 @@ from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.factor import Factor
 from lightning_unlearn.features import FeatureData, check_rows
 from lightning_unlearn.plugin import data
-from lightning_unlearn.plugin.record import outside_digests
+from lightning_unlearn.plugin.digests import outside_digests
 from lightning_unlearn.plugin.resolved import Resolved
 from lightning_unlearn.prepared import PreparedHead, PreparedNetwork
 from lightning_unlearn.scope import passes, tensors_digest
