@@ -1,6 +1,7 @@
 """Which backbone, loss and l2: compared on validation data before anything is bound."""
 
 import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from lightning_unlearn.noise import gaussian_noise
 from lightning_unlearn.scope import Vector
 
 Data = Dataset | DataLoader
+_Tried = tuple["HeadChoice", Tensor]  # and its score with noise of each sample (n,)
+_WIDTH = 78
 _TOO_LOUD = 0.1  # of logit noise: from here on it costs accuracy
 _OUTSIDE = (
     "Chosen on private data, a backbone, loss or l2 remembers them a little: that is "
@@ -67,6 +70,17 @@ class HeadChoice:
     seconds: float
     problem: str = ""
 
+    def row(self) -> str:
+        """Its line of the table, from l2 on."""
+        head = f"{self.l2:<6.2g}  {self.n_parameters:>7,}  "
+        if self.problem:
+            return f"{head}not solved: {self.problem}"
+        loud = "!" if self.logit_noise > _TOO_LOUD else " "
+        return (
+            f"{head}{self.score:>8.4f}  {self.score_with_noise:>9.4f}  "
+            f"{self.logit_noise:>10.2g}{loud}  {self.seconds:.2g} s"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadComparison:
@@ -74,8 +88,8 @@ class HeadComparison:
 
     Args:
         choices: All that were tried.
-        recommended: Among those within one standard error of the best score with
-            noise, the one with the least logit noise.
+        recommended: The one with the least logit noise among those whose score with
+            noise is within a standard error (of the difference) of the best.
         metric: "accuracy" or "minus squared error".
         epsilon: Of a request, or of all announced releases.
         delta: Likewise.
@@ -92,41 +106,37 @@ class HeadComparison:
     def __str__(self) -> str:
         names = [printable(c.backbone) for c in self.choices]
         width = max(8, *map(len, names))
+        losses = len({c.loss for c in self.choices}) > 1
         each = f"all {self.releases} releases" if self.releases else "each release"
         lines = [
-            f"HEADS by {self.metric} on the validation data, certified at epsilon = "
-            f"{number(self.epsilon)}, delta = {number(self.delta)} for {each}",
+            *textwrap.wrap(
+                f"HEADS by {self.metric} on the validation data, certified at epsilon "
+                f"= {number(self.epsilon)}, delta = {number(self.delta)} for {each}",
+                _WIDTH,
+            ),
             "",
-            f"    {'backbone':<{width}}  {'loss':<13}  {'l2':<7}  {'weights':>8}  "
-            f"{'no noise':>8}  {'certified':>9}  {'logit noise':>11}  {'solve':>7}",
-        ]
+            f"    {'backbone':<{width}}  " + (f"{'loss':<13}  " if losses else "")
+            + f"{'l2':<6}  weights  no noise  certified  logit noise  solve",
+        ]  # fmt: skip
         for choice, name in zip(self.choices, names, strict=True):
-            mark = "*" if choice is self.recommended else " "
-            head = (
-                f"  {mark} {name:<{width}}  {choice.loss:<13}  {choice.l2:<7.2g}  "
-                f"{choice.n_parameters:>8,}  "
-            )
-            if choice.problem:
-                lines.append(f"{head}not solved: {choice.problem}")
-                continue
-            loud = "!" if choice.logit_noise > _TOO_LOUD else " "
-            lines.append(
-                f"{head}{choice.score:>8.4f}  {choice.score_with_noise:>9.4f}  "
-                f"{choice.logit_noise:>10.2g}{loud}  {choice.seconds:>5.2g} s"
-            )
+            head = f"  {'*' if choice is self.recommended else ' '} {name:<{width}}  "
+            head += f"{choice.loss:<13}  " if losses else ""
+            lines.append(head + choice.row())
+        return "\n".join([*lines, "", *self._remarks()])
+
+    def _remarks(self) -> list[str]:
         best = self.recommended
-        lines += [
-            "",
+        remarks = [
             f"* recommended: {printable(best.backbone)}, loss {best.loss}, l2 = "
             f"{best.l2:g} ({best.score_with_noise:.4f} +- {best.standard_error:.4f}): "
-            "within a standard error of the best, with the least noise.",
+            "the least noise among what cannot be told from the best."
         ]
         if any(c.logit_noise > _TOO_LOUD for c in self.choices):
-            lines.append(
+            remarks.append(
                 f"! the noise moves logits by more than {_TOO_LOUD:g}, which costs "
                 "accuracy: lower the tolerance or raise l2."
             )
-        return "\n".join([*lines, _OUTSIDE])
+        return [line for r in (*remarks, _OUTSIDE) for line in textwrap.wrap(r, _WIDTH)]
 
 
 def compare_heads(
@@ -185,17 +195,17 @@ def compare_heads(
     _validate.positive(tolerance=tolerance)
     # The noise at l2 = 1: a request's sensitivity is 2 tolerance / l2.
     unit = claims.noise_std_upper(epsilon, delta, 2 * tolerance, releases)
-    choices, numbers = list[HeadChoice](), False
+    tried, numbers = list[_Tried](), False
     for name, backbone in named.items():
         with backbone.reading_private():
             own = _read(backbone, train)
         split = _Split(name, *own, *_read(backbone, val))
         numbers = split.numbers
         for kind in losses:
-            choices += split.choices(kind, strengths, tolerance, unit, draws)
+            tried += split.tried(kind, strengths, tolerance, unit, draws)
     return HeadComparison(
-        choices=tuple(choices),
-        recommended=_recommended(choices, tolerance),
+        choices=tuple(choice for choice, _ in tried),
+        recommended=_recommended(tried, tolerance),
         metric="minus squared error" if numbers else "accuracy",
         epsilon=epsilon,
         delta=delta,
@@ -237,18 +247,26 @@ def _read(backbone: PublicBackbone, data: Data) -> tuple[Tensor, Tensor]:
     return torch.cat(rows), torch.cat(targets)
 
 
-def _recommended(choices: list[HeadChoice], tolerance: float) -> HeadChoice:
-    """By the one-standard-error rule (Hastie et al., Elements, section 7.10)."""
-    solved = [c for c in choices if not c.problem]
+def _recommended(tried: list[_Tried], tolerance: float) -> HeadChoice:
+    """The one-standard-error rule (Hastie et al., Elements, section 7.10), paired."""
+    solved = [pair for pair in tried if not pair[0].problem]
     if not solved:
         raise SolverError(
             f"expected a head that can be solved to tolerance={tolerance:g}, got none: "
-            f"{choices[0].problem}"
+            f"{tried[0][0].problem}"
         )
-    best = max(solved, key=lambda c: c.score_with_noise)
-    enough = best.score_with_noise - best.standard_error
-    near = [c for c in solved if c.score_with_noise >= enough]
-    return min(near, key=lambda c: c.logit_noise)
+    _, best = max(solved, key=lambda pair: pair[0].score_with_noise)
+    near = [
+        choice
+        for choice, each in solved
+        if float((best - each).mean()) <= _standard_error(best - each)
+    ]
+    return min(near, key=lambda choice: choice.logit_noise)
+
+
+def _standard_error(each: Tensor) -> float:
+    """Of a mean over samples (n,)."""
+    return float(each.std(correction=0)) / math.sqrt(len(each))
 
 
 @dataclass(frozen=True)
@@ -266,14 +284,14 @@ class _Split:
         """Whether targets are numbers, not classes."""
         return self.targets.is_floating_point()
 
-    def choices(
+    def tried(
         self,
         loss: LossName,
         strengths: list[float],
         tolerance: float,
         unit: float,
         draws: int,
-    ) -> list[HeadChoice]:
+    ) -> list[_Tried]:
         """One for each l2, each solved from the last solution."""
         _validate.one_of(
             ("mse", "poisson") if self.numbers else ("cross_entropy", "mse"), loss=loss
@@ -290,24 +308,24 @@ class _Split:
             except (GuaranteeError, SolverError) as error:
                 problem = str(error)
             seconds = time.perf_counter() - begin
-            scores = math.nan, math.nan, math.nan
+            bare = noisy = torch.full((len(self.val_targets),), math.nan)
             if not problem:
-                scores = self._scores(loss, w, unit / l2, draws)
-            found.append(
-                HeadChoice(
-                    backbone=self.name,
-                    loss=loss,
-                    l2=l2,
-                    n_parameters=len(w),
-                    score=scores[0],
-                    score_with_noise=scores[1],
-                    standard_error=scores[2],
-                    noise_std=unit / l2,
-                    logit_noise=unit / l2 * self._largest_row,
-                    seconds=seconds,
-                    problem=problem,
-                )
+                bare = self._score(loss, w)
+                noisy = self._noisy_score(loss, w, unit / l2, draws)
+            choice = HeadChoice(
+                backbone=self.name,
+                loss=loss,
+                l2=l2,
+                n_parameters=len(w),
+                score=float(bare.mean()),
+                score_with_noise=float(noisy.mean()),
+                standard_error=_standard_error(noisy),
+                noise_std=unit / l2,
+                logit_noise=unit / l2 * self._largest_row,
+                seconds=seconds,
+                problem=problem,
             )
+            found.append((choice, noisy))
         return found
 
     @property
@@ -327,17 +345,15 @@ class _Split:
             targets = F.one_hot(targets, K).float()
         return ConvexHead(d, K, loss), FeatureData(self.rows, targets)
 
-    def _scores(
+    def _noisy_score(
         self, loss: LossName, w: Vector, noise_std: float, draws: int
-    ) -> tuple[float, float, float]:
-        """Mean score without and with noise, and the standard error of the latter."""
-        noisy = [
+    ) -> Tensor:
+        """The mean of `_score` over draws of the noise, (n,)."""
+        drawn = [
             self._score(loss, w + gaussian_noise(len(w), noise_std))
             for _ in range(draws)
         ]
-        each = torch.stack(noisy).mean(0)
-        error = float(each.std()) / math.sqrt(len(each))
-        return float(self._score(loss, w).mean()), float(each.mean()), error
+        return torch.stack(drawn).mean(0)
 
     def _score(self, loss: LossName, w: Vector) -> Tensor:
         """Of each validation sample (n,): 1 if it is right, or minus its error."""

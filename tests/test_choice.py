@@ -72,7 +72,7 @@ def test_loud_noise_costs_accuracy_is_marked_and_not_recommended():
     assert loud.score > 0.9
     assert loud.score_with_noise < loud.score - 0.1
     assert found.recommended is quiet
-    text = str(found)
+    text = " ".join(str(found).split())
     assert "! the noise moves logits by more than 0.1" in text
     assert "outside the certificate" in text
     assert "* recommended: backbone, loss cross_entropy, l2 = 0.01" in text
@@ -106,18 +106,29 @@ def test_what_cannot_be_solved_is_shown_and_never_recommended():
         compare_heads(backbone(), private(), validation(), l2=1e-2, tolerance=1e-16)
 
 
-def choice(score, logit_noise, error=0.01, problem=""):
-    return HeadChoice(
-        backbone="b", loss="mse", l2=1.0, n_parameters=1, score=score,
-        score_with_noise=score, standard_error=error, noise_std=1.0,
+def tried(right, logit_noise, problem=""):
+    """A choice with its scores of single samples."""
+    each = torch.tensor(right).double()
+    choice = HeadChoice(
+        backbone="b", loss="mse", l2=1.0, n_parameters=1, score=float(each.mean()),
+        score_with_noise=float(each.mean()), standard_error=0.01, noise_std=1.0,
         logit_noise=logit_noise, seconds=0.0, problem=problem,
     )  # fmt: skip
+    return choice, each
 
 
-def test_within_a_standard_error_the_least_noise_is_recommended():
-    best, near, far = choice(0.9, 0.05), choice(0.895, 0.01), choice(0.85, 0.001)
-    unsolved = choice(math.nan, 1e-9, problem="rounding")
-    assert _recommended([unsolved, best, near, far], 1e-6) is near
+def test_what_cannot_be_told_from_the_best_and_has_the_least_noise_is_recommended():
+    best = tried([1] * 90 + [0] * 10, 0.05)
+    near = tried([0, 0] + [1] * 89 + [0] * 9, 0.01)  # two worse, one better
+    far = tried([0] * 4 + [1] * 86 + [0] * 10, 0.001)  # four worse: 4 +- 2
+    unsolved = tried([math.nan] * 100, 1e-9, problem="rounding")
+    assert _recommended([unsolved, best, near, far], 1e-6) is near[0]
+    assert _recommended([best, far], 1e-6) is best[0]
+
+
+def test_a_row_says_why_it_was_not_solved():
+    text = tried([math.nan] * 3, 1e-9, problem="rounding alone")[0].row()
+    assert "not solved: rounding alone" in text
 
 
 @pytest.mark.parametrize(
