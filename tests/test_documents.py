@@ -225,6 +225,40 @@ def test_finetune_head(capsys, real_data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def public_backbone(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # it imports finetune_head
+    return runpy.run_path(str(ROOT / "examples" / "public_backbone.py"))["main"]()
+
+
+def test_public_backbone_of_digits(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("LIGHTNING_UNLEARN_DATA", raising=False)
+    result, again, accuracy, still = public_backbone(monkeypatch)
+    assert result.certificate.grade is again.grade is Grade.CERTIFIED
+    before, after, reference = accuracy
+    assert reference > 0.85
+    assert abs(after - reference) < 0.03
+    assert (again.release, again.releases) == (2, 10)
+    assert again.composed_epsilon < 1
+    assert still == 0
+    out = capsys.readouterr().out
+    assert out.startswith("HEADS by accuracy on the validation data")
+    assert "* recommended:" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_public_backbone_of_images(capsys, monkeypatch, real_data):
+    result, again, accuracy, still = public_backbone(monkeypatch)
+    certificate = result.certificate
+    assert certificate.grade is again.grade is Grade.CERTIFIED
+    assert certificate.public_parts[0].note.startswith("ResNet20 read at layer2.2")
+    before, after, reference = accuracy
+    assert reference > 0.55  # of 20 classes, from 73 images each
+    assert abs(after - reference) < 0.03
+    assert still == 0
+    assert "* several depths" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["mnist_mlp", "finetune_head"])
 def test_examples_on_real_data_say_when_there_is_none(name, monkeypatch):
     monkeypatch.delenv("LIGHTNING_UNLEARN_DATA", raising=False)

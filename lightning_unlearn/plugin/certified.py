@@ -143,12 +143,13 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing is left to train: show the loss of a batch, and end the training."""
-        losses = self.unlearning_loss(batch, batch_idx).detach()
-        self.log("train_loss", losses.mean(), batch_size=len(losses))
+        losses = self.unlearning_loss(batch, batch_idx)
+        self.log("train_loss", losses.detach().mean(), batch_size=len(losses))
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        self.manual_backward(0.0 * losses.mean())  # 16-mixed steps after a backward
         for p in self.head.parameters():
-            p.grad = torch.zeros_like(p)
+            p.grad = torch.zeros_like(p)  # 0 times infinity is NaN
         optimizer.step()  # Lightning writes no checkpoint of a model without a step
         self.zero_grad(set_to_none=True)
         self.trainer.should_stop = True

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from lightning_unlearn import CG, UnlearningCallback
-from lightning_unlearn.certificate import Grade
+from lightning_unlearn.certificate import Bound, Grade
 from tests.plugin.memory_job import Deep
 from tests.plugin.nets import MLP, HeadNet, digits, loader, trainer, weights
+from tests.plugin.publics import solved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,3 +98,28 @@ def test_a_request_adds_six_vectors_to_the_memory_of_training():
     )
     extra = torch.cuda.max_memory_allocated() - training
     assert extra / 4 / p <= 6
+
+
+def test_a_certified_head_on_a_public_backbone_is_that_of_the_cpu():
+    """Features of cuDNN's convolutions without TensorFloat-32, solved in float64."""
+    heads = []
+    for accelerator in ("cpu", "cuda"):
+        options = {"accelerator": accelerator, "devices": 1}
+        net, own, _, _ = solved(trainer_options=options, noise_std=0.0, tolerance=1e-8)
+        result = own.unlearn(range(40))
+        assert result.certificate.bound is Bound.STRONGLY_CONVEX
+        heads.append(net.head.weight.detach().cpu())
+    error = (heads[0] - heads[1]).norm() / heads[0].norm()
+    print("relative error of a head", error.item())
+    assert error < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_solved_head_takes_its_only_step_in_mixed_precision(precision):
+    options = {"accelerator": "cuda", "devices": 1, "precision": precision}
+    net, own, _, _ = solved(trainer_options=options)
+    assert own.global_step == 1
+    before = net.head.weight.detach().clone()
+    assert float(before.abs().max()) > 0
+    assert own.unlearn([1]).certificate.grade is Grade.CERTIFIED
+    assert (net.head.weight - before).abs().max() < 0.1

@@ -1,0 +1,197 @@
+"""The tables and the figure of public-backbone."""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from common import RESULTS, publish, spread, table
+
+COLOURS = {
+    "several depths": "#4477aa",
+    "last layer": "#ee6677",
+    "several depths, 100 releases": "#66ccee",
+}
+
+
+def _cells(known, net, middle, key):
+    """The values of all groups and seeds, group by group."""
+    found = {}
+    for name, cell in known.items():
+        parts = name.split(" | ")
+        if parts[0] == net and " | ".join(parts[2:]).startswith(middle):
+            found.setdefault(parts[1], []).append(cell[key])
+    return found
+
+
+def _mean(groups):
+    """Mean over groups of means over seeds, and its standard error over groups."""
+    means = [statistics.mean(values) for values in groups.values()]
+    if len(means) < 2:
+        return f"{means[0]:.1f}" if means else "-"
+    error = statistics.stdev(means) / math.sqrt(len(means))
+    return f"{statistics.mean(means):.1f} +- {error:.1f}"
+
+
+def _differences(one, other):
+    """Group by group, one less the other."""
+    return {
+        g: [statistics.mean(one[g]) - statistics.mean(other[g])]
+        for g in one
+        if g in other
+    }
+
+
+def _accuracies(known, net, kinds):
+    rows = []
+    tuned = _cells(known, net, "fine-tuning | True", "accuracy")
+    plain = _cells(known, net, "fine-tuning | False", "accuracy")
+    for kind in kinds:
+        found = {
+            key: _cells(known, net, f"{kind} | seed", key)
+            for key in ("weights", "retrained", "certified", "logit_noise")
+        }
+        if not found["certified"]:
+            continue
+        certified = found["certified"]
+        rows.append([
+            kind, f"{next(iter(found['weights'].values()))[0]:,}",
+            _mean(found["retrained"]), _mean(certified),
+            _mean(_differences(certified, found["retrained"])),
+            _mean(_differences(certified, plain)),
+            _mean(_differences(certified, tuned)),
+            f"{next(iter(found['logit_noise'].values()))[0]:.2g}",
+        ])  # fmt: skip
+    for name, groups in (("no augmentation", plain), ("flips and shifts", tuned)):
+        if groups:
+            rows.append([f"whole network fine-tuned, {name}", "", _mean(groups),
+                         *["-"] * 5])  # fmt: skip
+    head = ["", "weights", "not noised, %", "certified, %", "certified less not noised",
+            "less fine-tuning", "less augmented", "logit noise"]  # fmt: skip
+    return table(head, rows)
+
+
+def _distances(known):
+    rows = []
+    for kind in COLOURS:
+        true = _cells(known, "resnet", f"curve | {kind}", "true_distance")
+        most = _cells(known, "resnet", f"curve | {kind}", "certified_distance")
+        pairs = [(true[g][0], most[g][0]) for g in true]
+        if pairs and f"curve | {kind}":
+            exact = [
+                v for g, v in true.items()
+                if f"resnet | {g} | curve | {kind}" in known
+            ]  # fmt: skip
+            rows.append([kind, f"{max(t for t, _ in pairs):.2g}",
+                         f"{min(m for _, m in pairs):.2g}",
+                         f"{max(t / m for t, m in pairs):.2f}",
+                         len(exact)])  # fmt: skip
+    return table(
+        ["", "true distance, largest", "certified", "largest ratio", "groups"], rows
+    )
+
+
+def _times(known, net):
+    request = [
+        s for v in _cells(known, net, "several depths | seed", "seconds").values()
+        for s in v
+    ]  # fmt: skip
+    rows = [["certified request, features kept by the fit", spread(request), "1"]]
+    for name, augment in (("no augmentation", False), ("flips and shifts", True)):
+        cells = _cells(known, net, f"fine-tuning | {augment}", "seconds")
+        if cells:
+            seconds = [s for v in cells.values() for s in v]
+            ratio = statistics.median(seconds) / statistics.median(request)
+            rows.append([f"fine-tuning, {name}", spread(seconds), f"{ratio:.0f}"])
+    return table(["", "s, median (range)", "/ request"], rows)
+
+
+def _audits(known):
+    cell = known.get("resnet | 1 | audit")
+    if cell is None:
+        return ""
+    rows = [
+        ["canaries, one run", *_range(cell, "one_run")],
+        ["both worlds' models", *_range(cell, "two_sample")],
+        ["not unlearned: canaries, one run", f"{cell['trained']:.1f}", "", "-"],
+    ]
+    mu = max(a["true_mu"] for a in cell["audits"])
+    return (
+        table(["audit", "lower bound of epsilon, largest", "least", "below 1"], rows)
+        + f"\n\nTrue mu of the points before the noise: at most {mu:.3f}, certified "
+        f"{cell['audits'][0]['certified_mu']:.3f}."
+    )
+
+
+def _range(cell, key):
+    found = [a[key] for a in cell["audits"]]
+    below = sum(v < 1 for v in found)
+    return [f"{max(found):.2f}", f"{min(found):.2f}", f"{below} of {len(found)}"]
+
+
+def _figure(known):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for kind, colour in COLOURS.items():
+        curves = [c["curve"] for name, c in known.items()
+                  if name.split(" | ", 2)[2] == f"curve | {kind}"]  # fmt: skip
+        if not curves:
+            continue
+        at = [float(e) for e in curves[0]]
+        means = [statistics.mean(c[e] for c in curves) for e in curves[0]]
+        axis.plot(at, means, "o-", color=colour, label=f"{kind}, certified")
+    lines = {
+        "several depths, retrained (no noise)": ("several depths | seed", "retrained",
+                                                 "#4477aa"),
+        "whole network fine-tuned, augmented": ("fine-tuning | True", "accuracy",
+                                                "#222222"),
+        "whole network fine-tuned": ("fine-tuning | False", "accuracy", "#999999"),
+    }  # fmt: skip
+    for label, (middle, key, colour) in lines.items():
+        cells = _cells(known, "resnet", middle, key)
+        if cells:
+            mean = statistics.mean(statistics.mean(v) for v in cells.values())
+            axis.axhline(mean, color=colour, linestyle="--", linewidth=1, label=label)
+    noisy = known.get("resnet | 1 | noisy")
+    if noisy:
+        axis.plot([float(e) for e in noisy], list(noisy.values()), "s:",
+                  color="#ccbb44", label="noisy fine-tuning (claims its own epsilon)")  # fmt: skip
+    axis.axhline(5, color="#dddddd", linewidth=1)
+    axis.annotate("chance", (0.1, 5.6), color="#999999", fontsize=8)
+    axis.set(xscale="log", xlabel="epsilon (delta = 1e-5)",
+             ylabel="test accuracy, %", ylim=(0, None))  # fmt: skip
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(RESULTS / "public-backbone.png", dpi=110)
+    plt.close(figure)
+    return "![test accuracy against epsilon](public-backbone.png)"
+
+
+def publish_all(known):
+    """Write results/public-backbone.md and .png from what was measured."""
+    kinds = [*COLOURS, "several depths, squared error"]
+    publish(
+        "public-backbone",
+        "A convex head on several depths of a public network",
+        "Mean +- standard error over four groups of 20 classes of CIFAR-100 (three "
+        "seeds each for the heads, one for whole networks); 2,000 training images, of "
+        "which 500 are forgotten; 400 test images a group. Epsilon = 1, delta = 1e-5.",
+        "## ResNet-20 of CIFAR-10",
+        _accuracies(known, "resnet", kinds),
+        _figure(known),
+        "## Distance to a model retrained by scipy, before the noise",
+        _distances(known),
+        "## Seconds",
+        _times(known, "resnet"),
+        "## Audit, group 1",
+        _audits(known),
+        "## A plain CNN of CIFAR-10",
+        _accuracies(known, "cnn", kinds),
+        _times(known, "cnn"),
+    )
