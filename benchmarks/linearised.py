@@ -175,8 +175,8 @@ def main():
     rows += linearised_rows(model, train, test)
     head = ["model", "weights", "accuracy, %", "l2", "grad norm", "passes", "s"]
     about = (
-        f"20 classes of CIFAR-100, {len(train):,} training and {len(test)} test images, "
-        "one thread"
+        f"20 classes of CIFAR-100, {len(train):,} training and {len(test)} test "
+        "images, one thread"
     )
     publish("linearised", about, table(head, rows))
 

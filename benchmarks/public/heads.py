@@ -27,6 +27,7 @@ class Kind:
     l2: float = 3e-3
     tolerance: float = 1e-6
     releases: int | None = None
+    batch_size: int | None = None
 
     def backbone(self, model, public):
         """Its features."""
@@ -37,8 +38,9 @@ def solved(backbone, kind, dataset, **options):
     """(net, trainer, seconds of the fit)."""
     net = CertifiedClassifier(backbone, N_CLASSES, kind.loss, kind.l2)
     callback = UnlearningCallback(
-        1.0, DELTA, tolerance=kind.tolerance, releases=kind.releases, **options
-    )
+        1.0, DELTA, tolerance=kind.tolerance, releases=kind.releases,
+        batch_size=kind.batch_size, **options,
+    )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=-1, callbacks=[callback], accelerator="cpu", logger=False,
         limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,

@@ -5,8 +5,8 @@
 Public: a ResNet-20 of CIFAR-10, and a plain CNN trained here on CIFAR-10. Private: four
 groups of 20 classes of CIFAR-100, 2,000 training and 400 test images each; 500 random
 training images are forgotten. Settings (l2, depths, learning rate, epochs) were chosen
-on a fifth group, which is not measured. About an hour on one thread; what is measured is
-kept in results/public-backbone.json, and only what is missing there is run again.
+on a fifth group, which is not measured. About an hour on one thread; what is measured
+is kept in results/public-backbone.json, and only what is missing there is run again.
 --draw only makes the table and the figure.
 """
 
@@ -28,10 +28,12 @@ from networks import fine_tuned, noisy
 
 FILE = world.ROOT / "results" / "public-backbone.json"
 SEVERAL = Kind()
+ALONE = "several depths, samples read one by one"
 KINDS = {
     "last layer": Kind(taps=["layer3.2"], pool=(1, 1)),
     "several depths": SEVERAL,
     "several depths, 100 releases": replace(SEVERAL, releases=100, tolerance=1e-8),
+    ALONE: replace(SEVERAL, batch_size=1),
     "several depths, squared error": replace(
         SEVERAL, loss="mse", l2=1e-3, tolerance=1e-8
     ),

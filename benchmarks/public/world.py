@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT.parent / "examples")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
 from common import cifar10, folder
 from finetune_head import MEAN, STD, public_backbone
 from public_backbone import images
 
+ROOT = Path(__file__).parent.parent
 #: Which settings were chosen on: not measured.
 TUNING = 0
 GROUPS = (1, 2, 3, 4)
