@@ -136,6 +136,8 @@ class PublicBackbone(nn.Module):
             GuaranteeError: If a training sample is one of the public samples.
         """
         self._check_eval()
+        if isinstance(inputs, Mapping):
+            inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
         if self._private:
             self._refuse_known(inputs)
         rows = (self._raw(inputs) - self.mean) / self.std

@@ -27,7 +27,7 @@ def batches(data: Any, batch_size: int) -> Iterator[Any]:
             "one of them will do"
         )
     loader = data if isinstance(data, DataLoader) else in_order(data, batch_size)
-    yield from map(_inputs, loader)
+    yield from map(inputs_of, loader)
 
 
 def in_order(data: Dataset | DataLoader, batch_size: int) -> DataLoader:
@@ -53,7 +53,7 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
         DataError: If it is neither.
     """
     if isinstance(batch, Mapping) and _TARGETS in batch:
-        return _inputs(batch), batch[_TARGETS]
+        return inputs_of(batch), batch[_TARGETS]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise DataError(
@@ -63,7 +63,8 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
     )
 
 
-def _inputs(batch: Any) -> Any:
+def inputs_of(batch: Any) -> Any:
+    """The inputs in a batch with or without targets; those of a mapping as a dict."""
     if isinstance(batch, Mapping):
         return {k: v for k, v in batch.items() if k != _TARGETS}
     return batch[0] if isinstance(batch, (tuple, list)) else batch

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import UserDict
 
 import pytest
 import torch
@@ -264,3 +265,34 @@ def test_description_says_what_is_taken_as_public():
     assert text.startswith("Sequential read at 2, 7, 8:")
     assert "40 public samples" in text
     assert "not standardised" in backbone(standardize="none").description
+
+
+class Words(nn.Module):
+    """Keywords in, tokens out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(9, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids, attention_mask):
+        return self.layer(self.embed(input_ids)) * attention_mask[:, :, None]
+
+
+class Encoding(UserDict):
+    """A mapping that torch's trees do not know, as tokenizers return."""
+
+
+def test_keywords_of_any_mapping_are_read_and_recognised():
+    torch.manual_seed(0)
+    ids, mask = torch.randint(9, (20, 5)), torch.ones(20, 5, dtype=torch.long)
+    samples = [{"input_ids": i, "attention_mask": m, "labels": 0}
+               for i, m in zip(ids, mask, strict=True)]  # fmt: skip
+    made = PublicBackbone(Words(), ["layer"], public_data=DataLoader(samples, 8))
+    assert made.n_features == 12  # mean and first token
+    private = Encoding(input_ids=ids[:3], attention_mask=mask[:3])
+    assert made(private).shape == (3, 12)
+    with made.reading_private(), pytest.raises(GuaranteeError, match="got 3 in one"):
+        made(private)
+    other = Encoding(input_ids=ids[:3].flip(1), attention_mask=mask[:3])
+    with made.reading_private():
+        assert made(other).shape == (3, 12)

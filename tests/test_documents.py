@@ -71,7 +71,8 @@ def test_code_of_a_page_runs_and_prints_what_the_page_says(path, capsys):
 def test_pages_with_code_are_found_and_their_languages_known():
     found = [path.name for path in PAGES if with_code(path)]
     assert found == [
-        "README.md", "deletion-request.md", "does-it-forget.md", "which-guarantee.md"
+        "README.md", "deletion-request.md", "does-it-forget.md", "public-backbone.md",
+        "which-guarantee.md",
     ]  # fmt: skip
     for path in PAGES:
         assert {language for language, _ in blocks(path)} <= LANGUAGES, path

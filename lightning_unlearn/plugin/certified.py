@@ -176,7 +176,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         try:
             inputs, _ = self.inputs_and_targets(batch)
         except DataError:
-            inputs = batch
+            inputs = reading.inputs_of(batch)
         return self(inputs)
 
 
@@ -226,10 +226,24 @@ class CertifiedClassifier(_CertifiedModule):
 
     @override
     def head_targets(self, targets: Tensor) -> Tensor:
-        """Classes (n,), or probabilities (n, K); one-hot for squared error."""
-        if self.head.loss_name == "mse" and not targets.is_floating_point():
-            return F.one_hot(targets, self.head.out_features).float()
-        return targets
+        """Classes (n,), or probabilities (n, K); one-hot for squared error.
+
+        Raises:
+            DataError: If a class is not from 0 to K - 1.
+        """
+        if targets.is_floating_point():
+            return targets
+        K = self.head.out_features
+        outside = targets[(targets < 0) | (targets >= K)]
+        if outside.numel():
+            raise DataError(
+                f"expected classes from 0 to {K - 1}, got {int(outside[0])}: set "
+                "num_classes= to the number of classes, or number them from 0 on"
+            )
+        targets = targets.long()
+        return (
+            F.one_hot(targets, K).float() if self.head.loss_name == "mse" else targets
+        )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val_loss`` and ``val_acc``."""

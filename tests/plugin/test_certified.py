@@ -252,6 +252,27 @@ def test_other_batches_are_refused_with_what_to_override():
         solved(dataset=TensorDataset(private().tensors[0]))
 
 
+def test_a_class_that_is_no_output_is_refused():
+    net = CertifiedClassifier(backbone(), 3)
+    with pytest.raises(DataError, match="expected classes from 0 to 2, got [34]: set"):
+        solved(net)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_classes_may_be_of_any_integer_type(loss):
+    x, y = private(200).tensors
+    net = CertifiedClassifier(backbone(), 5, loss=loss, l2=1e-2)
+    _, own, _, _ = solved(net, TensorDataset(x, y.to(torch.int32)))
+    assert own.unlearn([3]).certificate.grade.value == "certified"
+
+
+def test_inputs_alone_are_predicted():
+    net, own, _, dataset = solved()
+    x = dataset.tensors[0][:30]
+    found = own.predict(net, DataLoader(TensorDataset(x), 10))
+    torch.testing.assert_close(torch.cat(found), net(x).detach())
+
+
 def test_an_extra_trainable_layer_is_refused_by_name_when_the_training_starts():
     net = Extra(backbone())
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
