@@ -50,6 +50,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         self.backbone = backbone
         self.head = ConvexHead(backbone.n_features, n_outputs, loss)
         self.l2 = float(l2)
+        self._solved = False
 
     def forward(self, inputs: Any) -> Tensor:
         """Outputs of the head, (n, K), for inputs of the backbone."""
@@ -86,8 +87,26 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep Lightning from warning that what must be in eval mode is."""
+        self._solved = False
         count = sum(1 for _ in self.backbone.modules())
         warnings.filterwarnings("ignore", rf"Found {count} module\(s\) in eval mode at")
+
+    def on_fit_end(self) -> None:
+        """Leave the Trainer ready for another fit; raise if it has skipped this one.
+
+        Raises:
+            SetupError: If Lightning did not begin to train, and nothing was solved.
+        """
+        self.trainer.should_stop = False  # Lightning 2.4 would skip the next fit
+        if not self._solved:
+            trainer = self.trainer
+            raise SetupError(
+                f"expected a Trainer that begins to train, got max_epochs="
+                f"{trainer.max_epochs} with {trainer.current_epoch} done, max_steps="
+                f"{trainer.max_steps}, limit_train_batches="
+                f"{trainer.limit_train_batches}: nothing was solved; take a new "
+                "Trainer with the same callback, or max_epochs=-1"
+            )
 
     def on_train_start(self) -> None:
         """Solve the head on all training samples, to the callback's tolerance.
@@ -116,6 +135,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         )
         with isolate_rng(), quiet(self, restore=True):
             passes, n = self._solve(request)
+        self._solved = True
         if not self.trainer.is_global_zero:
             return
         _log.info(

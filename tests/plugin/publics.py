@@ -71,7 +71,7 @@ def solved(net=None, dataset=None, trainer_options=None, **options):
     net = CertifiedClassifier(backbone(), 5) if net is None else net
     dataset = private() if dataset is None else dataset
     callback = UnlearningCallback(**options)
-    own = trainer(callback, max_epochs=3, **(trainer_options or {}))
+    own = trainer(callback, **{"max_epochs": -1, **(trainer_options or {})})
     own.fit(net, loader(dataset), DataLoader(dataset, 256))
     return net, own, callback, dataset
 

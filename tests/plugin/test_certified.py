@@ -242,6 +242,16 @@ def test_a_fit_without_the_callback_is_refused_by_name():
         trainer().fit(net, loader(private()), DataLoader(private()))
 
 
+def test_a_fit_that_lightning_skips_is_no_silent_success():
+    net, own, _, _ = solved(trainer_options={"max_epochs": 1})
+    more = TensorDataset(*(t[:300] for t in private().tensors))
+    with pytest.raises(
+        SetupError, match="max_epochs=1 with 1 done.*nothing was solved"
+    ):
+        own.fit(net, loader(more), DataLoader(more, 256))
+    assert own.unlearn([3], train_dataloaders=loader(private())).n_retain == 599
+
+
 def test_a_norm_ball_would_move_the_solution_and_is_refused():
     with pytest.raises(SetupError, match="without max_norm"):
         solved(max_norm=1.0)
