@@ -138,7 +138,7 @@ class PublicBackbone(nn.Module):
         self._check_eval()
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
-        if self._private:
+        if self._private and len(self.known):
             self._refuse_known(inputs)
         rows = (self._raw(inputs) - self.mean) / self.std
         if self.unit_norm:

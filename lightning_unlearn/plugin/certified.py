@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,6 +24,7 @@ from lightning_unlearn.certificate.guarantees import StronglyConvex
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
 from lightning_unlearn.heads import ConvexHead, LossName
 from lightning_unlearn.plugin import data, store
+from lightning_unlearn.plugin.guarantee import chosen_guarantee
 from lightning_unlearn.plugin.inside import callback_of
 from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
 from lightning_unlearn.plugin.request import Request
@@ -34,6 +35,8 @@ _log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's ow
 
 class _CertifiedModule(UnlearnableMixin, LightningModule):
     """What classifier and regressor share."""
+
+    _metric: ClassVar[str]
 
     def __init__(
         self, backbone: PublicBackbone, n_outputs: int, loss: LossName, l2: float
@@ -148,7 +151,9 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         """Put the head at the optimum; (passes, samples)."""
         with request.strategy.whole(self):
             ready, _ = request.resolve_none()
-            ready = replace(ready, guarantee=StronglyConvex())
+            options = replace(request.callback.options, guarantee=StronglyConvex())
+            guarantee = chosen_guarantee(options, ready.head, ready.l2, ready.scope)
+            ready = replace(ready, guarantee=guarantee)
             if request.processes.world > 1:
                 step = ready.step(ready.retained)
                 weights, passes = step.weights, step.solution.matvecs
@@ -180,13 +185,23 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     # -- metrics ---------------------------------------------------------------
 
-    def _measure(self, batch: Any, stage: str, metric: Metric, name: str) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``val_loss``, and ``val_acc`` or ``val_mse``."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log ``test_loss``, and ``test_acc`` or ``test_mse``."""
+        self._measure(batch, "test")
+
+    def _measure(self, batch: Any, stage: str) -> None:
+        name = f"{stage}_{self._metric}"
+        metric: Metric = getattr(self, name)
         inputs, targets = self.inputs_and_targets(batch)
         features = self.backbone(inputs)
         losses = self.head.loss(features, self.head_targets(targets))
         self.log(f"{stage}_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
         self._update(metric, self.head(features), targets)
-        self.log(f"{stage}_{name}", metric, prog_bar=True, batch_size=len(losses))
+        self.log(name, metric, prog_bar=True, batch_size=len(losses))
 
     def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
         raise NotImplementedError
@@ -230,6 +245,8 @@ class CertifiedClassifier(_CertifiedModule):
         torch.Size([5, 3])
     """
 
+    _metric = "acc"
+
     def __init__(
         self,
         backbone: PublicBackbone,
@@ -265,14 +282,6 @@ class CertifiedClassifier(_CertifiedModule):
             F.one_hot(targets, K).float() if self.head.loss_name == "mse" else targets
         )
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``val_loss`` and ``val_acc``."""
-        self._measure(batch, "val", self.val_acc, "acc")
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``test_loss`` and ``test_acc``."""
-        self._measure(batch, "test", self.test_acc, "acc")
-
     @override
     def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
         metric.update(outputs, targets.argmax(1) if targets.dim() == 2 else targets)
@@ -302,6 +311,8 @@ class CertifiedRegressor(_CertifiedModule):
         torch.Size([5, 1])
     """
 
+    _metric = "mse"
+
     def __init__(
         self,
         backbone: PublicBackbone,
@@ -313,14 +324,6 @@ class CertifiedRegressor(_CertifiedModule):
         super().__init__(backbone, n_outputs, loss, l2)
         self.save_hyperparameters("n_outputs", "loss", "l2")
         self.val_mse, self.test_mse = MeanSquaredError(), MeanSquaredError()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``val_loss`` and ``val_mse``."""
-        self._measure(batch, "val", self.val_mse, "mse")
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``test_loss`` and ``test_mse``."""
-        self._measure(batch, "test", self.test_mse, "mse")
 
     @override
     def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:

@@ -283,11 +283,12 @@ def test_inputs_alone_are_predicted():
     torch.testing.assert_close(torch.cat(found), net(x).detach())
 
 
-def test_an_extra_trainable_layer_is_refused_by_name_when_the_training_starts():
+@pytest.mark.parametrize("options", [{}, {"noise_std": 0.0}])
+def test_an_extra_trainable_layer_is_refused_by_name_when_the_training_starts(options):
     net = Extra(backbone())
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     with pytest.raises(GuaranteeError, match="extra.weight, extra.bias beside"):
-        solved(net)
+        solved(net, **options)
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
 
 
