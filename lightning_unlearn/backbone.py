@@ -97,13 +97,14 @@ class PublicBackbone(nn.Module):
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public, self._private = 0, 0
-        first = reading.first(public_data, self.batch_size)
+        device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
+        first = reading.to_device(reading.first(public_data, self.batch_size), device)
         self.taps = self._taps(taps, first)
         self.n_features = self._raw(first).shape[1]
         empty = torch.zeros(0, dtype=torch.int64)
         self.register_buffer("known", empty)  # first bytes of their digests
-        self.register_buffer("mean", torch.zeros(self.n_features))
-        self.register_buffer("std", torch.ones(self.n_features))
+        self.register_buffer("mean", torch.zeros(self.n_features, device=device))
+        self.register_buffer("std", torch.ones(self.n_features, device=device))
         if standardize == "public":
             self._take_statistics(reading.batches(public_data, self.batch_size))
         self._made: dict[str, str] = self._digests()
@@ -138,7 +139,7 @@ class PublicBackbone(nn.Module):
         self._check_eval()
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
-        if self._private and len(self.known):
+        if self._private:
             self._refuse_known(inputs)
         rows = (self._raw(inputs) - self.mean) / self.std
         if self.unit_norm:
@@ -179,7 +180,8 @@ class PublicBackbone(nn.Module):
             raise ModelError(
                 "expected a PublicBackbone as it was made, got others in "
                 f"{', '.join(moved[:5])} ({len(moved)} in all): changed after that, it "
-                "is not public; make it anew from the public model and options"
+                "is not public; make it anew from the public model and options (a "
+                "Trainer's precision such as 'bf16-true' converts it: take a mixed one)"
             )
 
     @contextmanager
@@ -259,7 +261,7 @@ class PublicBackbone(nn.Module):
         n, total = 0, torch.zeros(2, self.n_features, dtype=torch.float64)
         known = []
         for batch in batches:
-            rows = self._raw(batch).double()
+            rows = self._raw(reading.to_device(batch, self.mean.device)).cpu().double()
             total += torch.stack([rows.sum(0), rows.square().sum(0)])
             n += len(rows)
             known += reading.sample_names(batch)

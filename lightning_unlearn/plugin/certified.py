@@ -89,7 +89,14 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
     # -- training --------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Keep Lightning from warning that what must be in eval mode is."""
+        """Refuse a backbone that is not as it was made, before validation sees it.
+
+        Also keeps Lightning from warning that what must be in eval mode is.
+
+        Raises:
+            ModelError: As `PublicBackbone.check`.
+        """
+        self.backbone.check()
         self._solved = False
         count = sum(1 for _ in self.backbone.modules())
         warnings.filterwarnings("ignore", rf"Found {count} module\(s\) in eval mode at")

@@ -323,6 +323,14 @@ def _train_mode(b):
     b.model[4].train()
 
 
+def test_a_precision_that_converts_the_backbone_is_refused_and_a_mixed_one_is_not():
+    with pytest.raises(ModelError, match="such as 'bf16-true' converts it"):
+        solved(trainer_options={"precision": "bf16-true"})
+    one, _, _, _ = solved()
+    two, _, _, _ = solved(trainer_options={"precision": "bf16-mixed"})
+    torch.testing.assert_close(one.head.weight, two.head.weight)
+
+
 def test_batchnorm_in_train_mode_is_refused_by_name():
     refused_after(_train_mode, ModelError, r"4 \(BatchNorm2d\) in train mode")
 
