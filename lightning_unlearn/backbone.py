@@ -93,6 +93,7 @@ class PublicBackbone(nn.Module):
         _validate.positive(scale=scale)
         _validate.count(batch_size=batch_size)
         self.model = model.requires_grad_(False).eval()
+        self._kind = type(model).__name__  # now: FSDP makes it another class
         self.pool = int(pool[0]), int(pool[1])
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
@@ -119,7 +120,7 @@ class PublicBackbone(nn.Module):
     def description(self) -> str:
         """What a certificate says of it."""
         return (
-            f"{type(self.model).__name__} read at {', '.join(self.taps)}: its weights, "
+            f"{self._kind} read at {', '.join(self.taps)}: its weights, "
             "the choice of these depths, and "
             + (
                 f"means and deviations of {self.n_public:,} public samples"
@@ -292,7 +293,7 @@ class PublicBackbone(nn.Module):
         ]
         found = {name: tensors_digest([(name, t)]) for name, t in tensors}
         options = [self.taps, self.pool, self.standardize, self.unit_norm, self.scale]
-        text = json.dumps([type(self.model).__name__, *options])
+        text = json.dumps([self._kind, *options])
         found["options"] = hashlib.sha256(text.encode()).hexdigest()
         return found
 

@@ -22,14 +22,21 @@ class Sharded(CertifiedClassifier):
             fully_shard(self.head, mesh=mesh)
 
 
+class ShardedWhole(Sharded):
+    """The frozen network in shards too."""
+
+    def configure_model(self):
+        if not isinstance(self.backbone.model, FSDPModule):
+            fully_shard(self.backbone.model, mesh=self.device_mesh["data_parallel"])
+        super().configure_model()
+
+
 def main(folder, name):
     torch.set_num_threads(1)
     kind, strategy = CertifiedClassifier, name
-    if name == "fsdp2":
-        kind, strategy = (
-            Sharded,
-            ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
-        )
+    if name.startswith("fsdp2"):
+        kind = Sharded if name == "fsdp2" else ShardedWhole
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
     net = kind(backbone(), 5)
     callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8)
     own = trainer(callback, strategy=strategy, devices=2, limit_val_batches=0)

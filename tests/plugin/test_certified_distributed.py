@@ -24,7 +24,7 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2", "fsdp2-whole"])
 def test_two_processes_solve_and_forget_as_one(strategy, alone, tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "tests.plugin.certified_job", str(tmp_path), strategy],
