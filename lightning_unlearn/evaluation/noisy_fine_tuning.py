@@ -82,6 +82,11 @@ def _refuse(model: nn.Module) -> None:
             )
 
 
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """In a row, whatever their memory format is (channels last, say)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
 def _scaled(vector: Tensor, max_norm: float) -> Tensor:
     norm = float(vector.norm())
     return vector * (max_norm / norm) if norm > max_norm else vector
@@ -92,14 +97,14 @@ def _gradient(
 ) -> Tensor:
     """Of the mean loss over all retained samples: float64, (p,)."""
     parameters = list(model.parameters())
-    like = nn.utils.parameters_to_vector(parameters).detach().double()
+    like = _flat(parameters).detach().double()
     total, n = torch.zeros_like(like), 0
     for batch in retain:
         samples = count(batch)
         _validate.count(count=samples)
         value = _training.loss_of(_NAME, model, loss, batch, "retained")
         parts = torch.autograd.grad(value, parameters, materialize_grads=True)
-        total += samples * nn.utils.parameters_to_vector(parts).double()
+        total += samples * _flat(parts).double()
         n += samples
     if not n:
         raise ArgumentError(
@@ -186,7 +191,7 @@ def noisy_fine_tune(
     with _training.unchanged_on_failure(model):
         model.eval()
         # The chain runs in float64; what the model holds is rounded from it.
-        w = nn.utils.parameters_to_vector(parameters).detach().double()
+        w = _flat(parameters).detach().double()
         _training.finite(_NAME, "finite weights before training", [w])
         w = _scaled(w, max_norm)
         for _ in range(steps):

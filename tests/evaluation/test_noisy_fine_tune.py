@@ -230,3 +230,20 @@ def test_weights_that_are_not_finite_are_refused():
 def test_nothing_to_train_is_refused():
     with pytest.raises(ArgumentError, match="parameters that require a gradient"):
         run(nn.ReLU())
+
+
+def test_weights_in_channels_last_are_the_same_weights():
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 4, 4)
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(27, 1))
+        net = net.to(memory_format=memory_format)
+        run(
+            net, loss=lambda m, b: m(b).square().mean(), retain=[x],
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        found.append([p.detach().contiguous() for p in net.parameters()])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
