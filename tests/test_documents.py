@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lightning_unlearn
 from lightning_unlearn import console
@@ -49,6 +50,7 @@ def test_code_of_a_page_runs_and_prints_what_the_page_says(path, capsys):
     namespace = {"__name__": "__main__"}
     if path == README:
         namespace["train_set"] = digits(300)
+        namespace["public_inputs"] = torch.rand(50, 64)
     printed = None
     for language, body in blocks(path):
         if language == "python":

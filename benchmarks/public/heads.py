@@ -13,7 +13,7 @@ from world import DELTA, N_CLASSES, accuracy
 from lightning_unlearn import CertifiedClassifier, PublicBackbone, UnlearningCallback
 from lightning_unlearn.certificate import claims
 
-EPSILONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+EPSILONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _DRAWS = 5
 
 
