@@ -12,6 +12,7 @@ COLOURS = {
     "several depths": "#4477aa",
     "last layer": "#ee6677",
     "several depths, 100 releases": "#66ccee",
+    "five blocks, ten views of each image": "#228833",
 }
 
 
@@ -201,7 +202,8 @@ def _figure(known):
 def publish_all(known):
     """Write results/public-backbone.md and .png from what was measured."""
     kinds = [
-        *COLOURS, "five blocks, 3 x 3 grid", "several depths, squared error"
+        *COLOURS, "several depths, ten views of each image", "five blocks, 3 x 3 grid",
+        "several depths, squared error",
     ]  # fmt: skip
     publish(
         "public-backbone",

@@ -28,6 +28,7 @@ class Kind:
     tolerance: float = 1e-6
     releases: int | None = None
     batch_size: int | None = None
+    views: bool = False
 
     def backbone(self, model, public):
         """Its features."""

@@ -1,20 +1,20 @@
 """A convex head on several depths of a public network: accurate, certified, fast?
 
-    LIGHTNING_UNLEARN_DATA=folder python benchmarks/public/run.py [--draw]
+    LIGHTNING_UNLEARN_DATA=folder python benchmarks/public/run.py
 
 Public: a ResNet-20 of CIFAR-10, and a plain CNN trained here on CIFAR-10. Private: four
 groups of 20 classes of CIFAR-100, 2,000 training and 400 test images each; 500 random
 training images are forgotten. Settings (l2, depths, learning rate, epochs) were chosen
-on a fifth group, which is not measured. About an hour on one thread; what is measured
-is kept in results/public-backbone.json, and only what is missing there is run again.
---draw only makes the table and the figure.
+on a fifth group, which is not measured. Three hours on one thread; what is measured is
+kept in results/public-backbone.json, and only what is missing there is run again.
 """
 
+import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,12 +30,15 @@ FILE = world.ROOT / "results" / "public-backbone.json"
 SEVERAL = Kind()
 FIVE = ["layer2.1", "layer2.2", "layer3.0", "layer3.1", "layer3.2"]
 ALONE = "several depths, samples read one by one"
+CNN_VIEWED = "several depths, ten views of each image"
+VIEWED = "five blocks, ten views of each image"
 KINDS = {
     "last layer": Kind(taps=["layer3.2"], pool=(1, 1)),
     "several depths": SEVERAL,
     "several depths, 100 releases": replace(SEVERAL, releases=100, tolerance=1e-8),
     "five blocks, 3 x 3 grid": replace(SEVERAL, taps=FIVE, pool=(3, 3)),
     ALONE: replace(SEVERAL, batch_size=1),
+    VIEWED: replace(SEVERAL, taps=FIVE, pool=(3, 3), views=True, batch_size=10),
     "several depths, squared error": replace(
         SEVERAL, loss="mse", l2=1e-3, tolerance=1e-8
     ),
@@ -43,7 +46,9 @@ KINDS = {
 CNN = {
     "last layer": Kind(taps=["blocks.3"], pool=(1, 1)),
     "several depths": SEVERAL,
+    CNN_VIEWED: replace(SEVERAL, views=True, batch_size=10),
 }
+CURVES = ("last layer", "several depths", "several depths, 100 releases", VIEWED)
 SEEDS = (0, 1, 2)
 
 
@@ -60,25 +65,28 @@ def rest(dataset, forget):
     return torch.utils.data.TensorDataset(*(t[keep] for t in dataset.tensors))
 
 
-def head_cells(model, kinds, group):
-    """Name of a cell -> how to measure it."""
+def task(kind, group, seed):
+    """(private training data, positions to forget, test data)."""
     train, test = world.private(group)
+    forget, views = forgotten(group, seed), len(world.VIEWS)
+    if kind.views:
+        forget = [views * i + k for i in forget for k in range(views)]
+    return world.viewed(train) if kind.views else train, forget, test
 
-    def one(kind, seed):
-        backbone = kind.backbone(model, world.public_images())
-        rows, y = backbone.features(test.tensors[0]), test.tensors[1]
-        return request(backbone, kind, train, rows, y, forgotten(group, seed))
 
-    for name, kind in kinds.items():
-        for seed in SEEDS:
-            yield f"{name} | seed {seed}", lambda k=kind, s=seed: one(k, s)
+def head_cell(model, kind, group, seed):
+    """A certified request, and retraining without noise."""
+    train, forget, test = task(kind, group, seed)
+    backbone = kind.backbone(model(), world.public_images())
+    rows = backbone.features(test.tensors[0])
+    return request(backbone, kind, train, rows, test.tensors[1], forget)
 
 
 def curve_cell(model, kind, group):
     """The true distance, and accuracy against epsilon."""
-    train, test = world.private(group)
-    backbone = kind.backbone(model, world.public_images())
-    net, w, found = distances(backbone, kind, train, forgotten(group, 0))
+    train, forget, test = task(kind, group, 0)
+    backbone = kind.backbone(model(), world.public_images())
+    net, w, found = distances(backbone, kind, train, forget)
     rows = backbone.features(test.tensors[0])
     return {**found, "curve": curve(net, w, kind, rows, test.tensors[1])}
 
@@ -87,7 +95,7 @@ def network_cell(model, width, augment, group):
     """Ordinary fine-tuning on the retained images."""
     train, test = world.private(group)
     retained = rest(train, forgotten(group, 0))
-    accuracy, seconds = fine_tuned(model, retained, test, width, augment, group)
+    accuracy, seconds = fine_tuned(model(), retained, test, width, augment, group)
     return {"accuracy": accuracy, "seconds": seconds}
 
 
@@ -95,80 +103,87 @@ def noisy_cell(model, group):
     """Noisy fine-tuning at several epsilons."""
     train, test = world.private(group)
     retained = rest(train, forgotten(group, 0))
-    return {str(e): noisy(model, retained, test, 64, e) for e in (1.0, 10.0, 100.0)}
+    return {str(e): noisy(model(), retained, test, 64, e) for e in (1.0, 10.0, 100.0)}
 
 
 def timing_cell(model, group):
-    """Requests and fine-tuning in turn, with nothing else at work."""
-    train, test = world.private(group)
-    backbone = SEVERAL.backbone(model, world.public_images())
-    found = {"request": [], ALONE: [], "fine-tuning": [], "augmented": []}
+    """Requests, and fine-tuning on what is left, with nothing else at work."""
+    found = {name: [] for name in ("several depths", ALONE, VIEWED)}
     for seed in SEEDS:
-        forget = forgotten(group, seed)
-        for name, kind in (("request", SEVERAL), (ALONE, KINDS[ALONE])):
-            _, trainer = solved(backbone, kind, train)
-            found[name].append(trainer.unlearn(forget).seconds)
-    retained = rest(train, forgotten(group, 0))
+        for name, seconds in found.items():
+            train, forget, test = task(KINDS[name], group, seed)
+            backbone = KINDS[name].backbone(model(), world.public_images())
+            _, trainer = solved(backbone, KINDS[name], train)
+            seconds.append(trainer.unlearn(forget).seconds)
+    train, forget, test = task(SEVERAL, group, 0)
     for name, augment in (("fine-tuning", False), ("augmented", True)):
-        found[name].append(fine_tuned(model, retained, test, 64, augment, group)[1])
+        args = model(), rest(train, forget), test, 64, augment, group
+        found[name] = [fine_tuned(*args)[1]]
     return found
 
 
 def audit_cell(model, group):
     """Ten audits, and one of a model that is not unlearned."""
     train, _ = world.private(group)
-    backbone = SEVERAL.backbone(model, world.public_images())
+    backbone = SEVERAL.backbone(model(), world.public_images())
     found, trained = audited(backbone, SEVERAL, train, world.public_images())
     return {"audits": found, "trained": trained}
 
 
+def head_cells(net, model, kinds, group):
+    """(name of a cell, how to measure it) of each kind and seed."""
+    for name, kind in kinds.items():
+        for seed in SEEDS:
+            work = partial(head_cell, model, kind, group, seed)
+            yield f"{net} | {group} | {name} | seed {seed}", work
+
+
+def network_cells(net, model, width, group):
+    """The same of whole networks."""
+    for augment in (False, True):
+        work = partial(network_cell, model, width, augment, group)
+        yield f"{net} | {group} | fine-tuning | {augment}", work
+
+
 def cells():
     """Everything, the quick and important first."""
-    model = world.resnet20()
     for group in world.GROUPS:
-        for name, work in head_cells(model, KINDS, group):
-            yield f"resnet | {group} | {name}", work
-        for name in ("last layer", "several depths", "several depths, 100 releases"):
-            yield (
-                f"resnet | {group} | curve | {name}",
-                lambda k=KINDS[name], g=group: curve_cell(model, k, g),
-            )
+        yield from head_cells("resnet", world.resnet20, KINDS, group)
+        for name in CURVES:
+            work = partial(curve_cell, world.resnet20, KINDS[name], group)
+            yield f"resnet | {group} | curve | {name}", work
     for group in world.GROUPS:
-        for augment in (False, True):
-            yield (
-                f"resnet | {group} | fine-tuning | {augment}",
-                lambda a=augment, g=group: network_cell(model, 64, a, g),
-            )
-    yield "resnet | 1 | audit", lambda: audit_cell(model, 1)
-    yield "resnet | 1 | noisy", lambda: noisy_cell(model, 1)
-    yield "resnet | 1 | timing", lambda: timing_cell(model, 1)
-    kept = Path(tempfile.gettempdir()) / "lightning_unlearn_benchmark" / "cnn.pt"
-    cnn = world.plain_cnn(kept)
+        yield from network_cells("resnet", world.resnet20, 64, group)
+    yield "resnet | 1 | audit", partial(audit_cell, world.resnet20, 1)
+    yield "resnet | 1 | noisy", partial(noisy_cell, world.resnet20, 1)
+    yield "resnet | 1 | timing", partial(timing_cell, world.resnet20, 1)
     for group in world.GROUPS[:2]:
-        for name, work in head_cells(cnn, CNN, group):
-            yield f"cnn | {group} | {name}", work
-        for augment in (False, True):
-            yield (
-                f"cnn | {group} | fine-tuning | {augment}",
-                lambda a=augment, g=group: network_cell(cnn, 128, a, g),
-            )
+        yield from head_cells("cnn", world.plain_cnn, CNN, group)
+        yield from network_cells("cnn", world.plain_cnn, 128, group)
 
 
-def measured(name: str, work: Callable[[], dict], known: dict) -> None:
-    """Measure a cell that is not known, and keep it."""
-    if name not in known:
-        known[name] = work()
-        FILE.write_text(json.dumps(known, indent=1) + "\n")
-        print(name, known[name], flush=True)
+def read() -> dict:
+    """What is measured so far."""
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+def measure(name: str, work: Callable[[], dict]) -> None:
+    """Keep one more; others may be at work on the same file."""
+    found = work()
+    FILE.write_text(json.dumps({**read(), name: found}, indent=1) + "\n")
+    print(name, found, flush=True)
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--draw", action="store_true", help="measure nothing")
+    parser.add_argument("--only", default="", help="names that begin so, as 'cnn'")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    known = json.loads(FILE.read_text()) if FILE.exists() else {}
-    if "--draw" not in sys.argv:
-        for name, work in cells():
-            measured(name, work, known)
-    publish_all(known)
+    for name, work in () if options.draw else cells():
+        if name.startswith(options.only) and name not in read():
+            measure(name, work)
+    publish_all(read())
 
 
 if __name__ == "__main__":

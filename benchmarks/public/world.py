@@ -1,6 +1,7 @@
 """Private classes of CIFAR-100 in groups of 20, and public backbones of CIFAR-10."""
 
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +47,28 @@ def private(group: int) -> tuple[TensorDataset, TensorDataset]:
     return parts[0], parts[1]
 
 
+#: (mirrored, pixels to the left, pixels up): fixed, so the sum over an image's views is
+#: one sample's loss, and forgetting all of them forgets the image.
+VIEWS = [
+    (mirrored, *shift)
+    for mirrored in (False, True)
+    for shift in ((0, 0), (2, 2), (-2, -2), (2, -2), (-2, 2))
+]
+
+
+def viewed(dataset: TensorDataset) -> TensorDataset:
+    """Each image as its ten views, one after the other."""
+    x, y = dataset.tensors
+    around = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    found = []
+    for mirrored, left, up in VIEWS:
+        view = around[:, :, 2 + up : 34 + up, 2 + left : 34 + left]
+        found.append(view.flip(3) if mirrored else view)
+    return TensorDataset(
+        torch.stack(found, dim=1).flatten(0, 1), y.repeat_interleave(len(VIEWS))
+    )
+
+
 @cache
 def public_images() -> torch.Tensor:
     """2,000 test images of CIFAR-10.
@@ -87,11 +110,14 @@ class PlainCNN(nn.Module):
         return self.blocks(x).mean((2, 3))
 
 
-def plain_cnn(cached: Path, epochs: int = 20) -> nn.Module:
+_CNN = Path(tempfile.gettempdir()) / "lightning_unlearn_benchmark" / "cnn.pt"
+
+
+def plain_cnn(epochs: int = 20) -> nn.Module:
     """Trained here on 25,000 images of CIFAR-10 (a GPU helps); its weights are kept."""
     net = PlainCNN()
-    if cached.exists():
-        net.load_state_dict(torch.load(cached, weights_only=True))
+    if _CNN.exists():
+        net.load_state_dict(torch.load(_CNN, weights_only=True))
         return net
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,9 +135,9 @@ def plain_cnn(cached: Path, epochs: int = 20) -> nn.Module:
             F.cross_entropy(last(net(batch)), y[part]).backward()
             optimizer.step()
             schedule.step()
-    cached.parent.mkdir(parents=True, exist_ok=True)
+    _CNN.parent.mkdir(parents=True, exist_ok=True)
     net = net.cpu()
-    torch.save(net.state_dict(), cached)
+    torch.save(net.state_dict(), _CNN)
     return net
 
 
