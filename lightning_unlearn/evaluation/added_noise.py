@@ -53,7 +53,9 @@ def noise_size(
         raise AuditError(
             f"expected noise of standard deviation {number(sigma)} on each of "
             f"{p:,} weights, as certified (grade {certificate.grade.value}), got "
-            f"{number(found.std)}: the noise was not drawn as stated; release nothing, "
-            "and report it"
+            f"{number(found.std)}: the noise was not drawn as stated, or this is the 1 "
+            f"honest release in {1 / (1 - confidence):,.0f} that looks so; release "
+            "nothing, repeat the audit at a higher confidence, and report it if that "
+            "says the same"
         )
     return found

@@ -25,7 +25,7 @@ def test_ten_audits_of_a_certified_deletion_find_less_than_is_certified():
     experiment = TrainerExperiment(
         train, mislabelled(), range(CANARIES), white_box=True
     )
-    report = audit(experiment, runs=10, draws=200)
+    report = audit(experiment, runs=10, draws=200, confidence=0.999)
     for found in (report.one_run, report.two_sample):
         assert found.grade.value == "certified"
         assert found.epsilon_certified <= 1.0 + 1e-6

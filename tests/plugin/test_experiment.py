@@ -365,9 +365,9 @@ def test_less_noise_is_caught_at_epsilon_1_in_one_run(monkeypatch, share):
     experiment = TrainerExperiment(
         Watched(**options), digits(200), CANARIES, white_box=True
     )
-    audit(experiment, calibrate=False)
+    audit(experiment, calibrate=False, confidence=0.999)
     monkeypatch.setattr(
         releases, "add_noise", lambda w, std, generator: add_noise(w, std * share)
     )
     with pytest.raises(AuditError, match="noise was not drawn as stated"):
-        audit(experiment, calibrate=False)
+        audit(experiment, calibrate=False, confidence=0.999)
