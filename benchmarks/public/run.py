@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 import world
@@ -28,17 +29,19 @@ from networks import fine_tuned, noisy
 
 FILE = world.ROOT / "results" / "public-backbone.json"
 SEVERAL = Kind()
-FIVE = ["layer2.1", "layer2.2", "layer3.0", "layer3.1", "layer3.2"]
+FIVE = replace(
+    SEVERAL, pool=(3, 3),
+    taps=["layer2.1", "layer2.2", "layer3.0", "layer3.1", "layer3.2"],
+)  # fmt: skip
 ALONE = "several depths, samples read one by one"
-CNN_VIEWED = "several depths, ten views of each image"
 VIEWED = "five blocks, ten views of each image"
 KINDS = {
     "last layer": Kind(taps=["layer3.2"], pool=(1, 1)),
     "several depths": SEVERAL,
     "several depths, 100 releases": replace(SEVERAL, releases=100, tolerance=1e-8),
-    "five blocks, 3 x 3 grid": replace(SEVERAL, taps=FIVE, pool=(3, 3)),
+    "five blocks, 3 x 3 grid": FIVE,
     ALONE: replace(SEVERAL, batch_size=1),
-    VIEWED: replace(SEVERAL, taps=FIVE, pool=(3, 3), views=True, batch_size=10),
+    VIEWED: replace(FIVE, views=True, batch_size=10),
     "several depths, squared error": replace(
         SEVERAL, loss="mse", l2=1e-3, tolerance=1e-8
     ),
@@ -46,7 +49,9 @@ KINDS = {
 CNN = {
     "last layer": Kind(taps=["blocks.3"], pool=(1, 1)),
     "several depths": SEVERAL,
-    CNN_VIEWED: replace(SEVERAL, views=True, batch_size=10),
+    "several depths, ten views of each image": replace(
+        SEVERAL, views=True, batch_size=10
+    ),
 }
 CURVES = ("last layer", "several depths", "several depths, 100 releases", VIEWED)
 SEEDS = (0, 1, 2)
@@ -58,11 +63,12 @@ def forgotten(group, seed):
     return torch.randperm(2000, generator=generator)[: world.N_FORGET].tolist()
 
 
-def rest(dataset, forget):
-    """The retained images as tensors."""
-    keep = torch.ones(len(dataset), dtype=torch.bool)
-    keep[forget] = False
-    return torch.utils.data.TensorDataset(*(t[keep] for t in dataset.tensors))
+def retained(group):
+    """(what is left of the images, test data), for whole networks."""
+    train, test = world.private(group)
+    keep = torch.ones(len(train), dtype=torch.bool)
+    keep[forgotten(group, 0)] = False
+    return TensorDataset(*(t[keep] for t in train.tensors)), test
 
 
 def task(kind, group, seed):
@@ -93,17 +99,14 @@ def curve_cell(model, kind, group):
 
 def network_cell(model, width, augment, group):
     """Ordinary fine-tuning on the retained images."""
-    train, test = world.private(group)
-    retained = rest(train, forgotten(group, 0))
-    accuracy, seconds = fine_tuned(model(), retained, test, width, augment, group)
+    accuracy, seconds = fine_tuned(model(), *retained(group), width, augment, group)
     return {"accuracy": accuracy, "seconds": seconds}
 
 
 def noisy_cell(model, group):
     """Noisy fine-tuning at several epsilons."""
-    train, test = world.private(group)
-    retained = rest(train, forgotten(group, 0))
-    return {str(e): noisy(model(), retained, test, 64, e) for e in (1.0, 10.0, 100.0)}
+    data = retained(group)
+    return {str(e): noisy(model(), *data, 64, e) for e in (1.0, 10.0, 100.0)}
 
 
 def timing_cell(model, group):
@@ -111,14 +114,12 @@ def timing_cell(model, group):
     found = {name: [] for name in ("several depths", ALONE, VIEWED)}
     for seed in SEEDS:
         for name, seconds in found.items():
-            train, forget, test = task(KINDS[name], group, seed)
+            train, forget, _ = task(KINDS[name], group, seed)
             backbone = KINDS[name].backbone(model(), world.public_images())
             _, trainer = solved(backbone, KINDS[name], train)
             seconds.append(trainer.unlearn(forget).seconds)
-    train, forget, test = task(SEVERAL, group, 0)
     for name, augment in (("fine-tuning", False), ("augmented", True)):
-        args = model(), rest(train, forget), test, 64, augment, group
-        found[name] = [fine_tuned(*args)[1]]
+        found[name] = [network_cell(model, 64, augment, group)["seconds"]]
     return found
 
 
