@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_unlearn as lu
-from lightning_unlearn.empirical import EmpiricalObjective
-from lightning_unlearn.plugin.data import ExactBatches
-from lightning_unlearn.plugin.trainer import Trainer
-from lightning_unlearn.scope import Scope, passes
+from lightning_unlearn.plugin.data.exact_batches import ExactBatches
+from lightning_unlearn.plugin.verbs.unlearn import Trainer
+from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
+from lightning_unlearn.weights.passes import passes
+from lightning_unlearn.weights.scope import Scope
 
 ROUNDS = 5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,9 +29,9 @@ from common import (
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_unlearn.curvature import PRODUCTS
-from lightning_unlearn.curvature.graphs import GaussNewtonGraph, HessianGraph
-from lightning_unlearn.scope import Scope
+from lightning_unlearn.step.network.graphs import GaussNewtonGraph, HessianGraph
+from lightning_unlearn.step.network.products import PRODUCTS
+from lightning_unlearn.weights.scope import Scope
 
 ROUNDS = 9
 

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from public_backbone import cifar
 
 from lightning_unlearn import PublicBackbone
-from lightning_unlearn.convex import ConvexObjective
-from lightning_unlearn.factor import cheap_factor
-from lightning_unlearn.features import FeatureData
-from lightning_unlearn.heads import ConvexHead
-from lightning_unlearn.minimise import minimise
+from lightning_unlearn.step.head.capture import FeatureData
+from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.convex_objective import ConvexObjective
+from lightning_unlearn.step.head.factor import cheap_factor
+from lightning_unlearn.step.head.minimise import minimise
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 ITERATIONS = 60

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_unlearn as lu
-from lightning_unlearn.plugin.trainer import Trainer
+from lightning_unlearn.plugin.verbs.unlearn import Trainer
 
 ROUNDS = 3
 FORGET = list(range(0, 60_000, 60))

@@ -1,37 +1,51 @@
 """Certified machine unlearning inside the PyTorch Lightning Trainer.
 
-Importing this package adds ``unlearn`` to `lightning.pytorch.Trainer`.
+Names are imported when they are first used, so that certificates can be read without
+torch. Importing any part of the plugin, such as `UnlearningCallback`, adds ``unlearn``
+and ``preflight`` to `lightning.pytorch.Trainer`.
 """
 
-from lightning_unlearn.backbone import PublicBackbone as PublicBackbone
-from lightning_unlearn.certificate import Certificate as Certificate
-from lightning_unlearn.certificate.guarantees import NewtonStep as NewtonStep
-from lightning_unlearn.certificate.guarantees import NormBall as NormBall
-from lightning_unlearn.certificate.guarantees import StronglyConvex as StronglyConvex
-from lightning_unlearn.choice import HeadChoice as HeadChoice
-from lightning_unlearn.choice import HeadComparison as HeadComparison
-from lightning_unlearn.choice import compare_heads as compare_heads
-from lightning_unlearn.heads import ConvexHead as ConvexHead
-from lightning_unlearn.plugin.callback import UnlearningCallback as UnlearningCallback
-from lightning_unlearn.plugin.certified import (
-    CertifiedClassifier as CertifiedClassifier,
-)
-from lightning_unlearn.plugin.certified import CertifiedRegressor as CertifiedRegressor
-from lightning_unlearn.plugin.experiment import TrainerExperiment as TrainerExperiment
-from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
-from lightning_unlearn.plugin.preflight import Preflight as Preflight
-from lightning_unlearn.plugin.preflight import preflight as preflight
-from lightning_unlearn.plugin.prepare import Preparation as Preparation
-from lightning_unlearn.plugin.prepare import prepare as prepare
-from lightning_unlearn.plugin.result import UnlearningResult as UnlearningResult
-from lightning_unlearn.plugin.trainer import Trainer as Trainer
-from lightning_unlearn.plugin.trainer import attach as _attach
-from lightning_unlearn.plugin.trainer import unlearn as unlearn
-from lightning_unlearn.solvers import CG as CG
-from lightning_unlearn.solvers import Dense as Dense
-from lightning_unlearn.solvers import FlexibleCG as FlexibleCG
-from lightning_unlearn.solvers import LiSSA as LiSSA
-from lightning_unlearn.solvers import NystromCG as NystromCG
-from lightning_unlearn.solvers import Solution as Solution
+from typing import TYPE_CHECKING
 
-_attach()
+from lightning_unlearn._base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_unlearn.certificate.certificate import Certificate as Certificate
+    from lightning_unlearn.guarantee.kinds import NewtonStep as NewtonStep
+    from lightning_unlearn.guarantee.kinds import NormBall as NormBall
+    from lightning_unlearn.guarantee.kinds import StronglyConvex as StronglyConvex
+    from lightning_unlearn.plugin.callback import (
+        UnlearningCallback as UnlearningCallback,
+    )
+    from lightning_unlearn.plugin.certified import (
+        CertifiedClassifier as CertifiedClassifier,
+    )
+    from lightning_unlearn.plugin.certified import (
+        CertifiedRegressor as CertifiedRegressor,
+    )
+    from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
+    from lightning_unlearn.plugin.request.result import (
+        UnlearningResult as UnlearningResult,
+    )
+    from lightning_unlearn.plugin.verbs.preflight import Preflight as Preflight
+    from lightning_unlearn.plugin.verbs.preflight import preflight as preflight
+    from lightning_unlearn.plugin.verbs.prepare import Preparation as Preparation
+    from lightning_unlearn.plugin.verbs.prepare import prepare as prepare
+    from lightning_unlearn.plugin.verbs.trainer_experiment import (
+        TrainerExperiment as TrainerExperiment,
+    )
+    from lightning_unlearn.plugin.verbs.unlearn import Trainer as Trainer
+    from lightning_unlearn.plugin.verbs.unlearn import unlearn as unlearn
+    from lightning_unlearn.solvers.base import Solution as Solution
+    from lightning_unlearn.solvers.cg import CG as CG
+    from lightning_unlearn.solvers.dense import Dense as Dense
+    from lightning_unlearn.solvers.flexible import FlexibleCG as FlexibleCG
+    from lightning_unlearn.solvers.lissa import LiSSA as LiSSA
+    from lightning_unlearn.solvers.nystrom import NystromCG as NystromCG
+    from lightning_unlearn.step.head.backbone import PublicBackbone as PublicBackbone
+    from lightning_unlearn.step.head.convex_head import ConvexHead as ConvexHead
+    from lightning_unlearn.step.head.head_choice import HeadChoice as HeadChoice
+    from lightning_unlearn.step.head.head_choice import HeadComparison as HeadComparison
+    from lightning_unlearn.step.head.head_choice import compare_heads as compare_heads
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -14,14 +14,14 @@ from lightning.pytorch.cli import LightningCLI as _LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
-from lightning_unlearn._files import close_output
-from lightning_unlearn._text import one_line
+from lightning_unlearn._base.files import close_output
+from lightning_unlearn._base.text import one_line
+from lightning_unlearn.certificate.report.page import check_path
 from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
-from lightning_unlearn.plugin.checkpoint import certificate_path
-from lightning_unlearn.plugin.preflight import preflight
-from lightning_unlearn.plugin.trainer import unlearn
-from lightning_unlearn.report.page import check_path
+from lightning_unlearn.plugin.files.checkpoint import certificate_path
+from lightning_unlearn.plugin.verbs.preflight import preflight
+from lightning_unlearn.plugin.verbs.unlearn import unlearn
 
 _GROUP = "unlearning"
 _NUMBER = re.compile("-?(0|[1-9][0-9]{0,17})")

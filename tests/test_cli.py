@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI as PlainCLI
 
 from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer, cli
-from tests.cli_project import (
+from tests.helpers.cli_project import (
     QUIET,
     ROOT,
     fit,

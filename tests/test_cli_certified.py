@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_unlearn import CertifiedClassifier
 from lightning_unlearn.cli import LightningCLI
-from tests.plugin.publics import held_out, private, split
+from tests.plugin.helpers.publics import held_out, private, split
 
 
 class Net(nn.Sequential):

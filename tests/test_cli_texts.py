@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_unlearn.cli import LightningCLI
-from tests.cli_project import ROOT, fit, refused, run, shell, verb
+from tests.helpers.cli_project import ROOT, fit, refused, run, shell, verb
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 

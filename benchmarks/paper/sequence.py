@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from world import World
 
-from lightning_unlearn.certificate.paper import newton_step_upper_paper
+from lightning_unlearn.evaluation.baselines.paper_bounds import newton_step_upper_paper
 
 #: M of the bound: there is none for ReLU, so this is as good a guess as any.
 ASSUMED_LIPSCHITZ = 1.0

@@ -4,8 +4,8 @@ from measures import distance, f1
 from methods import facts
 from world import World
 
-from lightning_unlearn.certificate import gaussian_epsilon
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.guarantee.gaussian import gaussian_epsilon
 
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 2000.0)
 EPSILONS = (0.1, 1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from world import DELTA, N_CLASSES, accuracy
 
 from lightning_unlearn import CertifiedClassifier, PublicBackbone, UnlearningCallback
-from lightning_unlearn.certificate import claims
+from lightning_unlearn.guarantee import claims
 
 EPSILONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _DRAWS = 5
@@ -92,9 +92,8 @@ def curve(net, w, kind, rows, y):
     sizes = [p.numel() for p in net.head.parameters()]
     found = {}
     for epsilon in EPSILONS:
-        std = claims.noise_std_upper(
-            epsilon, DELTA, 2 * kind.tolerance / kind.l2, kind.releases
-        )
+        terms = claims.Terms(epsilon=epsilon, delta=DELTA, releases=kind.releases)
+        std = claims.noise_std_upper(terms, 2 * kind.tolerance / kind.l2)
         values = []
         for _ in range(_DRAWS):
             weight, bias = (w + std * torch.randn_like(w)).split(sizes)

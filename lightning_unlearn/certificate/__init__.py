@@ -1,39 +1,18 @@
-"""Pure numbers: what is proved, from which constants, and how sure it is."""
+"""The certificate: the record, the ledger, and what an auditor checks of both."""
 
-from lightning_unlearn.certificate.claims import Bound as Bound
-from lightning_unlearn.certificate.claims import Grade as Grade
-from lightning_unlearn.certificate.claims import NoiseSource as NoiseSource
-from lightning_unlearn.certificate.constants import Constant as Constant
-from lightning_unlearn.certificate.constants import Origin as Origin
-from lightning_unlearn.certificate.gaussian import (
-    compose_mu as compose_mu,
-)
-from lightning_unlearn.certificate.gaussian import (
-    gaussian_delta as gaussian_delta,
-)
-from lightning_unlearn.certificate.gaussian import (
-    gaussian_epsilon as gaussian_epsilon,
-)
-from lightning_unlearn.certificate.gaussian import (
-    gaussian_mu as gaussian_mu,
-)
-from lightning_unlearn.certificate.gaussian import (
-    gaussian_sigma as gaussian_sigma,
-)
-from lightning_unlearn.certificate.gaussian import (
-    gaussian_sigma_classic as gaussian_sigma_classic,
-)
-from lightning_unlearn.certificate.noisy_fine_tuning import (
-    noisy_fine_tuning_epsilon as noisy_fine_tuning_epsilon,
-)
-from lightning_unlearn.certificate.noisy_fine_tuning import (
-    noisy_fine_tuning_noise_std as noisy_fine_tuning_noise_std,
-)
-from lightning_unlearn.certificate.noisy_fine_tuning import (
-    noisy_fine_tuning_sensitivity as noisy_fine_tuning_sensitivity,
-)
-from lightning_unlearn.certificate.noisy_fine_tuning import (
-    rdp_epsilon as rdp_epsilon,
-)
-from lightning_unlearn.certificate.record import Certificate as Certificate
-from lightning_unlearn.certificate.record import PublicPart as PublicPart
+from typing import TYPE_CHECKING
+
+from lightning_unlearn._base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_unlearn.certificate.certificate import Certificate as Certificate
+    from lightning_unlearn.certificate.fields import PublicPart as PublicPart
+    from lightning_unlearn.certificate.ledger import Entry as Entry
+    from lightning_unlearn.certificate.ledger import Ledger as Ledger
+    from lightning_unlearn.certificate.verification import Finding as Finding
+    from lightning_unlearn.certificate.verification import (
+        verify_ledger as verify_ledger,
+    )
+    from lightning_unlearn.certificate.verification import verify_text as verify_text
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -7,7 +7,7 @@ compute it anew. A signature shows who vouches for the certificate.
 import json
 from typing import TYPE_CHECKING
 
-from lightning_unlearn._records import strict_object
+from lightning_unlearn._base.strict_json import strict_object
 from lightning_unlearn.errors import CertificateError
 
 if TYPE_CHECKING:

@@ -11,31 +11,30 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_unlearn.certificate.guarantees import Guarantee
-from lightning_unlearn.errors import (
-    DataError,
-    ModelError,
-    UnlearningError,
-)
-from lightning_unlearn.plugin import data, spawned, strategies
-from lightning_unlearn.plugin._compat import STAGE, is_spawning
-from lightning_unlearn.plugin.digests import outside_digests
-from lightning_unlearn.plugin.gradient import gradient_norm
-from lightning_unlearn.plugin.guarantee import kept_in_ball, warn_early
+from lightning_unlearn.errors import DataError, ModelError, UnlearningError
+from lightning_unlearn.guarantee.kinds import Guarantee
+from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Curvature, Options, Precision
-from lightning_unlearn.plugin.record import (
-    TrainingRecord,
-    mark_trained,
+from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
+from lightning_unlearn.plugin.plan.which_guarantee import warn_early
+from lightning_unlearn.plugin.run import child_processes, strategies
+from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
+from lightning_unlearn.plugin.training.ball import kept_in_ball
+from lightning_unlearn.plugin.training.outside import (
     merge_changes,
     note_changed_numbers,
-    record_data,
-    was_trained,
 )
-from lightning_unlearn.plugin.store import Stored
-from lightning_unlearn.plugin.weight_decay import l2_of
-from lightning_unlearn.scope import state_digest
-from lightning_unlearn.solvers import Solver
+from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.plugin.training.trained_marks import mark_trained, was_trained
+from lightning_unlearn.plugin.training.training_record import (
+    TrainingRecord,
+    record_data,
+)
+from lightning_unlearn.plugin.training.weight_decay import l2_of
+from lightning_unlearn.solvers.base import Solver
+from lightning_unlearn.weights.digests import state_digest
 
 
 class UnlearningCallback(Callback):
@@ -156,7 +155,7 @@ class UnlearningCallback(Callback):
             state_file=None if state_file is None else Path(state_file).absolute(),
             state_every=state_every,
         )
-        self.kept: Stored | None = None
+        self.bound_state: BoundState | None = None
         self.record = TrainingRecord()
         self.loader: DataLoader | None = None
         self.datamodule: LightningDataModule | None = None
@@ -173,7 +172,7 @@ class UnlearningCallback(Callback):
         self,
         pl_module: LightningModule,
         loader: DataLoader | None,
-        kept: Stored | None,
+        kept: BoundState | None,
     ) -> None:
         """A request has succeeded: this is our model now, and this its data."""
         self.requests += 1
@@ -183,12 +182,12 @@ class UnlearningCallback(Callback):
         self,
         pl_module: LightningModule,
         loader: DataLoader | None,
-        kept: Stored | None,
+        kept: BoundState | None,
     ) -> None:
         """This is our model now, this its data, and this what was prepared of them."""
         self.loader = loader
         self._trained = weakref.ref(pl_module)
-        self.kept = kept
+        self.bound_state = kept
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a run may change, to be put back by `rewind`."""
@@ -223,7 +222,7 @@ class UnlearningCallback(Callback):
         self.record = record
         self._restored = True
 
-    def came_home(
+    def take_result(
         self,
         record: dict[str, Any],
         pl_module: LightningModule,
@@ -235,9 +234,9 @@ class UnlearningCallback(Callback):
         self._take(record, pl_module)
         self.committed(pl_module, loader, None)
 
-    def look_home(self, trainer: Trainer) -> None:
+    def take_sent_record(self, trainer: Trainer) -> None:
         """Take the record of a training that ran in processes that are gone now."""
-        record = spawned.sent_home(trainer)
+        record = child_processes.received_record(trainer)
         if record is not None and trainer.lightning_module is not None:
             self._take(record, trainer.lightning_module)
             self.adopt(trainer.lightning_module, self.loader, None)
@@ -250,7 +249,7 @@ class UnlearningCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        names = ("loader", "datamodule", "kept", "_trained", "_prepared")
+        names = ("loader", "datamodule", "bound_state", "_trained", "_prepared")
         trained = self._trained is not None and self._trained() is not None
         return {**vars(self), **dict.fromkeys(names), "_travelled": trained}
 
@@ -274,11 +273,11 @@ class UnlearningCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Digest everything outside the scope before the first step moves anything."""
-        self.kept = None
+        self.bound_state = None
         same = self._trained is not None and self._trained() is pl_module
         if not (same or self._restored or self._travelled):
             self.record = TrainingRecord()
-        self.look_home(trainer)
+        self.take_sent_record(trainer)
         resumed = trainer.ckpt_path is not None and not self._restored
         if int(self._fits) != self._fits_seen and not self._restored:
             rank_zero_warn(
@@ -301,7 +300,7 @@ class UnlearningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the training data and the weight decay."""
         try:
-            loader = data.training_loader(trainer.train_dataloader)
+            loader = training_data.training_loader(trainer.train_dataloader)
         except DataError:
             self.loader = None  # a request will say what is wrong with the data
         else:
@@ -349,7 +348,7 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Bring the record up to date in a checkpoint written during training."""
         if trainer.state.fn != STAGE:
-            self.look_home(trainer)
+            self.take_sent_record(trainer)
             self._note_changes(trainer, pl_module)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -366,7 +365,7 @@ class UnlearningCallback(Callback):
             )
         self._count_fit()
         if is_spawning(trainer):
-            spawned.send_home(trainer, self.state_dict())
+            child_processes.send_record(trainer, self.state_dict())
 
     @override
     def on_exception(

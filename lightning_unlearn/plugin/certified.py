@@ -3,7 +3,6 @@
 import logging
 import time
 import warnings
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,17 +17,19 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanSquaredError
 from typing_extensions import override
 
-from lightning_unlearn import _validate, reading
-from lightning_unlearn.backbone import PublicBackbone
-from lightning_unlearn.certificate.guarantees import StronglyConvex
+from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
-from lightning_unlearn.heads import ConvexHead, LossName
-from lightning_unlearn.plugin import data, store
-from lightning_unlearn.plugin.guarantee import chosen_guarantee
-from lightning_unlearn.plugin.inside import callback_of
+from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
-from lightning_unlearn.plugin.request import Request
-from lightning_unlearn.prepared import PreparedHead
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.stage import StageContext, callback_of
+from lightning_unlearn.step.head import inputs as reading
+from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.links import LossName
 
 _log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
 
@@ -48,7 +49,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
                 f"{type(backbone).__name__}: wrap it, PublicBackbone(model, "
                 "public_data=...)"
             )
-        _validate.positive(l2=l2)
+        validate.positive(l2=l2)
         self.automatic_optimization = False
         self.backbone = backbone
         self.head = ConvexHead(backbone.n_features, n_outputs, loss)
@@ -136,15 +137,14 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
                 "need it; leave it out"
             )
         begin = time.perf_counter()
-        request = Request(
+        context = StageContext(
             trainer=self.trainer,
             module=self,
             callback=callback,
-            loader=data.training_loader(self.trainer.train_dataloader),
-            ckpt_path=None,
+            loader=training_data.training_loader(self.trainer.train_dataloader),
         )
         with isolate_rng(), quiet(self, restore=True):
-            passes, n = self._solve(request)
+            passes, n = self._solve(context)
         self._solved = True
         if not self.trainer.is_global_zero:
             return
@@ -154,24 +154,21 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
             f"{time.perf_counter() - begin:.2g} s ({passes:.0f} passes)"
         )
 
-    def _solve(self, request: Request) -> tuple[float, int]:
+    def _solve(self, context: StageContext) -> tuple[float, int]:
         """Put the head at the optimum; (passes, samples)."""
-        with request.strategy.whole(self):
-            ready, _ = request.resolve_none()
-            options = replace(request.callback.options, guarantee=StronglyConvex())
-            guarantee = chosen_guarantee(options, ready.head, ready.l2, ready.scope)
-            ready = replace(ready, guarantee=guarantee)
-            if request.processes.world > 1:
-                step = ready.step(ready.retained)
+        with context.strategy.gathered(self):
+            plan = resolve(context, None, guarantee=StronglyConvex())
+            assert isinstance(plan, HeadPlan)
+            if context.processes.world > 1:
+                step = plan.step(plan.retained)
                 weights, passes = step.weights, step.solution.matvecs
             else:  # what a request can use is kept: the features are read once
-                state = ready.prepare()
-                assert isinstance(state, PreparedHead)
+                state = plan.prepare()
                 assert state.start is not None
                 weights, passes = state.start, state.passes
-                request.callback.kept = store.stored(ready, state)
-        ready.scope.again().assign(weights)  # in shards again, if they were
-        return passes, len(ready.retained)
+                context.callback.bound_state = prepared_file.bind(plan, state)
+        plan.scope.again().assign(weights)  # in shards again, if they were
+        return passes, len(plan.retained)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing is left to train: show the loss of a batch, and end the training."""
@@ -261,8 +258,8 @@ class CertifiedClassifier(_CertifiedModule):
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         l2: float = 1e-3,
     ) -> None:
-        _validate.count(2, num_classes=num_classes)
-        _validate.one_of(("cross_entropy", "mse"), loss=loss)
+        validate.count(2, num_classes=num_classes)
+        validate.one_of(("cross_entropy", "mse"), loss=loss)
         super().__init__(backbone, num_classes, loss, l2)
         self.save_hyperparameters("num_classes", "loss", "l2")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -327,7 +324,7 @@ class CertifiedRegressor(_CertifiedModule):
         loss: Literal["mse", "poisson"] = "mse",
         l2: float = 1e-3,
     ) -> None:
-        _validate.one_of(("mse", "poisson"), loss=loss)
+        validate.one_of(("mse", "poisson"), loss=loss)
         super().__init__(backbone, n_outputs, loss, l2)
         self.save_hyperparameters("n_outputs", "loss", "l2")
         self.val_mse, self.test_mse = MeanSquaredError(), MeanSquaredError()

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning_unlearn import _validate
-from lightning_unlearn.certificate.claims import check_delta
-from lightning_unlearn.certificate.guarantees import (
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import ArgumentError, SetupError
+from lightning_unlearn.guarantee.claims import Terms, check_delta
+from lightning_unlearn.guarantee.kinds import (
     Guarantee,
     NewtonStep,
     NormBall,
     StronglyConvex,
 )
-from lightning_unlearn.curvature.products import PRODUCTS
-from lightning_unlearn.errors import ArgumentError, SetupError
-from lightning_unlearn.release import Terms
-from lightning_unlearn.solvers import Solver
+from lightning_unlearn.solvers.base import Solver
+from lightning_unlearn.step.network.products import PRODUCTS
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
 Precision = Literal["auto", "float32", "float64"]
@@ -49,28 +48,28 @@ class Options:
     state_every: int
 
     def __post_init__(self) -> None:
-        _validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
+        validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
         check_delta(self.delta)
         if self.max_norm is not None:
-            _validate.positive(max_norm=self.max_norm)
+            validate.positive(max_norm=self.max_norm)
         if self.damping != "auto":
-            _validate.non_negative(damping=self.damping)
+            validate.non_negative(damping=self.damping)
         if self.l2 != "auto":
-            _validate.non_negative(l2=self.l2)
+            validate.non_negative(l2=self.l2)
         if self.releases is not None:
-            _validate.count(releases=self.releases)
+            validate.count(releases=self.releases)
         if self.noise_std is not None:
-            _validate.non_negative(noise_std=self.noise_std)
+            validate.non_negative(noise_std=self.noise_std)
         if self.batch_size is not None:
-            _validate.count(batch_size=self.batch_size)
+            validate.count(batch_size=self.batch_size)
         if self.graph_memory != "auto":
-            _validate.count(minimum=0, graph_memory=self.graph_memory)
-        _validate.count(state_every=self.state_every)
+            validate.count(minimum=0, graph_memory=self.graph_memory)
+        validate.count(state_every=self.state_every)
         if self.noise_seed is not None:
-            _validate.count(minimum=0, noise_seed=self.noise_seed)
-        _validate.one_of(PRODUCTS, curvature=self.curvature)
-        _validate.one_of((True, False, "auto"), low_memory=self.low_memory)
-        _validate.one_of(
+            validate.count(minimum=0, noise_seed=self.noise_seed)
+        validate.one_of(PRODUCTS, curvature=self.curvature)
+        validate.one_of((True, False, "auto"), low_memory=self.low_memory)
+        validate.one_of(
             ("auto", "float32", "float64"), solve_precision=self.solve_precision
         )
         if self.solver != "auto" and not hasattr(self.solver, "solve"):
@@ -115,12 +114,11 @@ class Options:
 
     @property
     def terms(self) -> Terms:
-        """What the release needs to know."""
+        """What was agreed before the data was seen."""
         return Terms(
             epsilon=self.epsilon,
             delta=self.delta,
             noise_std=self.noise_std,
+            seeded=self.noise_seed is not None,
             releases=self.releases,
-            max_norm=self.max_norm,
-            noise_seed=self.noise_seed,
         )

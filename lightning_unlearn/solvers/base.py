@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_unlearn.scope import Vector
-from lightning_unlearn.solvers.watch import NOBODY, Watch
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.weights.scope import Vector
 
 
 @runtime_checkable
@@ -102,8 +102,8 @@ class Solution:
 class Solver(Protocol):
     """Anything that turns an operator and a right-hand side into a `Solution`."""
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
-        """Solve A x = b."""
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
+        """Solve A x = b; the observer may look on, and say where to begin."""
         ...
 
 
@@ -113,7 +113,6 @@ class Damped:
 
     objective: "_Curvature"
     damping: float
-    watch: Watch = NOBODY
 
     @property
     def size(self) -> int:

@@ -8,19 +8,18 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_unlearn import _validate
+from lightning_unlearn._base import validate
 from lightning_unlearn.errors import SolverError
-from lightning_unlearn.scope import Dot, Vector, plain_dot
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
-from lightning_unlearn.solvers.watch import (
+from lightning_unlearn.solvers.observer import (
     NOBODY,
-    Watch,
+    Observer,
     count,
-    kept,
     numbers,
+    snapshot,
     vector,
-    watch_of,
 )
+from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,12 @@ class CG:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        _validate.positive(rtol=self.rtol)
-        _validate.count(max_steps=self.max_steps)
+        validate.positive(rtol=self.rtol)
+        validate.count(max_steps=self.max_steps)
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
-        watch = watch_of(A)
-        end = iterate(A.matvec, b, self.rtol, self.max_steps, watch=watch)
+        end = iterate(A.matvec, b, self.rtol, self.max_steps, observer=observer)
         return Solution(
             x=end.x,
             residual=residual_norm(A, end.x, b),
@@ -72,7 +70,7 @@ def iterate(
     max_steps: int,
     consume: bool = False,
     dot: Dot = plain_dot,
-    watch: Watch = NOBODY,
+    observer: Observer = NOBODY,
 ) -> Iterate:
     """Conjugate gradients from x = 0, by products alone.
 
@@ -82,7 +80,7 @@ def iterate(
     rr = dot(r, r)
     target = (rtol**2) * rr
     steps, products, status = 0, 0, Status.CONVERGED
-    state = watch.start()
+    state = observer.start()
     if state is not None:
         x, r, p = (vector(state, name, b) for name in ("x", "r", "p"))
         rr, steps, products = numbers(state, 3)
@@ -104,8 +102,8 @@ def iterate(
         rr, rr_old = dot(r, r), rr
         p.mul_(rr / rr_old).add_(r)
         steps += 1
-        state = partial(kept, rr, steps, products, x=x, r=r, p=p)
-        watch.step(steps, math.sqrt(rr), state)
+        state = partial(snapshot, rr, steps, products, x=x, r=r, p=p)
+        observer.step(steps, math.sqrt(rr), state)
     return Iterate(x, status, steps, products)
 
 
@@ -119,6 +117,7 @@ def solve_preconditioned(
     method: str,
     spent: float = 0.0,
     check: bool = True,
+    observer: Observer = NOBODY,
 ) -> Solution:
     """Flexible conjugate gradients from x = 0: `inverse` may differ at every step.
 
@@ -131,6 +130,7 @@ def solve_preconditioned(
         method: For the solution.
         spent: Passes made before, counted in the solution.
         check: Recompute the residual by one more product.
+        observer: Looks on.
 
     Returns:
         The solution (Notay 2000).
@@ -139,8 +139,7 @@ def solve_preconditioned(
     target = rtol * float(b.norm())
     products, status = 0, Status.CONVERGED
     p, Ap, pAp = torch.zeros_like(b), torch.zeros_like(b), 1.0
-    watch = watch_of(A)
-    state = watch.start()
+    state = observer.start()
     if state is not None:
         x, r, p, Ap = (vector(state, name, b) for name in ("x", "r", "p", "Ap"))
         pAp, made = numbers(state, 2)
@@ -167,8 +166,8 @@ def solve_preconditioned(
         x += alpha * p
         r -= alpha * Ap
         left = float(r.norm())
-        state = partial(kept, pAp, products, x=x, r=r, p=p, Ap=Ap)
-        watch.step(products, left, state)
+        state = partial(snapshot, pAp, products, x=x, r=r, p=p, Ap=Ap)
+        observer.step(products, left, state)
     return Solution(
         x=x,
         residual=residual_norm(A, x, b) if check else left,
@@ -185,6 +184,7 @@ def solve_lean(
     rtol: float,
     max_steps: int,
     dot: Dot = plain_dot,
+    observer: Observer = NOBODY,
 ) -> Solution:
     """`CG` with the fewest vectors: the right-hand side is fetched when it is needed.
 
@@ -194,6 +194,7 @@ def solve_lean(
         rtol: Stop when the residual is at most rtol |b|.
         max_steps: Products to spend at most.
         dot: Inner product of vectors, of which a process may hold a part.
+        observer: Looks on.
 
     Returns:
         The solution, its residual recomputed by one more product.
@@ -203,7 +204,7 @@ def solve_lean(
         return math.sqrt(dot(v, v))
 
     run = partial(iterate, A.matvec, consume=True, dot=dot)
-    x, status, steps, products = run(b(), rtol, max_steps, watch=watch_of(A))
+    x, status, steps, products = run(b(), rtol, max_steps, observer=observer)
     target = rtol * norm(b())
     r = b().sub_(A.matvec(x))
     products, residual = products + 1, norm(r)

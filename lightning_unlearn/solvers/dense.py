@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_unlearn import _validate
+from lightning_unlearn._base import validate
 from lightning_unlearn.errors import SolverError
-from lightning_unlearn.scope import Vector
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.weights.scope import Vector
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class Dense:
     max_size: int = 3000
 
     def __post_init__(self) -> None:
-        _validate.count(max_size=self.max_size)
+        validate.count(max_size=self.max_size)
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Solve A x = b.
 
         Raises:
             SolverError: If A has more than max_size rows.
         """
+        del observer  # there is no step worth showing
         if A.size > self.max_size:
             raise SolverError(
                 f"expected at most max_size={self.max_size} weights for the dense "

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightning_unlearn import _validate
-from lightning_unlearn.scope import Vector
+from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, proxy_of
 from lightning_unlearn.solvers.cg import CG, iterate, solve_preconditioned
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.weights.scope import Vector
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,22 @@ class FlexibleCG:
     check: bool = True
 
     def __post_init__(self) -> None:
-        _validate.positive(rtol=self.rtol)
-        _validate.count(
+        validate.positive(rtol=self.rtol)
+        validate.count(
             max_steps=self.max_steps,
             samples=self.samples,
             share=self.share,
             inner_steps=self.inner_steps,
         )
-        _validate.count(minimum=0, seed=self.seed)
+        validate.count(minimum=0, seed=self.seed)
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
         samples = min(self.samples, A.n // self.share)
         generator = torch.Generator().manual_seed(self.seed)
         proxy = proxy_of(A, samples, generator)
         if proxy is None:
-            return CG(self.rtol, self.max_steps).solve(A, b)
+            return CG(self.rtol, self.max_steps).solve(A, b, observer)
         inner = _Inner(proxy, self.inner_steps)
         found = solve_preconditioned(
             A,
@@ -62,6 +63,7 @@ class FlexibleCG:
             inner,
             rtol=self.rtol,
             max_steps=self.max_steps,
+            observer=observer,
             check=self.check,
             method="conjugate gradients, preconditioned by "
             f"{samples:,} samples drawn by their curvature",

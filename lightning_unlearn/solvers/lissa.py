@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_unlearn import _validate
-from lightning_unlearn.scope import Vector
+from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.weights.scope import Vector
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class LiSSA:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _validate.positive(scale=self.scale, rtol=self.rtol)
-        _validate.count(steps=self.steps, runs=self.runs)
-        _validate.count(minimum=0, batch_size=self.batch_size, seed=self.seed)
+        validate.positive(scale=self.scale, rtol=self.rtol)
+        validate.count(steps=self.steps, runs=self.runs)
+        validate.count(minimum=0, batch_size=self.batch_size, seed=self.seed)
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Approximate A^-1 b; the status says how the recomputed residual compares."""
+        del observer  # there is no step worth showing
         generator = torch.Generator().manual_seed(self.seed)
         x = torch.zeros_like(b)
         for _ in range(self.runs):

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_unlearn import _validate
-from lightning_unlearn.scope import Vector
+from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, proxy_of
 from lightning_unlearn.solvers.cg import CG, solve_preconditioned
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.weights.scope import Vector
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class NystromCG:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _validate.positive(rtol=self.rtol)
-        _validate.count(
+        validate.positive(rtol=self.rtol)
+        validate.count(
             max_steps=self.max_steps,
             rank=self.rank,
             samples=self.samples,
             share=self.share,
         )
-        _validate.count(minimum=0, seed=self.seed)
+        validate.count(minimum=0, seed=self.seed)
 
-    def solve(self, A: Operator, b: Vector) -> Solution:
+    def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
         samples = min(self.samples, A.n // self.share)
         generator = torch.Generator().manual_seed(self.seed)
@@ -59,13 +60,14 @@ class NystromCG:
         if proxy is not None:
             inverse = _low_rank_inverse(proxy, b, rank, generator)
         if inverse is None:
-            return CG(self.rtol, self.max_steps).solve(A, b)
+            return CG(self.rtol, self.max_steps).solve(A, b, observer)
         return solve_preconditioned(
             A,
             b,
             inverse,
             rtol=self.rtol,
             max_steps=self.max_steps,
+            observer=observer,
             spent=rank * samples / A.n,
             method=f"conjugate gradients, preconditioned by {rank} directions of "
             f"{samples:,} samples drawn by their curvature",

@@ -23,8 +23,8 @@ from lightning_unlearn.errors import (
     ModelError,
     SetupError,
 )
-from tests.plugin.nets import trainer
-from tests.plugin.publics import (
+from tests.helpers.nets import trainer
+from tests.plugin.helpers.publics import (
     Extra,
     accuracy,
     backbone,
@@ -81,7 +81,7 @@ def test_fit_ends_at_the_optimum_which_is_that_of_scipy():
     assert own.current_epoch == 1
     assert accuracy(net, held_out()) > 0.85
     assert callback.record.l2 == L2
-    assert callback.kept is not None
+    assert callback.bound_state is not None
 
 
 def test_a_request_is_certified_and_as_near_a_retrained_model_as_it_says():

@@ -5,7 +5,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from lightning_unlearn import TrainerExperiment
 from lightning_unlearn.evaluation import audit, one_run_audit
-from tests.plugin.publics import private, solved
+from tests.plugin.helpers.publics import private, solved
 
 CANARIES = 60
 

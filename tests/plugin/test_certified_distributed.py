@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.plugin.publics import private, solved
+from tests.plugin.helpers.publics import private, solved
 
-ROOT = Path(__file__).parent.parent.parent
+JOB = "tests.plugin.helpers.certified_job"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def alone():
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2", "fsdp2-whole"])
 def test_two_processes_solve_and_forget_as_one(strategy, alone, tmp_path):
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.plugin.certified_job", str(tmp_path), strategy],
+        [sys.executable, "-m", JOB, tmp_path, strategy],
         cwd=ROOT, timeout=240, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -2,17 +2,13 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import ArgumentError, SolverError
-from lightning_unlearn.solvers import (
-    CG,
-    BlockCG,
-    Damped,
-    Dense,
-    FlexibleCG,
-    LiSSA,
-    NystromCG,
-    Status,
-)
-from tests.problems import classification, mlp, objective_of
+from lightning_unlearn.solvers.base import Damped, Status
+from lightning_unlearn.solvers.cg import CG
+from lightning_unlearn.solvers.dense import Dense
+from lightning_unlearn.solvers.flexible import FlexibleCG
+from lightning_unlearn.solvers.lissa import LiSSA
+from lightning_unlearn.solvers.nystrom import NystromCG
+from tests.helpers.problems import classification, mlp, objective_of
 
 
 class Matrix:
@@ -211,51 +207,6 @@ def test_nystrom_stands_what_is_not_as_it_should_be():
     assert solution.status is Status.INDEFINITE
 
 
-def test_block_cg_solves_every_column_in_fewer_steps():
-    A, _ = spectrum(torch.logspace(-4, 0, 80).tolist())
-    generator = torch.Generator().manual_seed(1)
-    B = torch.randn(80, 8, generator=generator).double()
-    exact = torch.linalg.solve(A, B)
-    operator = Matrix(A)
-    solutions = BlockCG(rtol=1e-9).solve(operator, B)
-    alone = CG(rtol=1e-9).solve(Matrix(A), B[:, 0].contiguous())
-    for j, solution in enumerate(solutions):
-        assert solution.status is Status.CONVERGED
-        assert (solution.x - exact[:, j]).norm() <= 1e-4 * exact[:, j].norm()
-        assert solution.residual == float((A @ solution.x - B[:, j]).norm())
-        assert solution.residual <= 1e-8 * B[:, j].norm()
-    assert solutions[0].steps < alone.steps / 3
-    assert sum(s.matvecs for s in solutions) == operator.products
-
-
-def test_block_cg_with_one_column_is_cg():
-    A, b = spectrum([1.0, 2.0, 3.0, 4.0, 5.0])
-    (one,) = BlockCG(rtol=1e-6).solve(Matrix(A), b[:, None])
-    cg = CG(rtol=1e-6).solve(Matrix(A), b)
-    assert one.steps == cg.steps
-    torch.testing.assert_close(one.x, cg.x)
-
-
-def test_block_cg_stands_equal_columns_and_names_what_it_meets():
-    A, b = spectrum([1.0, 2.0, 3.0, 4.0, 5.0])
-    B = torch.stack([b, 2 * b, 0 * b], dim=1)
-    exact = torch.linalg.solve(A, B)
-    for j, solution in enumerate(BlockCG(rtol=1e-10).solve(Matrix(A), B)):
-        torch.testing.assert_close(solution.x, exact[:, j], rtol=1e-8, atol=1e-10)
-    indefinite, b = spectrum([-1.0, 2.0, 5.0])
-    B = torch.eye(3).double()
-    assert BlockCG().solve(Matrix(indefinite), B)[0].status is Status.INDEFINITE
-    nan = BlockCG().solve(Matrix(A * float("nan")), torch.eye(5).double())
-    assert nan[0].status is Status.INDEFINITE
-    A, _ = spectrum(torch.logspace(-3, 1, 30).tolist())
-    stopped = BlockCG(rtol=1e-9, max_steps=2).solve(
-        Matrix(A), torch.eye(30)[:, :2].double()
-    )
-    assert stopped[1].status is Status.MAX_STEPS
-    with pytest.raises(ArgumentError, match=r"1 <= k <= p, got \(3, 4\): one a column"):
-        BlockCG().solve(Matrix(indefinite), torch.zeros(3, 4).double())
-
-
 def test_damped_adds_the_damping_to_both_products():
     objective = objective_of(mlp(), *classification())
     v = torch.randn(objective.size, dtype=torch.float64)
@@ -279,7 +230,6 @@ def test_damped_adds_the_damping_to_both_products():
         (lambda: Dense(max_size=0), "expected max_size"),
         (lambda: FlexibleCG(samples=0), "expected samples"),
         (lambda: NystromCG(rank=0), "expected rank"),
-        (lambda: BlockCG(rtol=float("nan")), "expected rtol"),
         (lambda: FlexibleCG(inner_steps=0), "expected inner_steps"),
     ],
 )

@@ -1,0 +1,1 @@
+"""What every room may use: validation, strict JSON, files, text."""

@@ -1,0 +1,276 @@
+"""The console script ``lightning-unlearn``: certificates, reports and ledgers.
+
+Exit status: 0 if it is done and holds, 1 if it was refused or does not hold (with one
+line that says why), 2 for a wrong command line, 130 if it was interrupted.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from lightning_unlearn._base.files import close_output
+from lightning_unlearn._base.text import one_line, printable
+from lightning_unlearn.errors import (
+    CertificateError,
+    LedgerError,
+    SetupError,
+    UnlearningError,
+)
+
+if TYPE_CHECKING:
+    from lightning_unlearn.certificate.verification import Finding
+
+# Commands import what they need: neither scipy nor torch is there for the others.
+_MAX_BYTES = 50_000_000
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the console script.
+
+    Args:
+        arguments: Of the command line; those of the process by default.
+
+    Returns:
+        0 if everything holds, 1 otherwise, 130 if interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        close_output()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if getattr(options, "debug", False):
+            traceback.print_exc()
+        text = one_line(error, (UnlearningError, OSError), "--debug shows where")
+        print(f"error: {text}", file=sys.stderr)
+        return 1
+
+
+class _Version(argparse.Action):
+    """Print the version and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"lightning-unlearn {version('lightning_unlearn')}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    # SUPPRESS: a subcommand that is not given the flag must not take it away
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+    parser = argparse.ArgumentParser(
+        prog="lightning-unlearn",
+        description="Certificates of machine unlearning, without data or model.",
+        parents=[debug],
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_certificates(commands, debug)
+    _add_report(commands, debug)
+    _add_ledger(commands, debug)
+    return parser
+
+
+def _add_certificates(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="recompute a certificate's claim; exit status 0 if it holds",
+        description="Recompute every bound, the noise, the grade and the chain.",
+        parents=[debug],
+    )
+    verify.add_argument("certificate", type=Path)
+    verify.add_argument("--ledger", type=Path, help="the deletion ledger (JSON lines)")
+    verify.add_argument("--checkpoint", type=Path, help="the released checkpoint")
+    verify.add_argument(
+        "--public-key", metavar="HEX", help="the Ed25519 key that must have signed it"
+    )
+    verify.set_defaults(run=_verify)
+
+    show = commands.add_parser(
+        "show", help="print a certificate in words", parents=[debug]
+    )
+    show.add_argument("certificate", type=Path)
+    show.set_defaults(run=_show)
+
+    signing = commands.add_parser(
+        "sign",
+        help="add an Ed25519 signature (needs the extra 'sign')",
+        parents=[debug],
+    )
+    signing.add_argument("certificate", type=Path)
+    signing.add_argument("--key", type=Path, required=True, help="private key, PEM")
+    signing.set_defaults(run=_sign)
+
+
+def _add_report(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    report = commands.add_parser(
+        "report",
+        help="make a page that may be published, printable to PDF",
+        description="Verify a certificate and write a report of it: one HTML file "
+        "that shows what the certificate says, and no more. Nothing is overwritten.",
+        parents=[debug],
+    )
+    report.add_argument("certificate", type=Path)
+    report.add_argument("--ledger", type=Path, help="the deletion ledger (JSON lines)")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="HTML",
+        help="default: beside the certificate, named after it",
+    )
+    report.set_defaults(run=_report)
+
+
+def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "ledger", help="look at a ledger, or check it", parents=[debug]
+    )
+    actions = parser.add_subparsers(required=True, metavar="action")
+    show = actions.add_parser(
+        "show", help="print its entries as a table", parents=[debug]
+    )
+    show.add_argument("ledger", type=Path)
+    show.set_defaults(run=_show_ledger)
+    check = actions.add_parser(
+        "check", help="exit status 0 if chain and budget hold", parents=[debug]
+    )
+    check.add_argument("ledger", type=Path)
+    check.add_argument(
+        "--checkpoint", type=Path, help="the checkpoint of the last request"
+    )
+    check.set_defaults(run=_check_ledger)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.verification import verify_text
+
+    digest = _given(options.checkpoint, _checkpoint_digest)
+    findings = verify_text(
+        _text(options.certificate),
+        _given(options.ledger, _text),
+        digest,
+        options.public_key,
+    )
+    return _print_findings(findings)
+
+
+def _print_findings(findings: Sequence["Finding"]) -> int:
+    for finding in findings:
+        print(printable(str(finding)))
+    failed = any(finding.holds is False for finding in findings)
+    print("NOT VERIFIED" if failed else "VERIFIED")
+    return int(failed)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.certificate import Certificate
+
+    certificate = Certificate.from_json(_text(options.certificate))
+    certificate.verify()  # nothing is shown that does not hold
+    print(certificate)
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.certificate import Certificate
+    from lightning_unlearn.certificate.signature import sign
+
+    text = _text(options.certificate)
+    Certificate.from_json(text).verify()  # nobody signs what does not hold
+    if not options.key.is_file():
+        raise SetupError(f"expected a private key at {options.key}, found none there")
+    signed = sign(text, options.key.read_bytes())
+    temporary = options.certificate.with_name(f".{options.certificate.name}.part")
+    temporary.write_text(signed)
+    temporary.replace(options.certificate)
+    print(f"signed {options.certificate}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.report.evidence import Evidence
+    from lightning_unlearn.certificate.report.page import write
+
+    path = options.output
+    if path is None:
+        name = options.certificate.name
+        for ending in (".certificate.json", ".json"):
+            name = name.removesuffix(ending)
+        path = options.certificate.with_name(f"{name}.report.html")
+    evidence = Evidence(
+        ledger=_given(options.ledger, _text),
+        certificate_file=options.certificate.name,
+        ledger_file=_given(options.ledger, lambda path: path.name),
+    )
+    write(path, _text(options.certificate), evidence)
+    print(f"report written to {path}")
+    return 0
+
+
+def _show_ledger(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.ledger import Ledger
+    from lightning_unlearn.certificate.report.ledger_table import ledger_table
+
+    ledger = Ledger.from_text(_text(options.ledger))  # a broken chain is not shown
+    print(ledger_table(ledger))
+    return 0
+
+
+def _check_ledger(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate.verification import verify_ledger
+
+    digest = _given(options.checkpoint, _checkpoint_digest)
+    findings = verify_ledger(_text(options.ledger), digest)
+    failed = [finding.text for finding in findings if finding.holds is False]
+    if failed:
+        raise LedgerError(failed[0])
+    return _print_findings(findings)
+
+
+def _given(path: Path | None, read: Callable[[Path], str]) -> str | None:
+    """What is read of a file, if one was named."""
+    return None if path is None else read(path)
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise SetupError(f"expected a file at {path}, found none there")
+    if path.stat().st_size > _MAX_BYTES:
+        raise SetupError(f"expected at most {_MAX_BYTES} bytes in {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CertificateError(f"expected text in {path}: {error}") from None
+
+
+def _checkpoint_digest(path: Path) -> str:
+    if not path.is_file():
+        raise SetupError(f"expected a checkpoint at {path}, found none there")
+    import torch
+
+    from lightning_unlearn.weights.digests import state_digest
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return state_digest(content["state_dict"])
+    except Exception as error:  # torch.load raises whatever a damaged file provokes
+        raise SetupError(
+            f"expected a Lightning checkpoint at {path} that torch.load(weights_only="
+            f"True) reads: {type(error).__name__}"
+        ) from None

@@ -1,0 +1,143 @@
+"""The certificate in words: one screen, the claim in plain English first."""
+
+import textwrap
+
+from lightning_unlearn._base.text import number, printable
+from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.guarantee.claims import Bound, Grade, NoiseSource
+from lightning_unlearn.guarantee.constants import Origin
+
+_WIDTH = 78
+
+
+def headline(c: CertificateFields) -> str:
+    """The claim in one sentence; `epsilon` never stands without its grade."""
+    samples = f"these {c.n_forget:,} samples" if c.n_forget > 1 else "this sample"
+    if c.grade is Grade.CERTIFIED:
+        return (
+            f"CERTIFIED: indistinguishable from retraining without {samples}, "
+            f"{_promise(c)}{_taking(c)}"
+        )
+    if c.grade is Grade.CONDITIONAL:
+        return (
+            f"CONDITIONAL: {_promise(c)} against "
+            f"retraining without {samples}, ONLY IF what is marked assumed or "
+            "estimated below is true"
+        )
+    if c.grade is Grade.VACUOUS:
+        return (
+            f"VACUOUS: {_promise(c)} says nothing useful (vacuous): the noise is "
+            f"sized for any two models in the norm ball{_taking(c)}"
+        )
+    return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
+
+
+def _promise(c: CertificateFields) -> str:
+    if c.epsilon is None or c.delta is None:
+        return "no epsilon"
+    return f"epsilon = {number(c.epsilon)}, delta = {number(c.delta)}"
+
+
+def _taking(c: CertificateFields) -> str:
+    names = [part.name for part in c.public_parts]
+    return f", taking {', '.join(names)} as public" if names else ""
+
+
+def _why_none(c: CertificateFields) -> str:
+    if c.unscrubbed:
+        return f"state was left unscrubbed: {', '.join(c.unscrubbed)}"
+    if c.noise_by_hand:
+        return "noise_std was chosen by hand"
+    if c.noise_source is NoiseSource.SEEDED:
+        return "reproducible_noise: the noise can be drawn again and subtracted"
+    return "no finite sensitivity is known"
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    """Lines of at most `_WIDTH` columns; ``name = value`` is never torn apart."""
+    glued = text.replace(" = ", "\0=\0")
+    lines = textwrap.wrap(
+        glued,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _item(head: str, text: str) -> list[str]:
+    """A head, then a text that goes on in its own column."""
+    first, *rest = _wrap(text, " " * len(head)) or [""]
+    return [head + first.lstrip(), *rest]
+
+
+def _facts(c: CertificateFields) -> list[str]:
+    mechanism = {
+        Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
+        Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
+        Bound.NORM_BALL: "norm ball only, 2 max_norm",
+        Bound.NO_BOUND: "no bound",
+    }[c.bound]
+    sensitivity = "none" if c.sensitivity is None else number(c.sensitivity)
+    rows = [
+        ("forgotten / retained", f"{c.n_forget:,} / {c.n_retain:,} samples"),
+        ("weights in scope", f"{c.n_parameters:,}"),
+        ("sensitivity", f"{sensitivity}  ({mechanism})"),
+        ("noise_std", f"{number(c.noise_std)} per weight"),
+        ("release", _release(c)),
+    ]
+    return [f"  {name:<21} {value}" for name, value in rows]
+
+
+def _release(c: CertificateFields) -> str:
+    text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
+    if c.epsilon is None:
+        return text
+    if c.composed_epsilon is None:
+        return f"{text}; an earlier release had no guarantee, so all together none"
+    worth = composed_worth(c)
+    qualifier = "" if worth == Grade.CERTIFIED.value else f" ({worth})"
+    which = "so far together" if c.releases else "all together"
+    return f"{text}; {which} epsilon = {number(c.composed_epsilon)}{qualifier}"
+
+
+def composed_worth(c: CertificateFields) -> str:
+    """What the epsilon of all releases so far is worth, in a word or two."""
+    if c.composed_grade is not None:
+        return c.composed_grade.value
+    alone = c.grade.value
+    return alone if c.release == 1 else f"{alone}, if the earlier releases were"
+
+
+def render(c: CertificateFields) -> str:
+    """The printed form of a certificate, at most 78 columns wide."""
+    lines = [*_wrap(headline(c), ""), "", *_facts(c)]
+    if c.reference:
+        lines += ["", "  compared with:", *_wrap(c.reference, "    ")]
+    width = max([8, *(len(constant.name) for constant in c.constants)])
+    if c.constants:
+        lines += ["", f"  {'constant':<{width}} {'value':<9} {'origin':<9} why"]
+    for constant in c.constants:
+        head = (
+            f"  {constant.name:<{width}} {number(constant.value):<9} "
+            f"{constant.origin.value:<9} "
+        )
+        lines += _item(head, constant.reason)
+    if c.public_parts:
+        lines += ["", "  assumed public (not derived from private data):"]
+        seen = {
+            Origin.ENFORCED: "unchanged in the training run the callback saw",
+            Origin.ASSUMED: "no training run was seen: it may have been trained",
+        }
+        for p in c.public_parts:
+            origin = seen.get(p.origin, p.origin.value)
+            lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
+            lines += _wrap(printable(p.note), " " * 6)
+    for title, entries in (("warnings", c.warnings), ("not covered", c.not_covered)):
+        if entries:
+            lines += ["", f"  {title}:"]
+        for entry in entries:
+            lines += _item("    - ", entry)
+    return "\n".join(printable(line) for line in lines)

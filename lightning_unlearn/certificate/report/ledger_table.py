@@ -1,0 +1,62 @@
+"""A ledger as a table for the terminal."""
+
+import math
+
+from lightning_unlearn._base.text import number, printable
+from lightning_unlearn.certificate.ledger import Entry, Ledger
+
+_NOTES = """\
+mu = sensitivity / noise of a release: the smaller, the closer to retraining.
+all = mu of all releases so far seen together; none if one had no guarantee.
+A mu in a row that says vacuous is true and worthless."""
+
+
+def ledger_table(ledger: Ledger) -> str:
+    """The entries, at most 80 columns wide where numbers are of ordinary size.
+
+    Args:
+        ledger: A chain that holds.
+
+    Returns:
+        Several lines; no epsilon, which would need its delta and its grade.
+    """
+    if not ledger.entries:
+        return "no entries"
+    head = ("#", "date", "grade", "forgot", "retained", "mu", "all", "weights")
+    rows: list[tuple[str, ...]] = [head]
+    together: float | None = 0.0
+    for entry in ledger.entries:
+        if together is not None:  # as compose_mu of all mus so far
+            together = None if entry.mu is None else math.hypot(together, entry.mu)
+        rows.append(_row(entry, together))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    numbers = {0, 3, 4, 5, 6}
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    name = printable(ledger.entries[0].ledger_id[:32])
+    return "\n".join([f"ledger {name}, {_budget(ledger)}", "", *lines, "", _NOTES])
+
+
+def _row(entry: Entry, together: float | None) -> tuple[str, ...]:
+    return (
+        str(entry.index),
+        printable(entry.time[:10]),
+        entry.grade,
+        f"{entry.n_forget:,}",
+        f"{entry.n_retain:,}",
+        "none" if entry.mu is None else number(entry.mu),
+        "none" if together is None else number(together),
+        printable(entry.weights_after[:10]),
+    )
+
+
+def _budget(ledger: Ledger) -> str:
+    made, releases = len(ledger.entries), ledger.entries[-1].releases
+    if releases is None:
+        return f"{made} made, no number announced"
+    return f"{made} of {releases} announced releases made"

@@ -1,0 +1,275 @@
+"""What a certificate means, for a reader who is no engineer."""
+
+import math
+import shlex
+from dataclasses import dataclass, replace
+
+from lightning_unlearn._base.text import number
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.printed import headline
+from lightning_unlearn.certificate.report.evidence import Evidence
+from lightning_unlearn.guarantee.claims import REQUIRED, Bound, Grade, NoiseSource
+from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
+from lightning_unlearn.guarantee.gaussian import gaussian_power_upper
+
+_FALSE_ALARMS = 0.01
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A grade in plain words.
+
+    Args:
+        name: As printed, in capitals.
+        mark: A sign that goes with the colour.
+        summary: One sentence.
+        means: What may be concluded.
+        means_not: What may not.
+        tell: What can be said to the person who asked.
+    """
+
+    name: str
+    mark: str
+    summary: str
+    means: str
+    means_not: str
+    tell: str
+
+
+_ELSEWHERE = (
+    "It does not say that the samples are gone from anywhere else, nor that the model "
+    "is now wrong about them (a model that never saw them may be right too), nor "
+    "anything about other samples of the same person."
+)
+
+GRADES = {
+    Grade.CERTIFIED: Explanation(
+        name="CERTIFIED",
+        mark="\N{CHECK MARK}",
+        summary="Proved: the released model can hardly be told from one that was "
+        "trained without these samples.",
+        means="Within the numbers stated here, whoever holds the released weights "
+        "sees what they would see had the model been trained again without the "
+        "samples. Every number the proof needs is enforced by the software or follows "
+        "from the kind of model.",
+        means_not=_ELSEWHERE,
+        tell="The model was changed so that it is, provably and within stated limits, "
+        "as if your data had not been used to train it. Say as well what happened to "
+        "the other copies (box 6).",
+    ),
+    Grade.CONDITIONAL: Explanation(
+        name="CONDITIONAL",
+        mark="?",
+        summary="Proved only if the conditions below are true; the software did not "
+        "prove them.",
+        means="If every condition listed here is true, whoever holds the released "
+        "weights sees what they would see had the model been trained again without the "
+        "samples. If one is false, nothing is proved.",
+        means_not="It is not a certified result. Somebody has to vouch for each "
+        "condition, and it should be written down who did and why. " + _ELSEWHERE,
+        tell="The model was changed by a method that removes the influence of your "
+        "data if certain assumptions hold. Name the assumptions, and say what "
+        "happened to the other copies (box 6).",
+    ),
+    Grade.VACUOUS: Explanation(
+        name="VACUOUS",
+        mark="\N{EMPTY SET}",
+        summary="This guarantee is true but worthless: it would be just as true if "
+        "nothing had been unlearned.",
+        means="Noise was added that hides any model of the allowed size behind any "
+        "other. That makes the formal claim true whatever was done before it, and "
+        "usually leaves a model that can no longer do its work.",
+        means_not="It is no evidence that unlearning worked. Do not present it as a "
+        "certificate of unlearning.",
+        tell="Do not say that the model was certifiably unlearned. If the influence "
+        "of the data has to go, train again without the samples or withdraw the model.",
+    ),
+    Grade.NONE: Explanation(
+        name="NO GUARANTEE",
+        mark="\N{MULTIPLICATION X}",
+        summary="Nothing is proved about what the model still knows of these samples.",
+        means="The model was changed by a method that is meant to remove the samples. "
+        "How well it did is not known from this certificate.",
+        means_not="It is not a proof of deletion of any strength, and no privacy "
+        "parameter may be quoted for it.",
+        tell="Do not say that the influence of the data was provably removed. If it "
+        "has to go, train again without the samples or withdraw the model.",
+    ),
+}
+
+ORIGINS = {
+    Origin.ENFORCED: "enforced: the software made it true",
+    Origin.PROVED: "proved: it follows from the kind of model",
+    Origin.MEASURED: "measured: computed exactly on the data",
+    Origin.ESTIMATED: "estimated: sampled, may be wrong on the unsafe side",
+    Origin.ASSUMED: "assumed: somebody's word, not checked",
+}
+
+SOURCES = {
+    NoiseSource.OS_ENTROPY: "the operating system's entropy; it cannot be drawn again",
+    NoiseSource.SEEDED: "a seeded generator; it can be drawn again and subtracted",
+    NoiseSource.NO_NOISE: "none was added",
+}
+
+_BOUNDS = {
+    Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
+    "solved to its optimum on the retained samples alone, up to the tolerance in "
+    "box 7.",
+    Bound.NEWTON_STEP: "One damped Newton step on the retained samples moved the "
+    "weights towards where training without the forgotten ones would have ended; they "
+    "were kept inside a ball of fixed radius.",
+    Bound.NORM_BALL: "The weights were updated on the retained samples and kept inside "
+    "a ball of fixed radius. The claim rests on that radius alone, not on the update.",
+    Bound.NO_BOUND: "The weights were updated on the retained samples to remove the "
+    "influence of the forgotten ones.",
+}
+
+
+def explained(c: Certificate) -> Explanation:
+    """The grade of a certificate in words, with the premise it rests on."""
+    plain = GRADES[c.grade]
+    if c.grade is not Grade.CERTIFIED or not c.public_parts:
+        return plain
+    return replace(
+        plain,
+        summary="Proved, provided that the parts listed in box 2 never saw these "
+        "samples: the released model can hardly be told from one whose other parts "
+        "were trained without them.",
+        means="The parts in box 2 did not change in the training that was watched; "
+        "that they had not been made from the samples before is the word of whoever "
+        "ran it. " + plain.means,
+        tell="If the parts in box 2 never saw the data: the part of the model that "
+        "learned from it was changed so that it is, provably and within stated limits, "
+        "as if your data had not been used; the other parts never saw it. Say as well "
+        "what happened to the other copies (box 6).",
+    )
+
+
+def verify_command(evidence: Evidence, signed: bool) -> str:
+    """The shell command that repeats the verification; unknown files in capitals."""
+    lines = [f"lightning-unlearn verify {certificate_file(evidence)}"]
+    if evidence.ledger is not None:
+        lines.append(f"--ledger {shlex.quote(evidence.ledger_file or 'LEDGER.jsonl')}")
+    checkpoint = evidence.checkpoint_file or "CHECKPOINT.ckpt"
+    lines.append(f"--checkpoint {shlex.quote(checkpoint)}")
+    if signed:
+        lines.append("--public-key KEY")
+    return " \\\n  ".join(lines)
+
+
+def certificate_file(evidence: Evidence) -> str:
+    """The certificate's file as a shell takes it."""
+    return shlex.quote(evidence.certificate_file or "CERTIFICATE.json")
+
+
+def sentence(c: Certificate) -> str:
+    """The claim as the certificate prints it, with its maker's names left to the boxes.
+
+    A name is any text, and must not read as a part of the claim.
+    """
+    public = c.public_parts and (replace(c.public_parts[0], name="what box 2 lists"),)
+    unscrubbed = c.unscrubbed and ("see box 6",)
+    return headline(replace(c, public_parts=public, unscrubbed=unscrubbed)) + "."
+
+
+def method(c: Certificate) -> str:
+    """What was done, in words."""
+    if c.noise_std == 0 or c.noise_source is NoiseSource.NO_NOISE:
+        return f"{_BOUNDS[c.bound]} No noise was added."
+    who = "chosen by hand" if c.noise_by_hand else "computed from the numbers in box 7"
+    return (
+        f"{_BOUNDS[c.bound]} Then Gaussian noise was added to each of the "
+        f"{c.n_parameters:,} weights; its size was {who}."
+    )
+
+
+def claim_needs(c: Certificate, constant: Constant) -> bool:
+    """Whether the claim rests on this constant."""
+    return constant.name in REQUIRED[c.bound]
+
+
+def shows_measurements(c: Certificate) -> bool:
+    """Whether the certificate has numbers that may depend on the forgotten samples.
+
+    Those of a strongly convex scope are of the retained samples alone.
+    """
+    data = (Origin.MEASURED, Origin.ESTIMATED)
+    measured = any(constant.origin in data for constant in c.constants)
+    return measured and c.bound is not Bound.STRONGLY_CONVEX
+
+
+def conditions(c: Certificate) -> tuple[str, ...]:
+    """What has to be true for a conditional claim, one entry each."""
+    if c.grade is not Grade.CONDITIONAL:
+        return ()
+    numbers = tuple(
+        f"{constant.name} = {number(constant.value)} ({constant.origin.value}): "
+        f"{constant.reason}"
+        for constant in c.constants
+        if claim_needs(c, constant) and constant.origin not in TRUSTED
+    )
+    parts = tuple(
+        f"{part.name} was not derived from the private data: no training run was seen"
+        for part in c.public_parts
+        if part.origin is not Origin.ENFORCED
+    )
+    return numbers + parts
+
+
+def promise(c: Certificate) -> str | None:
+    """What epsilon and delta say; None unless they say something."""
+    if c.grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
+        return None
+    if c.epsilon is None or c.delta is None:
+        return None
+    factor = f"{math.exp(c.epsilon):.3g}" if c.epsilon < 20 else "more than 10^8"
+    return (
+        f"epsilon = {number(c.epsilon)} ({c.grade.value}) means: the probability of "
+        f"anything seen in the weights is at most {factor} times (e to the power of "
+        "epsilon) what it is after training without the samples, plus "
+        f"delta = {number(c.delta)}, and the other way round."
+    )
+
+
+def attacks(c: Certificate) -> tuple[str, ...]:
+    """What the best attacker reaches, one sentence for each thing he may hold."""
+    if promise(c) is None:
+        return ()
+    who = "Someone"
+    if c.grade is Grade.CONDITIONAL:
+        who = "If every condition above is true: someone"
+    elif c.public_parts:
+        who = "If the parts in box 2 never saw the samples: someone"
+    this = c.release_mus[-1]
+    held = [("this model's weights", this)]
+    if (later := _later_mu(c)) > this:
+        more = (c.releases or c.release) - c.release
+        held.append((f"these weights and one day those of all {more} later", later))
+    return tuple(
+        f"{who} who holds {what} and looks for samples that had once been in the model "
+        f"finds at most {_in_100(mu)} of 100, with 1 false alarm in 100 for samples "
+        "that never were (blind guessing finds 1 of 100)."
+        for what, mu in held
+    )
+
+
+def is_weak(c: Certificate) -> bool:
+    """Whether the best attacker finds more than half of the true cases."""
+    if promise(c) is None:
+        return False
+    return gaussian_power_upper(_FALSE_ALARMS, _later_mu(c)) > 0.5
+
+
+def _later_mu(c: Certificate) -> float:
+    """Of this release and those announced after it, seen together.
+
+    Earlier ones were made while these samples were still in the model: whoever holds
+    one of them can tell, and no number here says otherwise.
+    """
+    releases = 1 if c.releases is None else c.releases - c.release + 1
+    return c.release_mus[-1] * math.sqrt(releases)
+
+
+def _in_100(mu: float) -> str:
+    power = gaussian_power_upper(_FALSE_ALARMS, mu)
+    return f"{math.ceil(power * 1000) / 10:g}"

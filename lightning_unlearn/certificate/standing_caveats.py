@@ -1,0 +1,92 @@
+"""What every certificate must say, whatever the run: costs, limits, versions."""
+
+from importlib import metadata
+
+from lightning_unlearn.guarantee.claims import Bound, Decision, Grade
+from lightning_unlearn.guarantee.constants import Constant
+
+NOT_COVERED = (
+    "models released before this request, and their difference from this one: it "
+    "reveals the forgotten samples",
+    "the raw data, extracted features, logs and backups",
+    "hyper-parameters, classes and stopping rules chosen while looking at the "
+    "forgotten samples",
+)
+
+
+_MEASURED = (
+    "the numbers of this certificate that are measured or estimated: they are "
+    "functions of the data, and the guarantee speaks of the weights alone"
+)
+
+
+def not_covered(bound: Bound) -> tuple[str, ...]:
+    """What no claim from this bound reaches, whatever the run."""
+    if bound is Bound.STRONGLY_CONVEX:
+        return NOT_COVERED
+    return (*NOT_COVERED, _MEASURED)
+
+
+def warnings_of_noise(
+    decision: Decision,
+    bound: Bound,
+    constants: tuple[Constant, ...],
+    n_parameters: int,
+    n_retain: int,
+) -> list[str]:
+    """What the size of the noise means for the model and for the claim.
+
+    Args:
+        decision: What is claimed.
+        bound: The theorem it comes from.
+        constants: All that the certificate lists.
+        n_parameters: Weights in scope.
+        n_retain: Samples retained.
+    """
+    std, found = decision.noise_std, []
+    values = {constant.name: constant.value for constant in constants}
+    if "max_norm" in values:
+        ratio = std * n_parameters**0.5 / values["max_norm"]
+        found += _noise_in_ball(decision.grade, bound, ratio)
+    logit_noise = std * values.get("feature_norm", 0.0)
+    if logit_noise > 0.1:
+        found.append(
+            f"the noise moves a logit by about {logit_noise:.2g} (noise_std x "
+            "feature_norm), which costs accuracy: lower the tolerance, raise l2 or "
+            "scale the features down"
+        )
+    if decision.delta is not None and not decision.delta < 1 / n_retain:
+        found.append(
+            f"delta = {decision.delta:g} is not below 1/n_retain = {1 / n_retain:.2g}: "
+            "a delta this large allows a mechanism that publishes a sample"
+        )
+    return found
+
+
+def _noise_in_ball(grade: Grade, bound: Bound, ratio: float) -> list[str]:
+    """Of noise that is `ratio` times the largest weight norm allowed."""
+    times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
+    costs = "" if ratio < 0.1 else ": expect a large loss of accuracy"
+    if ratio >= 1:
+        costs = ": the released model has forgotten everything, not only the forget set"
+    if grade is Grade.VACUOUS:
+        return [
+            "Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
+            f"is {times} times the largest weight norm allowed (noise_std sqrt(p) / "
+            f"max_norm){costs}. For a useful guarantee freeze the backbone and train a "
+            "ConvexHead; for the bare step without a claim set noise_std=0.0"
+        ]
+    if grade is Grade.CONDITIONAL and bound is Bound.NEWTON_STEP and ratio > 0.1:
+        return [f"the noise is {times} times the largest weight norm allowed{costs}"]
+    return []
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Versions of the packages that computed a certificate."""
+    found = []
+    for name in ("lightning_unlearn", "torch", "scipy"):
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:  # run from a source tree
+            found.append((name, "not installed"))
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Lower bounds on epsilon, held against what a certificate states."""

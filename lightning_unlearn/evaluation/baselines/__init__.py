@@ -1,0 +1,1 @@
+"""Other methods that forget, what their papers prove, and a table beside ours."""

@@ -1,0 +1,1 @@
+"""Numbers of an unlearned model against a retrained one."""

@@ -1,0 +1,359 @@
+"""From constants to a claim: which bound applies, what grade it deserves.
+
+`decide` is the one place where this is worked out: the release asks it, the preflight
+asks it before the release, and `Certificate.verify` asks it again afterwards.
+"""
+
+import enum
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import (
+    ArgumentError,
+    BudgetError,
+    CertificateError,
+    GuaranteeError,
+)
+from lightning_unlearn.guarantee import bounds
+from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
+from lightning_unlearn.guarantee.gaussian import (
+    compose_mu,
+    gaussian_epsilon,
+    gaussian_sigma,
+)
+
+
+class Grade(str, enum.Enum):
+    """What a certificate is worth (docs/theory.md section 7)."""
+
+    CERTIFIED = "certified"
+    CONDITIONAL = "conditional"
+    VACUOUS = "vacuous"
+    NONE = "none"
+
+
+def lowest(grades: Iterable[Grade]) -> Grade:
+    """The grade of several claims that are made together.
+
+    Example:
+        >>> lowest([Grade.CERTIFIED, Grade.CONDITIONAL]).value
+        'conditional'
+    """
+    return max(grades, key=list(Grade).index)
+
+
+class Bound(str, enum.Enum):
+    """Which theorem the sensitivity comes from."""
+
+    STRONGLY_CONVEX = "strongly_convex"
+    NEWTON_STEP = "newton_step"
+    NORM_BALL = "norm_ball"
+    NO_BOUND = "no_bound"
+
+
+class NoiseSource(str, enum.Enum):
+    """Where the noise came from."""
+
+    OS_ENTROPY = "os_entropy"
+    SEEDED = "seeded"
+    NO_NOISE = "no_noise"
+
+
+#: The constants each bound needs, by their public names.
+REQUIRED = {
+    Bound.STRONGLY_CONVEX: ("tolerance", "strong_convexity"),
+    Bound.NEWTON_STEP: (
+        "max_norm",
+        "hessian_lipschitz",
+        "damping",
+        "lambda_min",
+        "retrained_gradient_norm",
+        "residual",
+    ),
+    Bound.NORM_BALL: ("max_norm",),
+    Bound.NO_BOUND: (),
+}
+
+
+#: Why a request without a finite sensitivity is refused.
+NO_SENSITIVITY = (
+    "expected a finite sensitivity for epsilon, got none for this model. Three ways "
+    "out: put a ConvexHead on frozen features (grade certified); set max_norm= (true "
+    "but vacuous for ordinary networks); or set noise_std= by hand (0.0 is the bare "
+    "Newton step) and claim nothing"
+)
+
+_GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})
+_ENFORCED = frozenset({Origin.ENFORCED})
+
+#: What each constant of a bound may be. Nothing measured or estimated: the noise
+#: would depend on the data, and the guarantee does not cover the size of the noise.
+ALLOWED = {
+    "tolerance": _ENFORCED,
+    "strong_convexity": _GIVEN,
+    "max_norm": _ENFORCED,
+    "hessian_lipschitz": _GIVEN,
+    "damping": _ENFORCED,
+    "lambda_min": _GIVEN,
+    "retrained_gradient_norm": _GIVEN,
+    "residual": _ENFORCED,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What was agreed before the data was seen.
+
+    Args:
+        epsilon: Privacy parameter, > 0; None where none is stated.
+        delta: Failure probability, in (0, 1); None likewise.
+        noise_std: Chosen by hand; None to follow from epsilon and delta.
+        seeded: Whether the noise can be drawn again.
+        releases: T announced releases, or None.
+    """
+
+    epsilon: float | None
+    delta: float | None
+    noise_std: float | None = None
+    seeded: bool = False
+    releases: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What a claim rests on.
+
+    Args:
+        bound: The theorem the sensitivity comes from.
+        constants: Those it needs, each name once; others are for the reader.
+        public_parts_enforced: Whether every part outside the scope is known not to
+            have changed in training (true if there is none).
+        unscrubbed: Names of state that may still depend on the forgotten samples.
+        release: Which release this is, from 1 on.
+        earlier_mus: sensitivity / noise_std of the earlier ones that had a guarantee.
+        earlier_grades: Of the earlier ones.
+    """
+
+    bound: Bound
+    constants: tuple[Constant, ...]
+    public_parts_enforced: bool = True
+    unscrubbed: tuple[str, ...] = ()
+    release: int = 1
+    earlier_mus: tuple[float, ...] = ()
+    earlier_grades: tuple[Grade, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What may be said; the fields are those of the certificate."""
+
+    sensitivity: float | None
+    noise_std: float
+    noise_source: NoiseSource
+    grade: Grade
+    epsilon: float | None
+    delta: float | None
+    release_mus: tuple[float, ...]
+    composed_epsilon: float | None
+    composed_grade: Grade | None
+
+
+def decide(terms: Terms, basis: Basis, noise_std: float | None = None) -> Decision:
+    """Sensitivity, noise, grade and composition of one release.
+
+    Args:
+        terms: What was agreed.
+        basis: What the claim rests on.
+        noise_std: Of a release whose terms are not known any more, because nothing is
+            claimed of it; else it follows from them.
+
+    Returns:
+        What may be said.
+
+    Raises:
+        GuaranteeError: If epsilon is asked for and no finite sensitivity is known.
+        BudgetError: If the release is beyond the announced ones, or their total.
+        CertificateError: If the constants are not those the bound needs.
+        ArgumentError: If a number is outside its range.
+    """
+    sensitivity = sensitivity_upper(basis.bound, basis.constants)
+    if noise_std is None:
+        noise_std = terms.noise_std
+    if noise_std is None:
+        if basis.bound is Bound.NO_BOUND:
+            raise GuaranteeError(NO_SENSITIVITY)
+        noise_std = noise_std_upper(terms, sensitivity)
+    source = NoiseSource.SEEDED if terms.seeded else NoiseSource.OS_ENTROPY
+    if noise_std == 0:
+        source = NoiseSource.NO_NOISE
+    grade = _grade(terms, basis, source)
+    claimed = grade is not Grade.NONE
+    mus = (*basis.earlier_mus, sensitivity / noise_std) if claimed else ()
+    composed = None
+    all_claimed = len(mus) == basis.release and Grade.NONE not in basis.earlier_grades
+    if claimed and all_claimed and terms.delta is not None:
+        composed = gaussian_epsilon(compose_mu(*mus), terms.delta)
+    if claimed:
+        _check_budget(terms, basis, composed)
+    grades = (grade, *basis.earlier_grades)
+    return Decision(
+        sensitivity=None if basis.bound is Bound.NO_BOUND else sensitivity,
+        noise_std=noise_std,
+        noise_source=source,
+        grade=grade,
+        epsilon=terms.epsilon if claimed else None,
+        delta=terms.delta if claimed else None,
+        release_mus=mus,
+        composed_epsilon=composed,
+        composed_grade=None if composed is None else lowest(grades),
+    )
+
+
+def _grade(terms: Terms, basis: Basis, noise: NoiseSource) -> Grade:
+    """The grade of docs/theory.md section 7: the worst that applies."""
+    if (
+        terms.noise_std is not None
+        or noise is not NoiseSource.OS_ENTROPY
+        or basis.bound is Bound.NO_BOUND
+        or basis.unscrubbed
+    ):
+        return Grade.NONE
+    if _is_trivial(basis):
+        return Grade.VACUOUS
+    needed = set(REQUIRED[basis.bound])
+    trusted = all(c.origin in TRUSTED for c in basis.constants if c.name in needed)
+    if trusted and basis.public_parts_enforced:
+        return Grade.CERTIFIED
+    return Grade.CONDITIONAL
+
+
+def _is_trivial(basis: Basis) -> bool:
+    """Whether the sensitivity says no more than that both outputs are in the ball."""
+    if basis.bound is not Bound.NEWTON_STEP:
+        return basis.bound is Bound.NORM_BALL
+    max_norm = _values(basis.bound, basis.constants)["max_norm"]
+    return not sensitivity_upper(basis.bound, basis.constants) < 2 * max_norm
+
+
+def _check_budget(terms: Terms, basis: Basis, composed: float | None) -> None:
+    if terms.releases is None or terms.epsilon is None:
+        return
+    if basis.release > terms.releases:
+        raise BudgetError(
+            f"release {basis.release} of {terms.releases} announced: beyond the budget"
+        )
+    if composed is not None and not composed <= terms.epsilon * (1 + 1e-6):
+        raise BudgetError(
+            f"expected all {terms.releases} announced releases within epsilon = "
+            f"{terms.epsilon:g}, but with the earlier ones this makes "
+            f"{composed:.4g}: they were made with a larger epsilon or delta; set "
+            "them again, or use releases=None"
+        )
+
+
+def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
+    """Proved bound on the distance of the two outputs before noise.
+
+    * strongly convex: both outputs have |grad F| <= tolerance for the same F, so
+      each is within tolerance/mu of the one minimiser: ``2 tolerance / mu``.
+    * Newton step: Theorem A with Diam = 2C, or the diameter 2C if that is less.
+    * norm ball: both outputs are projected onto the ball of radius C: ``2C``.
+    * no bound: infinity.
+
+    Args:
+        bound: The theorem.
+        constants: At least those `REQUIRED` by it, each name once.
+
+    Returns:
+        The sensitivity, in units of the weights.
+
+    Raises:
+        CertificateError: If a constant is missing or listed twice.
+    """
+    values = _values(bound, constants)
+    if bound is Bound.STRONGLY_CONVEX:
+        return 2 * bounds.strongly_convex_upper(
+            gradient_norm=values["tolerance"],
+            strong_convexity=values["strong_convexity"],
+        )
+    if bound is Bound.NO_BOUND:
+        return math.inf
+    validate.positive(max_norm=values["max_norm"])
+    trivial = 2 * values["max_norm"]
+    if bound is Bound.NORM_BALL:
+        return trivial
+    step = bounds.newton_step_upper(
+        distance=trivial,
+        hessian_lipschitz=values["hessian_lipschitz"],
+        damping=values["damping"],
+        lambda_min=values["lambda_min"],
+        retrained_gradient_norm=values["retrained_gradient_norm"],
+        residual=values["residual"],
+    )
+    return min(step, trivial)
+
+
+def noise_std_upper(terms: Terms, sensitivity: float) -> float:
+    """Noise that makes the announced outputs together (epsilon, delta).
+
+    ``sqrt(T) gaussian_sigma(epsilon, delta, sensitivity)``: T releases of ratio mu
+    compose to ``mu sqrt(T)`` (`compose_mu`).
+
+    Args:
+        terms: epsilon, delta and T; without T this release is meant alone.
+        sensitivity: Of one release, > 0.
+
+    Returns:
+        Standard deviation per coordinate.
+
+    Raises:
+        ArgumentError: If an argument is outside its range, or not stated.
+    """
+    if terms.epsilon is None or terms.delta is None:
+        raise ArgumentError("expected epsilon and delta, got none: state both")
+    T = 1 if terms.releases is None else terms.releases
+    validate.count(releases=T)
+    check_delta(terms.delta)
+    return math.sqrt(T) * gaussian_sigma(terms.epsilon, terms.delta, sensitivity)
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a delta below what the noise sampler resolves.
+
+    Each Gaussian is cut at 8.6 standard deviations, so far out in the tails the noise
+    is not the one the theorem speaks of (probability about 1e-17 a draw).
+
+    Raises:
+        ArgumentError: If delta is not in [1e-12, 1).
+    """
+    validate.probability(delta=delta)
+    if delta < 1e-12:
+        raise ArgumentError(
+            f"expected delta >= 1e-12, got {delta}: the noise is drawn from 52-bit "
+            "uniforms, whose tails are too short for a smaller one"
+        )
+
+
+def _values(bound: Bound, constants: Iterable[Constant]) -> Mapping[str, float]:
+    values: dict[str, float] = {}
+    constants = tuple(constants)
+    for constant in constants:
+        if constant.name in values:
+            raise CertificateError(f"the constant {constant.name} is listed twice")
+        values[constant.name] = constant.value
+    missing = [name for name in REQUIRED[bound] if name not in values]
+    if missing:
+        raise CertificateError(
+            f"the bound {bound.value} needs the constants {', '.join(missing)}, "
+            "which the certificate does not list"
+        )
+    for constant in constants:
+        allowed = ALLOWED.get(constant.name)
+        if constant.name in REQUIRED[bound] and constant.origin not in (allowed or ()):
+            raise CertificateError(
+                f"the constant {constant.name} cannot be {constant.origin.value} in "
+                f"the bound {bound.value}: the noise would depend on the data"
+            )
+    return values

@@ -1,0 +1,62 @@
+"""Which guarantee a request asks for: small frozen classes a YAML file can name."""
+
+from dataclasses import dataclass
+
+from lightning_unlearn._base import validate
+
+
+class Guarantee:
+    """What a request may ask for: one of the classes below."""
+
+
+@dataclass(frozen=True)
+class StronglyConvex(Guarantee):
+    """Sensitivity ``2 tolerance / l2``: the scope is one ConvexHead.
+
+    The only guarantee that is real and useful today (docs/theory.md section 4).
+
+    Args:
+        max_steps: Newton steps before the request fails.
+    """
+
+    max_steps: int = 50
+
+    def __post_init__(self) -> None:
+        validate.count(max_steps=self.max_steps)
+
+
+@dataclass(frozen=True)
+class NormBall(Guarantee):
+    """Sensitivity ``2 max_norm``, whatever the model: true, and useless (vacuous)."""
+
+
+@dataclass(frozen=True)
+class NewtonStep(Guarantee):
+    """Theorem A from constants the user vouches for: grade ``conditional`` at best.
+
+    Everything the noise depends on is fixed before the data is seen: these constants,
+    a damping given as a number, and a residual the solver must reach. What the request
+    measures can only refute them: a Ritz value below ``lambda_min``, a change of the
+    Hessian above ``hessian_lipschitz``.
+
+    Args:
+        hessian_lipschitz: M, Lipschitz constant of the Hessian in the norm ball.
+            There is none for ReLU networks.
+        lambda_min: Lower bound on the smallest Hessian eigenvalue at the original
+            weights, l2 included.
+        retrained_gradient_norm: Bound on |grad F| at the retrained weights.
+        residual: |(H + damping I) x - g| the solver must reach, or the request fails.
+    """
+
+    hessian_lipschitz: float
+    lambda_min: float
+    retrained_gradient_norm: float
+    residual: float = 1e-3
+
+    def __post_init__(self) -> None:
+        validate.non_negative(
+            hessian_lipschitz=self.hessian_lipschitz,
+            retrained_gradient_norm=self.retrained_gradient_norm,
+        )
+        validate.finite(lambda_min=self.lambda_min)
+        validate.positive(residual=self.residual)

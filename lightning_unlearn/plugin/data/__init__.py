@@ -1,0 +1,1 @@
+"""The training data, the forget set, and exact batches of both."""

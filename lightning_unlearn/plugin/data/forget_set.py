@@ -1,0 +1,264 @@
+"""The forget set as people have it -> positions in the training dataset."""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+)
+
+from lightning_unlearn.errors import ForgetSetError
+from lightning_unlearn.plugin.data.forget_files import (
+    Value,
+    integers,
+    read_indices,
+    read_values,
+    values,
+)
+from lightning_unlearn.plugin.data.subsets import (
+    flatten,
+    from_loader,
+    from_subset,
+    some,
+    through,
+)
+
+Forget = Any  # positions, ids, a file of either, a Subset, a loader, or a predicate
+Hook = Callable[[list[Value]], Any]
+
+
+def resolve(
+    forget: Forget,
+    dataset: Any,
+    removed: Sequence[int],
+    by: str | None = None,
+    hook: Hook | None = None,
+) -> list[int]:
+    """Positions to forget, sorted, each in the dataset and still in the model.
+
+    Args:
+        forget: Indices (int, list, tuple, set, range, array, tensor), the path of a
+            .txt, .json, .npy or .csv file of them, a `Subset` of the training data,
+            a DataLoader over one, or a predicate that is asked for every sample. With
+            `by` or `hook`, a list or a file of ids.
+        dataset: The training dataset.
+        removed: Positions earlier requests have removed.
+        by: Attribute of the dataset that holds each sample's id; column of a file.
+        hook: Ids -> positions, the user's own ``forget_indices``.
+
+    Returns:
+        Sorted positions.
+
+    Raises:
+        ForgetSetError: If the set is empty, everything, repeated, out of range,
+            already forgotten, names somebody unknown, or is not of the training data.
+    """
+    listed = not (isinstance(forget, (Dataset, DataLoader)) or callable(forget))
+    if by is not None and not listed:
+        raise ForgetSetError(
+            f"expected a list or a file of ids with by={by!r}, got "
+            f"{type(forget).__name__}, which says by itself what to forget: leave out "
+            "by="
+        )
+    if listed and (by is not None or hook is not None):
+        named = _named(forget, by)
+        found = _by_hook(named, hook) if hook else _by_attribute(named, dataset, by)
+        chosen = _checked(_still_in(found, removed), len(dataset), removed)
+        return _with_copies(chosen, dataset, removed)
+    if isinstance(forget, DataLoader):
+        forget = from_loader(forget, dataset)
+    if isinstance(forget, Subset):
+        indices = from_subset(forget, dataset)
+    elif isinstance(forget, Dataset):
+        raise ForgetSetError(
+            f"expected a Subset of the training dataset, got {type(forget).__name__}: "
+            "use torch.utils.data.Subset(train_dataset, indices)"
+        )
+    elif isinstance(forget, (str, Path)):
+        indices = read_indices(Path(forget))
+    elif callable(forget):
+        indices = _by_predicate(forget, dataset, removed)
+    else:
+        indices = integers(forget, "the forget set")
+    chosen = _checked(indices, len(dataset), removed)
+    return _with_copies(chosen, dataset, removed)
+
+
+def _named(forget: Any, by: str | None) -> list[Value]:
+    if isinstance(forget, (str, Path)):
+        return read_values(Path(forget), by)
+    return values(forget, "the forget set")
+
+
+def _still_in(found: list[int], removed: Sequence[int]) -> list[int]:
+    """What an id stands for, less what went with an earlier request."""
+    left = sorted({*found} - {*removed})
+    return left or sorted({*found})  # all gone: `_checked` says so
+
+
+def _by_hook(named: list[Value], hook: Hook) -> list[int]:
+    try:
+        found = hook(named)
+    except Exception as problem:  # the user's own code
+        raise ForgetSetError(
+            f"expected forget_indices(request) to return positions, got "
+            f"{type(problem).__name__}: {problem!s:.200}"
+        ) from problem
+    return integers(found, "what forget_indices(request) returned")
+
+
+def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]:
+    assert by is not None  # or there is a hook
+    places: dict[str, list[int]] = {}
+    kinds: dict[str, Value] = {}
+    for position, value in enumerate(_ids_of(dataset, by)):
+        # A file knows text only: 7 and "7" are one id, and must not be two.
+        text = str(value)
+        places.setdefault(text, []).append(position)
+        if kinds.setdefault(text, value) != value:
+            raise ForgetSetError(
+                f"expected ids that differ as text in {by!r}, got {value!r:.60} twice, "
+                "as a number and as text: use one of them"
+            )
+    number = next((v for v in named if isinstance(v, int)), None)
+    if number is not None and any(isinstance(v, str) for v in kinds.values()):
+        raise ForgetSetError(
+            f"expected text, as {by!r} holds, got the number {number}: quote it (007 "
+            "without quotes is 7, which may be somebody else)"
+        )
+    if unknown := sorted({str(v) for v in named} - set(places)):
+        raise ForgetSetError(
+            f"expected ids that occur in {by!r} of the training dataset, got "
+            f"{some([repr(u)[:60] for u in unknown])}: they were not trained on, or "
+            "are written differently (case and spaces count)"
+        )
+    _warn_of_twins({str(value) for value in named}, places)
+    return [i for value in named for i in places[str(value)]]
+
+
+def _warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
+    """Ids that a person would read as one that is asked for, and that stay."""
+
+    def read(text: str) -> str:
+        return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+    meant = {read(text) for text in wanted}
+    twins = [text for text in known if text not in wanted and read(text) in meant]
+    if twins:
+        rank_zero_warn(
+            "ids that differ from those asked for only in case, spaces or the form of "
+            f"letters stay in the model: {some([repr(t)[:60] for t in twins])}; ask "
+            "for them too if they are the same people"
+        )
+
+
+def _ids_of(dataset: Any, by: str) -> list[Value]:
+    """Each sample's id: of the dataset, or of the one its Subsets pick from."""
+    level: Any = dataset
+    positions = list(range(len(level)))
+    while getattr(level, by, None) is None and isinstance(level, Subset):
+        positions = through(level, positions)
+        level = level.dataset
+    labels = getattr(level, by, None)
+    n = len(level)
+    if labels is not None and hasattr(labels, "tolist"):  # tensors, arrays, pandas
+        labels = labels.tolist()
+    if not (isinstance(labels, (list, tuple)) and len(labels) == n):
+        raise ForgetSetError(
+            f"expected an attribute {by!r} of {type(level).__name__} with one id for "
+            f"each of its {n} samples, got {_described(labels)}; "
+            f"{_candidates(level, n)}or give the DataModule a forget_indices(request)"
+        )
+    return values([labels[i] for i in positions], f"the attribute {by!r}")
+
+
+def _described(labels: Any) -> str:
+    if labels is None:
+        return "none"
+    size = f" of length {len(labels)}" if hasattr(labels, "__len__") else ""
+    return f"{type(labels).__name__}{size}"
+
+
+def _candidates(level: Any, n: int) -> str:
+    fit = [
+        name
+        for name, value in vars(level).items()
+        if isinstance(value, (list, tuple, np.ndarray, Tensor)) and len(value) == n
+    ]
+    return f"of that length are {', '.join(fit[:5])}; add it, " if fit else "add it, "
+
+
+def _by_predicate(
+    wanted: Callable[[Any], Any], dataset: Any, removed: Sequence[int]
+) -> list[int]:
+    gone, found = {*removed}, []
+    for i in range(len(dataset)):
+        if i in gone:
+            continue
+        answer = wanted(dataset[i])
+        if isinstance(answer, Tensor) and answer.numel() == 1:
+            answer = answer.item()
+        if not isinstance(answer, (bool, np.bool_)):
+            raise ForgetSetError(
+                f"expected True or False from the predicate on sample {i}, got "
+                f"{answer!r:.60} ({type(answer).__name__})"
+            )
+        if answer:
+            found.append(i)
+    return found
+
+
+def _with_copies(chosen: list[int], dataset: Any, removed: Sequence[int]) -> list[int]:
+    """Add the other positions at which a Subset repeats a chosen sample."""
+    if not isinstance(dataset, Subset):
+        return chosen
+    _, picked = flatten(dataset)
+    wanted = {picked[i] for i in chosen}
+    copies = {i for i, index in enumerate(picked) if index in wanted} - set(removed)
+    if len(copies) + len(removed) == len(picked):
+        raise ForgetSetError(
+            "expected at least one sample to retain, got a request for copies of one "
+            "sample that make up the whole dataset: delete the model"
+        )
+    return sorted(copies)
+
+
+def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
+    if not indices:
+        raise ForgetSetError("expected at least one sample to forget, got none")
+    outside = [i for i in indices if not 0 <= i < n]
+    if outside:
+        raise ForgetSetError(
+            f"expected indices from 0 to {n - 1} of the training dataset, got "
+            f"{some(outside)}"
+        )
+    unique = sorted(set(indices))
+    if len(unique) != len(indices):
+        repeated = (
+            sorted({i for i in indices if indices.count(i) > 1})
+            if (len(indices) < 10_000)
+            else []
+        )
+        raise ForgetSetError(
+            f"expected every sample once, got {len(indices) - len(unique)} "
+            f"repetitions{': ' + some(repeated) if repeated else ''}: remove them"
+        )
+    again = sorted(set(unique) & set(removed))
+    if again:
+        raise ForgetSetError(
+            f"expected samples that are still in, got {some(again)}, which an earlier "
+            "request has already removed: leave them out"
+        )
+    if len(unique) + len(removed) == n:
+        raise ForgetSetError(
+            f"expected at least one sample to retain, got a request for all "
+            f"{len(unique)}: to forget everything, delete the model"
+        )
+    return unique

@@ -1,0 +1,97 @@
+"""The training data behind a loader, and the retained part of it in exact batches."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+)
+
+from lightning_unlearn.errors import DataError
+
+_FINGERPRINT_SAMPLES = 32
+
+
+def training_loader(loader: object) -> DataLoader:
+    """The one map-style DataLoader the model trains on.
+
+    Raises:
+        DataError: If there is none, or several, or the dataset is iterable.
+    """
+    if not isinstance(loader, DataLoader):
+        raise DataError(
+            "expected one torch DataLoader as the training data, got "
+            f"{type(loader).__name__}: pass train_dataloaders=DataLoader(...); several "
+            "loaders at once have no single set of samples to forget from"
+        )
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            "expected a map-style training dataset with __len__ and __getitem__, got "
+            f"{type(dataset).__name__}: samples of an IterableDataset have no "
+            "positions to forget; index them first"
+        )
+    if loader.batch_sampler is None:
+        raise DataError(
+            "expected a DataLoader that batches samples, got batch_size=None: "
+            "positions would be those of plan-made batches; let the loader batch "
+            "single samples"
+        )
+    return loader
+
+
+def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | None:
+    """Salted SHA-256 of the length and 32 evenly spaced samples of a dataset.
+
+    Args:
+        dataset: The training dataset.
+        salt: Random key.
+        removed: Positions left out: nothing kept may depend on forgotten samples.
+
+    Returns:
+        The digest, or None if a sample differs between two reads or is of a type
+        that cannot be hashed.
+    """
+    n = len(dataset)
+    kept = np.setdiff1d(np.arange(n), np.asarray(removed, dtype=int))
+    positions = kept[spread(len(kept))]
+    first, second = (
+        _digest([dataset[int(i)] for i in positions], n, salt) for _ in range(2)
+    )
+    return first if first == second else None
+
+
+def spread(n: int) -> list[int]:
+    """At most 32 evenly spaced places among n."""
+    places = np.linspace(0, n - 1, _FINGERPRINT_SAMPLES).astype(int)
+    return np.unique(places).tolist()
+
+
+def sample_digest(sample: Any) -> str | None:
+    """SHA-256 of one sample, or None if it holds what cannot be hashed."""
+    return _digest([sample], 1, "")
+
+
+def _digest(samples: list[Any], n: int, salt: str) -> str | None:
+    sha = hashlib.sha256(f"{salt}|{n}|".encode())
+    for leaf in tree_leaves(samples):
+        if isinstance(leaf, Tensor):
+            leaf = leaf.detach().cpu().contiguous()
+            data = leaf.reshape(-1).view(torch.uint8).numpy().tobytes()
+        elif isinstance(leaf, np.ndarray):
+            data = np.ascontiguousarray(leaf).tobytes()
+        elif hasattr(leaf, "tobytes"):  # PIL images, numpy scalars
+            data = leaf.tobytes()
+        elif isinstance(leaf, (str, bytes, int, float, bool, type(None))):
+            data = repr(leaf).encode()
+        else:
+            return None  # nothing is known of what is inside
+        sha.update(f"{type(leaf).__name__}|{len(data)}|".encode())
+        sha.update(data)
+    return sha.hexdigest()

@@ -1,0 +1,1 @@
+"""Files of a request: checkpoint, journal, prepared and solve state."""

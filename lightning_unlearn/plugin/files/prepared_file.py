@@ -1,0 +1,287 @@
+"""Prepared state bound to what it was made from, in memory or in a file."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from lightning_unlearn._base.strict_json import canonical_digest
+from lightning_unlearn.errors import DataError, ModelError, SetupError
+from lightning_unlearn.plugin.data import exact_batches
+from lightning_unlearn.plugin.data import training_data as data
+from lightning_unlearn.plugin.files.secret_file import SecretFile
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.step.head.capture import FeatureData, check_rows
+from lightning_unlearn.step.head.factor import Factor
+from lightning_unlearn.step.head.prepared_head import PreparedHead
+from lightning_unlearn.step.network.prepared_network import PreparedNetwork
+from lightning_unlearn.step.network.spectrum import Ends
+from lightning_unlearn.weights.digests import tensors_digest
+from lightning_unlearn.weights.passes import passes
+
+_FILE = SecretFile(
+    "lightning_unlearn prepared state, 2", "what was prepared", "prepared="
+)
+_CHUNK = 4096  # samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundState:
+    """Prepared state, and what it is true of. Secret: it remembers every sample.
+
+    Args:
+        state: What was prepared.
+        made_from: Digest of the model's parts it depends on.
+        salt: Random key of `data`.
+        data: Fingerprint of the samples, or None if they have none.
+    """
+
+    state: PreparedHead | PreparedNetwork = field(repr=False)
+    made_from: str
+    salt: str = field(repr=False)
+    data: str | None
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the samples stand in the training dataset."""
+        return self.state.positions.tolist()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its tensors."""
+        return sum(t.nbytes for t in _tensors(self.state).values())
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether it is true of this request's model, and holds all its samples."""
+        there = set(self.positions)
+        return self.made_from == made_from(plan) and there.issuperset(plan.retained)
+
+    def check_data(self, plan: Plan) -> None:
+        """Raise `DataError` if the dataset holds other samples now.
+
+        All are compared if they are plain tensors; else some, and of a head what some
+        blocks of them give.
+        """
+        if data_digest(plan, self.positions, self.salt) != self.data:
+            raise DataError(
+                "expected the samples that were prepared, got others in the dataset "
+                "now: prepare again, or go without"
+            )
+        state = self.state
+        if not (isinstance(state, PreparedHead) and isinstance(plan, HeadPlan)):
+            return
+        blocks = sorted({position // state.block for position in self.positions})
+        some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
+        known = [p for p in self.positions if p // state.block in some]
+        with passes(plan.module, plan.scope, plan.dtype):
+            batches = plan.blocks(known)
+            check_rows(plan.loss, plan.head, batches, state.of(known))
+
+
+def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
+    """Bind prepared state to the model and the data it was made from.
+
+    Raises:
+        ModelError: If a network's samples have no fingerprint: nothing would show that
+            its gradient is theirs.
+    """
+    salt = secrets.token_hex(16)
+    digest = data_digest(plan, state.positions.tolist(), salt)
+    if digest is None and isinstance(state, PreparedNetwork):
+        raise ModelError(
+            "expected samples that are the same at every read and of tensors, arrays, "
+            "images or plain values, got others: what is prepared could not be bound "
+            "to them; run requests without prepare"
+        )
+    return BoundState(state=state, made_from=made_from(plan), salt=salt, data=digest)
+
+
+def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
+    """Salted digest of some samples: of all if they are plain tensors, else of 32."""
+    dataset: Any = plan.loader.dataset
+    pick = None
+    if plan.loader.collate_fn is default_collate:
+        pick = exact_batches.plain_batches(dataset, positions[:1] + positions[-2:])
+    if pick is None:
+        gone = sorted(set(range(len(dataset))) - set(positions))
+        return data.fingerprint(dataset, salt, gone)
+    sha = hashlib.sha256(salt.encode())
+    for start in range(0, len(positions), _CHUNK):
+        part = pick(positions[start : start + _CHUNK])
+        sha.update(tensors_digest((str(i), t) for i, t in enumerate(part)).encode())
+    return sha.hexdigest()
+
+
+def made_from(plan: Plan) -> str:
+    """Digest of all that prepared state depends on, besides the samples.
+
+    Of a head that is what stands before it and its loss, for a network its weights too.
+    """
+    scope, head = plan.scope, plan.head if isinstance(plan, HeadPlan) else None
+    weights = None
+    if head is None:
+        weights = tensors_digest(zip(scope.names, scope.parameters, strict=True))
+    return canonical_digest(
+        {
+            "outside": outside_digests(plan.module, scope.parameters),
+            "scope": [
+                [name, *p.shape]
+                for name, p in zip(scope.names, scope.parameters, strict=True)
+            ],
+            "head": None if head is None else [head.loss_name, plan.batch_size()],
+            "weights": weights,
+            "l2": plan.l2,
+            "dtype": str(plan.dtype),
+            "n": len(plan.loader.dataset),  # type: ignore[arg-type]
+        }
+    )
+
+
+def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
+    if isinstance(state, PreparedHead):
+        found = {
+            "features": state.rows.features,
+            "targets": state.rows.targets,
+            "positions": state.positions,
+            "block": torch.tensor(state.block),
+            "start": state.start,
+            "gradient": state.gradient,
+            "factor": None if state.factor is None else state.factor.inverse,
+        }
+    else:
+        found = {
+            "positions": state.positions,
+            "gradient": state.gradient,
+            "importance": state.importance,
+            "ends": torch.tensor(state.ends, dtype=torch.float64),
+        }
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def check_target(path: Path) -> None:
+    """Raise if prepared state cannot be written there, or would replace other things.
+
+    Raises:
+        DataError: If something else stands there.
+        SetupError: If the folder is missing.
+    """
+    if not path.parent.is_dir():
+        raise SetupError(
+            f"expected the folder of prepared={path} to exist, got none at "
+            f"{path.parent}: create it"
+        )
+    _FILE.check_free(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file of prepared state; see `SecretFile.delete`."""
+    _FILE.delete(path)
+
+
+def write(path: Path, bound: BoundState) -> None:
+    """Write prepared state to a file that only its owner can read.
+
+    Args:
+        path: The file; one that holds prepared state already is replaced.
+        bound: The state.
+
+    Raises:
+        DataError: If something else stands there.
+        SetupError: If the folder is missing.
+    """
+    check_target(path)
+    text = {"made_from": bound.made_from, "salt": bound.salt}
+    if bound.data is not None:
+        text["data"] = bound.data
+    _FILE.write(path, text, _tensors(bound.state))
+
+
+def read(path: Path) -> BoundState:
+    """Read prepared state; no pickled object is ever made.
+
+    Args:
+        path: What `write` wrote.
+
+    Returns:
+        The state, on the CPU.
+
+    Raises:
+        DataError: If the file is not such a file, or is damaged.
+    """
+    try:
+        text, tensors = _FILE.read(path)
+        if not {"made_from", "salt"} <= set(text) <= {"made_from", "salt", "data"}:
+            raise DataError(f"its head has {sorted(text)}")
+        state = _state(tensors)
+    except (DataError, KeyError) as problem:
+        raise DataError(
+            f"expected prepared state in {path}, got something else ({problem!s:.300}):"
+            " name another file in prepared=, or delete this one and prepare again"
+        ) from None
+    return BoundState(
+        state=state,
+        made_from=text["made_from"],
+        salt=text["salt"],
+        data=text.get("data"),
+    )
+
+
+def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
+    found = tensors.get
+    positions, gradient = tensors["positions"], found("gradient")
+    n, p = len(positions), 0 if gradient is None else gradient.numel()
+    _check("positions", positions, torch.int64, (n,))
+    if not bool((positions.diff() > 0).all()):
+        raise DataError("its positions are not increasing")
+    if gradient is not None:
+        _check("gradient", gradient, torch.float64, (p,))
+    if "features" not in tensors:
+        if gradient is None:
+            raise DataError("it has no gradient")
+        importance, ends = found("importance"), tensors["ends"]
+        if importance is not None:
+            _check("importance", importance, torch.float64, (n,))
+        _check("ends", ends, torch.float64, (4,))
+        return PreparedNetwork(
+            positions=positions,
+            gradient=gradient,
+            importance=importance,
+            ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
+        )
+    features, targets = tensors["features"], tensors["targets"]
+    block = tensors["block"]
+    _check("block", block, torch.int64, ())
+    if not int(block) >= 1:
+        raise DataError(f"its block is {int(block)}")
+    start, inverse = found("start"), found("factor")
+    if start is not None:
+        _check("start", start, torch.float64, (p,))
+    if inverse is not None:
+        _check("factor", inverse, torch.float32, (p, p))
+    if features.dim() != 2 or len(features) != n or len(targets) != n:
+        raise DataError(f"it does not have {n} rows of features and targets")
+    return PreparedHead(
+        rows=FeatureData(features, targets),
+        positions=positions,
+        block=int(block),
+        start=start,
+        gradient=gradient,
+        factor=None if inverse is None else Factor(inverse),
+    )
+
+
+def _check(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise DataError(
+            f"its {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype} "
+            f"of {shape}"
+        )

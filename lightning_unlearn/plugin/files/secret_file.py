@@ -1,0 +1,106 @@
+"""Files as secret as the data: named tensors and some text, nothing is unpickled."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_unlearn._base.files import new_file, part_of, replacing
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.weights.digests import tensors_digest
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """One kind of such files (safetensors), told apart by what its head says.
+
+    Args:
+        format: In the head of every file of this kind.
+        what: What it holds, for messages.
+        option: Where the user names it, for messages.
+    """
+
+    format: str
+    what: str
+    option: str
+
+    def write(
+        self, path: Path, text: Mapping[str, str], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Write a file that only its owner can read, in place of an older one.
+
+        Raises:
+            DataError: If something else stands there.
+        """
+        self.check_free(path)
+        plain = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        digest = tensors_digest(sorted(plain.items()))
+        with replacing(path) as temporary:
+            os.close(new_file(temporary, 0o600))
+            save_file(
+                plain, temporary, {"format": self.format, "digest": digest, **text}
+            )
+            temporary.chmod(0o600)
+
+    def read(self, path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """Text and tensors of a file, on the CPU.
+
+        Raises:
+            DataError: With what is wrong with it, in short.
+        """
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                text = self._text(file)
+                # Copies: aligned as any tensor is, whatever becomes of the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except DataError:
+            raise
+        except Exception as problem:  # whatever a damaged or foreign file provokes
+            raise DataError(f"{problem!s:.200}") from None
+        if tensors_digest(sorted(tensors.items())) != text.pop("digest", None):
+            raise DataError("its tensors are damaged")
+        return text, tensors
+
+    def check_free(self, path: Path) -> None:
+        """Raise `DataError` if something else than a file of this kind stands there."""
+        if not os.path.lexists(path):
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._text(file)
+        except Exception as problem:
+            raise DataError(
+                f"expected a new file, or one that holds {self.what}, for "
+                f"{self.option}, got {path}, which holds something else "
+                f"({problem!s:.200}): name another; it was not touched"
+            ) from None
+
+    def delete(self, path: Path) -> None:
+        """Delete a file, and what a killed write has left of one.
+
+        Anything else that stands there is left alone, with a warning.
+        """
+        try:
+            part_of(path).unlink(missing_ok=True)
+            if path.exists():
+                self.check_free(path)
+                path.resolve().unlink()
+                path.unlink(missing_ok=True)
+        except (OSError, DataError) as problem:
+            rank_zero_warn(
+                f"could not delete {path} ({problem!s:.300}), where {self.what} should "
+                "be, which is as secret as the forgotten samples: delete it"
+            )
+
+    def _text(self, file: Any) -> dict[str, str]:
+        text = dict(file.metadata() or {})
+        found = text.pop("format", None)
+        if found != self.format:
+            raise DataError(f"its format is {found!r:.60}, not {self.format!r}")
+        return text

@@ -1,0 +1,114 @@
+"""A request on a convex head: solved to its optimum."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.guarantee.proofs import Claim, strongly_convex_claim
+from lightning_unlearn.plugin.data.exact_batches import ExactBatches
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.run.progress import DisplayObserver
+from lightning_unlearn.plugin.training.public_backbones import reading_private
+from lightning_unlearn.solvers.observer import NOBODY
+from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
+from lightning_unlearn.step.head.capture import FeatureData, capture
+from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.convex_objective import ConvexObjective
+from lightning_unlearn.step.head.factor import cheap_factor
+from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.prepared_head import PreparedHead, prepare_head
+from lightning_unlearn.step.step import Step
+from lightning_unlearn.weights.passes import passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPlan(Plan):
+    """See `Plan`; `head` is all that is in scope."""
+
+    head: ConvexHead
+    guarantee: StronglyConvex
+
+    keeps_batches = False  # the rows of the head are kept in their place
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the passes: rows are computed as in training, and solved in float64."""
+        return self.own_dtype
+
+    def claim(self) -> Claim:
+        """See `Plan`."""
+        return strongly_convex_claim(self.options.tolerance, self.l2)
+
+    def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
+        """See `Plan`."""
+        with passes(self.module, self.scope, self.dtype):
+            # A forecast's part of the data would leave hardly anything in each block.
+            all_rows = proxy_samples is None
+            batches = self.batches(self.loader, indices, by_position=all_rows)
+            objective = ConvexObjective(
+                self.head,
+                self._rows(batches),
+                self.l2,
+                processes=self.processes,
+                n=batches.n,
+                places=batches.places,
+            )
+            return minimise(
+                objective,
+                self.scope.flatten(),
+                tolerance=self.options.tolerance,
+                max_steps=self.guarantee.max_steps,
+                solver=self.solver,
+                proxy_samples=proxy_samples,
+                refactor=cheap_factor(objective),
+                observer=self.observer,
+            )
+
+    def step_from(self, state: PreparedHead) -> tuple[Step, PreparedHead | None]:
+        """See `Plan`."""
+        gone = sorted(set(state.positions.tolist()) - set(self.retained))
+        with passes(self.module, self.scope, self.dtype):
+            again = state.touched(gone)
+            fresh = self._rows(self.blocks(again)) if again else None
+        rest = state.after(gone, fresh)
+        step = state.step(
+            self.head,
+            self.scope.flatten(),
+            gone,
+            rest=rest,
+            l2=self.l2,
+            tolerance=self.options.tolerance,
+            max_steps=self.guarantee.max_steps,
+            solver=self.solver,
+            observer=NOBODY if self.display is None else DisplayObserver(self.display),
+        )
+        return step, rest
+
+    def prepare(self) -> PreparedHead:
+        """See `Plan`."""
+        with passes(self.module, self.scope, self.dtype):
+            return prepare_head(
+                self.head,
+                self._rows(self.blocks(self.retained)),
+                self.retained,
+                self.scope.flatten(),
+                block=self.batch_size(),
+                l2=self.l2,
+                tolerance=self.options.tolerance,
+                max_steps=self.guarantee.max_steps,
+            )
+
+    def blocks(self, indices: list[int]) -> ExactBatches:
+        """Batches in which a sample's row can depend on retained samples only.
+
+        Which samples are read together follows from their positions: a block of the
+        training dataset, less those that are not in `indices`.
+        """
+        return self.batches(self.loader, indices, by_position=True)
+
+    def _rows(self, batches: ExactBatches) -> FeatureData:
+        with self.processes.together(), reading_private(self.module):
+            check_repeatable(batches)
+            check_in_place(self.loss, batches)
+            return capture(self.loss, self.head, batches)

@@ -1,0 +1,1 @@
+"""One request from what is request to what is released."""

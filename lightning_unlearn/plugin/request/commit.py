@@ -1,0 +1,172 @@
+"""The moment of a request: weights, record and files move together, or none does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn._base import files
+from lightning_unlearn._base.files import write_new
+from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.ledger import Ledger
+from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.files import (
+    checkpoint,
+    journal,
+    prepared_file,
+    solve_file,
+)
+from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.files.stale_checkpoints import Stale
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import trainer_state
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.weights.scope import Vector
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a request has decided, and not yet done."""
+
+    weights: Vector
+    certificate: Certificate
+    ledger: Ledger
+    record: TrainingRecord
+    buffers: dict[str, Tensor]
+    stale: Stale
+
+
+class Files:
+    """The files of a request: they appear together, or none does.
+
+    Args:
+        done: What the request has decided.
+        clean: The checkpoint, or None.
+        ledger: The ledger's file, or None.
+        secret: Files that are deleted once the request is done.
+    """
+
+    def __init__(
+        self,
+        done: Decided,
+        clean: Path | None,
+        ledger: Path | None,
+        secret: list[Path],
+    ) -> None:
+        self.done, self.clean, self.ledger, self.secret = done, clean, ledger, secret
+        self._before: Ledger | None = None
+        self._ours: dict[Path, tuple[int, int] | None] = {}
+
+    @property
+    def parts(self) -> dict[Path, Path]:
+        """Checkpoint and certificate -> the names they are staged under."""
+        if self.clean is None:
+            return {}
+        return checkpoint.parts(self.clean, self.done.certificate.request_id)
+
+    def prepare(self) -> None:
+        """Note how things stand, and what will be written."""
+        if self.clean is not None:
+            checkpoint.check_target(self.clean)
+        if self.ledger is None:
+            return
+        self._before = ledgers.read(self.ledger)
+        if self.clean is not None:
+            journal.announce(
+                self.ledger,
+                journal.Note(
+                    checkpoint=str(self.clean.absolute()),
+                    certificate=self.done.certificate.to_json(),
+                    ledger=self.done.ledger.to_text(),
+                    entries_before=len(self._before.entries),
+                    secret=[str(path) for path in self.secret],
+                ),
+            )
+
+    def publish(self) -> None:
+        """Make the staged checkpoint, its certificate and the longer ledger appear."""
+        for target, part in self.parts.items():
+            if target != self.clean:
+                write_new(part, self.done.certificate.to_json())
+            self._ours[target] = files.identity(part)
+            checkpoint.publish(part, target)
+        if self.ledger is not None:
+            ledgers.write(self.ledger, self.done.ledger)
+
+    def close(self) -> None:
+        """Everything is done, or nothing will be."""
+        if self.ledger is not None:
+            journal.close(self.ledger)
+
+    def undo(self) -> None:
+        """Put everything back; what somebody else has put there stays."""
+        for target, part in reversed(self.parts.items()):
+            files.remove(part)
+            ours = self._ours.get(target)
+            if ours is not None and files.identity(target) == ours:
+                files.remove(target)
+        if self.ledger is not None and self._before is not None:
+            ledgers.rewind(self.ledger, self._before)
+        self.close()
+
+
+def commit(
+    plan: Plan,
+    done: Decided,
+    callback: UnlearningCallback,
+    save_to: Path | None,
+    kept: BoundState | None,
+) -> None:
+    """Move the weights, the record and the files together, or none of them.
+
+    Args:
+        plan: The request.
+        done: What it has decided.
+        callback: Ours.
+        save_to: Where the clean checkpoint goes, or None.
+        kept: What of the prepared state may stay, or None.
+    """
+    trainer, processes = plan.trainer, plan.processes
+    record, file = callback.record, callback.options.ledger
+    scope, mine = plan.scope.again(), processes.rank == 0
+    trained, fresh = trainer.optimizers, []
+    secret = solve_file.files(plan.solve_file)
+    if callback.options.prepared is not None:
+        secret = [*secret, callback.options.prepared]
+    files = Files(done, save_to, file, secret) if mine else Files(done, None, None, [])
+    named = dict(plan.module.named_buffers())
+    moved = [*scope.parameters, *(named[name] for name in done.buffers)]
+    before = [t.detach().clone() for t in moved]
+    try:
+        with processes.together():
+            files.prepare()
+            if save_to is not None:
+                fresh = plan.strategy.fresh_optimizers()
+        scope.assign(done.weights)
+        for name, value in done.buffers.items():
+            named[name].copy_(value)
+        callback.record = done.record
+        with processes.together():
+            if save_to is not None:
+                part = checkpoint.parts(save_to, done.certificate.request_id)[save_to]
+                checkpoint.stage(trainer, callback, part, fresh)
+        with processes.together():
+            files.publish()
+        callback.committed(plan.module, plan.loader, kept)
+    except BaseException:
+        # Memory first: putting files back may fail too.
+        callback.record, trainer.optimizers = record, trained
+        with torch.no_grad():
+            for t, old in zip(moved, before, strict=True):
+                t.copy_(old)
+        files.undo()
+        raise
+    try:
+        trainer_state.forget_training(trainer, plan.module, save_to)
+    finally:
+        if mine and callback.options.prepared is not None:
+            prepared_file.delete(callback.options.prepared)
+        solve_file.delete(plan.solve_file)
+        files.close()

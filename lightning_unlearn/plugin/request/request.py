@@ -1,0 +1,87 @@
+"""What a user asks for in one request."""
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin.data import forget_set
+from lightning_unlearn.plugin.data.forget_set import Forget, Hook
+from lightning_unlearn.plugin.files import checkpoint, journal
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.run import compat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """See `unlearn`, which documents each."""
+
+    forget: Forget = ()
+    by: str | None = None
+    save_to: Path | None = None
+    delete_stale: bool = False
+    resume_from: Path | None = None
+    find_duplicates: bool = False
+    evaluate: bool = False
+
+    def check(self, trainer: Trainer, ledger: Path | None) -> None:
+        """Refuse what needs no model to be refused.
+
+        A request that was stopped after its checkpoint was there is finished first:
+        request for again, it is refused because it is done, and a warning says so.
+
+        Args:
+            trainer: Of the request.
+            ledger: The callback's.
+
+        Raises:
+            SetupError: If the new checkpoint is missing or cannot be written, or the
+                request cannot travel to the processes that will run it.
+        """
+        if callable(self.forget) and compat.pickles(trainer):
+            try:
+                pickle.dumps(self.forget)
+            except Exception as problem:  # whatever cannot be pickled raises
+                raise SetupError(
+                    "expected a predicate that can be pickled with ddp_spawn, got "
+                    f"{self.forget!r:.80} ({type(problem).__name__}): define it at the "
+                    "top of a module, or pass positions"
+                ) from None
+        if self.save_to is not None:
+            taken = os.path.lexists(self.save_to)
+            if taken and ledger is not None and trainer.is_global_zero:
+                with journal.locked(ledger):
+                    pass  # that is where it is finished
+            checkpoint.check_target(self.save_to)
+        elif self.delete_stale:
+            raise SetupError(
+                "expected save_to= with delete_stale=True, got None: without a new "
+                "checkpoint the model would be lost with the old ones"
+            )
+
+    def positions(self, context: StageContext, removed: list[int]) -> list[int]:
+        """The positions to forget, sorted.
+
+        Args:
+            context: The Trainer's run.
+            removed: Positions that were forgotten before.
+
+        Raises:
+            ForgetSetError: If there are none, or they cannot be told.
+        """
+        dataset, hook = context.loader.dataset, _hook(context)
+        return forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
+
+
+def _hook(context: StageContext) -> Hook | None:
+    """The user's own ``forget_indices(request)``: of the data, or of the model."""
+    for owner in (getattr(context.trainer, "datamodule", None), context.module):
+        hook: Callable[..., Any] | None = getattr(owner, "forget_indices", None)
+        if callable(hook):
+            return hook
+    return None

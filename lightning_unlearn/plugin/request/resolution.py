@@ -1,0 +1,195 @@
+"""From a request and the Trainer's run to a plan: all is checked, nothing changed."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.errors import ModelError
+from lightning_unlearn.guarantee.claims import noise_std_upper
+from lightning_unlearn.guarantee.kinds import Guarantee, NormBall
+from lightning_unlearn.plugin.data.training_data import spread
+from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.mixin import hooks
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.plan.which_guarantee import chosen_guarantee, convex_head
+from lightning_unlearn.plugin.plan.which_plan import plan_for
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.trainer_state import check_averages
+from lightning_unlearn.plugin.training import public_backbones
+from lightning_unlearn.plugin.training.outside import merge_changes, numbers, outside_of
+from lightning_unlearn.plugin.training.training_record import (
+    TrainingRecord,
+    check_same_data,
+)
+from lightning_unlearn.plugin.training.weight_decay import (
+    configured_optimizers,
+    known_l2,
+    l2_of,
+)
+from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.weights.digests import state_digest, tensors_digest
+from lightning_unlearn.weights.objective import LossFunction
+from lightning_unlearn.weights.scope import Scope, Shards
+
+
+def resolve(
+    context: StageContext,
+    request: Request | None,
+    guarantee: Guarantee | Literal["auto"] | None = None,
+) -> Plan:
+    """Resolve and validate everything; nothing is computed yet.
+
+    Args:
+        context: The Trainer's run.
+        request: What is asked for; None to forget nothing more.
+        guarantee: In place of the callback's, or None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnlearningError: If the request will be refused.
+    """
+    record, options = context.callback.record, context.callback.options
+    if guarantee is not None:
+        options = replace(options, guarantee=guarantee)
+    dataset: Any = context.loader.dataset
+    resume_from = None if request is None else request.resume_from
+    with context.processes.together():  # no process may wait for one that refuses
+        save_to = None if request is None else request.save_to
+        options.check_paths(save_to, context.ckpt_path, resume_from)
+        loss, scope, head, module_l2 = _scope(context)
+        check_same_data(dataset, record)
+        chosen = [] if request is None else request.positions(context, record.removed)
+        gone = {*chosen, *record.removed}
+        check_averages(context.trainer)
+    with raising_in_all(context, scope):
+        public_backbones.check(context.module)
+        l2 = _l2(context, scope, module_l2)
+        chosen_one = chosen_guarantee(options, head, l2, scope)
+        free = chosen_one is None or isinstance(chosen_one, NormBall)
+        outside = outside_of(context.module, scope, record, rebuilds=free)
+    return plan_for(
+        scope,
+        head,
+        chosen_one,
+        resume_from,
+        trainer=context.trainer,
+        module=context.module,
+        options=options,
+        loader=context.loader,
+        loss=loss,
+        chosen=chosen,
+        removed=sorted(gone),
+        retained=[i for i in range(len(dataset)) if i not in gone],
+        outside=outside,
+        ledger=context.processes.first(lambda: _ledger(context)),
+        l2=l2,
+    )
+
+
+def raising_in_all(
+    context: StageContext, scope: Scope
+) -> AbstractContextManager[object]:
+    """Raise in every process if this block fails in one.
+
+    With shards it fails in all, for all of them gather what it looks at.
+    """
+    return nullcontext() if isinstance(scope, Shards) else context.processes.together()
+
+
+def share_record(context: StageContext) -> None:
+    """Every process goes by the first one's record: names and keys are random."""
+    processes, record = context.processes, context.callback.record
+    merge_changes(record, processes)
+    shared = processes.first(record.to_dict)
+    if processes.rank > 0:
+        context.callback.record = TrainingRecord.from_dict(shared)
+
+
+def check_agreement(context: StageContext, plan: Plan) -> None:
+    """All processes must compute the same function of the same samples."""
+    processes, loader = context.processes, context.loader
+    if processes.world == 1:
+        return
+    with raising_in_all(context, plan.scope):
+        state = state_digest(context.module.state_dict())
+    with processes.together():
+        some = spread(len(plan.retained))
+        _, batch = plan.batches(loader, plan.retained).take(some)
+        leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        sample = tensors_digest((str(i), x) for i, x in enumerate(leaves))
+        plain = numbers(context.module, context.callback.record)
+    processes.agree(
+        forget_set=plan.chosen,
+        training_data=(len(loader.dataset), sample),  # type: ignore[arg-type]
+        batch_size=loader.batch_size,
+        weights=state,
+        public_parts=plan.outside.public_parts,
+        plain_numbers=plain,
+        options=repr(context.callback.options),
+        l2=plan.l2,
+    )
+
+
+def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
+    """The prepared state, if there is any and it is of this model."""
+    state, file = context.callback.bound_state, context.callback.options.prepared
+    if context.processes.world > 1:
+        if state is not None or (file is not None and file.exists()):
+            rank_zero_warn(
+                "what was prepared is used on one device only: this request goes "
+                "without it"
+            )
+        return None
+    if state is None and file is not None and file.exists():
+        state = prepared_file.read(file)
+    if state is None or state.fits(plan):
+        return state
+    rank_zero_warn(
+        "what was prepared is of another model, l2, scope or set of samples than "
+        "this request's: it is not used; call lightning_unlearn.prepare again"
+    )
+    return None
+
+
+def _scope(
+    context: StageContext,
+) -> tuple[LossFunction, Scope, ConvexHead | None, float | None]:
+    module, strategy = context.module, context.strategy
+    loss, in_scope, module_l2 = hooks(module)
+    scope = strategy.scope(module, in_scope)
+    head = convex_head(module, scope)
+    if head is not None:  # in the head's own order, whatever the hook returned
+        scope = strategy.scope(module, head.parameters())
+    scope.check_finite()
+    return loss, scope, head, module_l2
+
+
+def _ledger(context: StageContext) -> ledgers.Ledger:
+    """The ledger so far: the checkpoint's, which the file must agree with."""
+    options = context.callback.options
+    ledger = ledgers.Ledger.from_text(context.callback.record.ledger)
+    if options.ledger is not None:
+        ledgers.agree(ledger, ledgers.read(options.ledger))
+    if options.noise_std is None:
+        mu = 1 / noise_std_upper(options.terms, sensitivity=1.0)
+        ledger.check_budget(options.releases, mu)
+    return ledger
+
+
+def _l2(context: StageContext, scope: Scope, module_l2: float | None) -> float:
+    options, record = context.callback.options, context.callback.record
+    l2 = known_l2(options.l2, module_l2, record.l2)
+    if l2 is not None:
+        return l2
+    if record.l2_problem is not None:
+        raise ModelError(record.l2_problem)
+    return l2_of(configured_optimizers(context.module), scope.parameters)

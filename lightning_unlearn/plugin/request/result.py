@@ -1,0 +1,102 @@
+"""What ``trainer.unlearn`` returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_unlearn._base.text import number
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.report.evidence import (
+    Evidence,
+    Quality,
+    with_retrained,
+)
+from lightning_unlearn.certificate.report.page import write
+from lightning_unlearn.plugin.files.checkpoint import certificate_path
+from lightning_unlearn.solvers.base import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearningResult:
+    """The outcome of one request; the model already has the new weights.
+
+    Args:
+        certificate: What is proved. Safe to publish, but for the numbers of a damped
+            step that are marked measured or estimated: no guarantee covers those.
+        solution: The displacement before noise, and the solver's residual and cost.
+            Secret: with it the noise can be subtracted.
+        n_forget: Samples forgotten.
+        n_retain: Samples retained.
+        seconds: Wall time of the request, without writing the checkpoint.
+        checkpoint_path: Where the clean checkpoint was written, or None.
+        deleted: Older checkpoints that were deleted after it (``delete_stale``).
+        residuals: (solver step, residual), the last recomputed from the solution.
+            Internal: it depends on the forgotten samples, epsilon does not cover it.
+        quality: What the model is worth before and after, a line for each set of
+            samples. Internal, as `residuals`.
+        metric: What the numbers of `quality` are.
+        ledger: The ledger's text after this request, or None without ``ledger=``.
+        ledger_path: Its file.
+        duplicates: Positions of retained samples that equal a forgotten one, or None
+            if nobody looked. Internal, as `residuals`.
+    """
+
+    certificate: Certificate
+    solution: Solution
+    n_forget: int
+    n_retain: int
+    seconds: float
+    checkpoint_path: Path | None
+    deleted: tuple[str, ...] = ()
+    residuals: tuple[tuple[float, float], ...] = ()
+    quality: tuple[Quality, ...] = ()
+    metric: str = "accuracy"
+    ledger: str | None = None
+    ledger_path: Path | None = None
+    duplicates: tuple[int, ...] | None = None
+
+    def report(
+        self,
+        path: Path | str,
+        *,
+        retrained: Mapping[str, float] | None = None,
+        audit: Mapping[str, object] | None = None,
+    ) -> Path:
+        """Write a report of this request: one HTML file, printable to PDF.
+
+        It shows what was measured on the forgotten samples, so it is internal and
+        says so. ``lightning-unlearn report`` makes the public one from the
+        certificate alone.
+
+        Args:
+            path: A new file that ends in .html.
+            retrained: The metric of a model retrained without the forgotten samples,
+                by the names in `quality`.
+            audit: What attacks on the model found, by what was tried.
+
+        Returns:
+            The path.
+
+        Raises:
+            SetupError: If the path is taken or has another ending, or jinja2 is
+                missing.
+            ArgumentError: If `retrained` names what was not measured.
+        """
+        clean = self.checkpoint_path
+        evidence = Evidence(
+            residuals=self.residuals,
+            quality=with_retrained(self.quality, retrained or {}),
+            metric=self.metric,
+            audit=tuple(
+                (str(tried), number(found) if isinstance(found, float) else str(found))
+                for tried, found in (audit or {}).items()
+            ),
+            ledger=self.ledger,
+            duplicates=None if self.duplicates is None else len(self.duplicates),
+            seconds=self.seconds,
+            deleted=self.deleted,
+            ledger_file=None if self.ledger_path is None else self.ledger_path.name,
+            certificate_file=None if clean is None else certificate_path(clean).name,
+            checkpoint_file=None if clean is None else clean.name,
+        )
+        return write(path, self.certificate.to_json(), evidence)

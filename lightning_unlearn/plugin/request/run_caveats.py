@@ -1,0 +1,97 @@
+"""What a certificate says besides the step: the run it came from, and its limits."""
+
+from torch.utils.data import WeightedRandomSampler
+
+from lightning_unlearn.plugin.files.stale_checkpoints import Stale
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import trainer_state
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.solvers.observer import NOBODY
+
+
+def not_covered(
+    context: StageContext, plan: Plan, stale: Stale, deletes: bool
+) -> tuple[str, ...]:
+    """What this request's guarantee does not reach, besides the standing list.
+
+    Args:
+        context: The Trainer's run.
+        plan: The request.
+        stale: Known files from before it.
+        deletes: Whether the old checkpoints will be deleted after it.
+    """
+    callback = context.callback
+    what = "delete it"
+    if deletes:
+        what = "to be deleted once this request is done (delete_stale): see that it is"
+    known = tuple(f"the older checkpoint {path}: {what}" for path in stale.checkpoints)
+    known += tuple(f"whatever was logged in {path}" for path in stale.logs)
+    states = trainer_state.kept_states(context.trainer)
+    known += tuple(f"the state kept by {name}" for name in states)
+    file = callback.options.prepared
+    if callback.bound_state is not None or (file is not None and file.exists()):
+        known += (
+            "what was prepared from these samples (features, gradient, curvature): "
+            "it is dropped with this request; other copies of it are as secret as "
+            "the samples",
+            "changes made to retained samples after they were prepared, unless "
+            "they are plain tensors, which are compared",
+        )
+    if plan.solve_file is not NOBODY:
+        known += (
+            "where the solve stood on the way (state_file): it is deleted after this "
+            "request; copies of it are as secret as the samples",
+        )
+    if callback.options.ledger is None:
+        known += (
+            "releases made from other copies of this model: without ledger= this "
+            "checkpoint does not know of them",
+        )
+    return known
+
+
+def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
+    """What the reader of the certificate must know of the training.
+
+    Args:
+        context: The Trainer's run.
+        plan: The request.
+        now: Digest of the weights the request begins with.
+    """
+    record, loader = context.callback.record, context.loader
+    found, l2 = [], plan.l2
+    if plan.outside.rebuilt:
+        found.append(
+            f"the statistics of {', '.join(plan.outside.rebuilt)} were taken anew "
+            "over the retained samples, with the released weights; the step was taken "
+            "with the old ones"
+        )
+    if record.fingerprint is None and record.n_train is not None:
+        found.append(
+            "the training samples have no fingerprint (random, or of types that "
+            "cannot be hashed): that the indices mean the same samples as in "
+            "training is not checked"
+        )
+    if record.n_train is None:
+        found.append(
+            "no record of a training run: either it was made without this callback "
+            "(train with it once), or this is not the trained model (pass ckpt_path= "
+            "of one that was)"
+        )
+    elif record.l2 is not None and l2 != record.l2:
+        found.append(
+            f"the objective has l2 = {l2:g}, the model was trained with "
+            f"{record.l2:g}: the request moves it to another optimum"
+        )
+    if record.weights_digest not in (None, now):
+        found.append(
+            "the weights are not those the last training or request ended with: if "
+            "they are older, what was removed since is back in them until this "
+            "request"
+        )
+    if isinstance(loader.sampler, WeightedRandomSampler):
+        found.append(
+            "the training loader draws samples with weights; the objective, and "
+            "the retrained model it is compared with, count every sample once"
+        )
+    return tuple(found)

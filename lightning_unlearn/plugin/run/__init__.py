@@ -1,0 +1,1 @@
+"""The Trainer a request runs in: strategy, processes, progress, private names."""

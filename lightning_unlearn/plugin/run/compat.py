@@ -1,0 +1,150 @@
+"""Every private Lightning name this package touches, and nothing else.
+
+A stage of our own runs under Lightning's `Trainer._run`, so that strategy, devices,
+precision, loggers, checkpoint loading and interrupts behave as in `fit`. Signatures
+were compared over Lightning 2.4 to 2.6; the one difference is found by inspection.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.call import _call_and_handle_interrupt
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
+from lightning_utilities.core.enums import StrEnum as LightningEnum
+
+
+# What hooks such as ``setup(stage)`` receive; not one of Lightning's own stages, so
+# that no optimizer is made, no DDP wrapper is put on and no validation step is asked.
+class StageFn(LightningEnum):
+    """The value of ``trainer.state.fn`` during a request."""
+
+    UNLEARN = "unlearn"
+
+
+STAGE = StageFn.UNLEARN
+
+
+def is_spawning(trainer: Trainer) -> bool:
+    """Whether a run goes on in new processes that end with it (spawn, fork)."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def pickles(trainer: Trainer) -> bool:
+    """Whether what a run needs travels to its processes as a pickle."""
+    launcher = trainer.strategy.launcher
+    return is_spawning(trainer) and launcher._start_method == "spawn"  # type: ignore[union-attr]
+
+
+def run_stage(
+    trainer: Trainer,
+    model: LightningModule,
+    stage: Callable[[], Any],
+    *,
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    keep: bool = True,
+) -> Any:
+    """StageContext `stage` where `fit` would run its loop, and return what it returns.
+
+    The Trainer stays connected to `model` if the run succeeds and `keep` is set.
+    """
+    model = _maybe_unwrap_optimized(model)
+    previous = trainer.strategy._lightning_module
+    state = dataclasses.replace(trainer.state)
+    datamodule_before = getattr(trainer, "datamodule", None)
+    connected = previous is not None
+    trainer.strategy._lightning_module = model
+    trainer.state.fn = STAGE  # type: ignore[assignment]
+    trainer.state.status = TrainerStatus.RUNNING
+    trainer.state.stage = None
+    connect = previous
+    try:
+        result = _call_and_handle_interrupt(
+            trainer,
+            _in_process,
+            trainer,
+            model,
+            stage,
+            datamodule,
+            ckpt_path,
+            weights_only,
+            connected,
+        )
+        connect = model if keep else previous
+        return result
+    finally:
+        trainer.strategy._lightning_module = connect
+        if not keep:
+            trainer.state.fn, trainer.state.stage = state.fn, state.stage
+            trainer.state.status = state.status
+            trainer.datamodule = datamodule_before  # type: ignore[attr-defined]
+
+
+def _in_process(
+    trainer: Trainer,
+    model: LightningModule,
+    stage: Callable[[], Any],
+    datamodule: LightningDataModule | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
+    connected: bool,
+) -> Any:
+    trainer._data_connector.attach_data(model, datamodule=datamodule)
+    path = trainer._checkpoint_connector._select_ckpt_path(
+        trainer.state.fn,  # type: ignore[arg-type]
+        ckpt_path,
+        model_provided=True,
+        model_connected=connected,
+    )
+    kwargs: dict[str, Any] = {"ckpt_path": path}
+    if "weights_only" in inspect.signature(Trainer._run).parameters:  # from 2.6.0
+        kwargs["weights_only"] = weights_only
+    trainer._run_stage = stage  # type: ignore[method-assign]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    # It asks for a loop in `setup`, and a request has none.
+    others = [c for c in callbacks if not isinstance(c, BatchSizeFinder)]
+    trainer.callbacks = others  # type: ignore[attr-defined]
+    try:
+        with _callbacks_restored(trainer), warnings.catch_warnings():
+            # Other callbacks' states, and where they would write, we do not use.
+            for about in ("The dirpath has changed from", "Be aware that when using"):
+                warnings.filterwarnings("ignore", message=about)
+            return trainer._run(model, **kwargs)
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        del trainer._run_stage
+
+
+@contextmanager
+def _callbacks_restored(trainer: Trainer) -> Iterator[None]:
+    """Load the callbacks' states too; Lightning < 2.6 does so for `fit` only."""
+    connector = trainer._checkpoint_connector
+    restore_all = connector._restore_modules_and_callbacks
+    restore_callbacks = connector.restore_callbacks
+    restored = []
+
+    def noting() -> None:
+        restored.append(True)
+        restore_callbacks()
+
+    def everything(*args: Any, **kwargs: Any) -> None:
+        restore_all(*args, **kwargs)
+        if not restored:
+            restore_callbacks()
+
+    connector.restore_callbacks = noting  # type: ignore[method-assign]
+    connector._restore_modules_and_callbacks = everything  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connector.restore_callbacks
+        del connector._restore_modules_and_callbacks

@@ -1,0 +1,1 @@
+"""What a training leaves behind that a later request needs to know."""

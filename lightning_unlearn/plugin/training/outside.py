@@ -1,0 +1,132 @@
+"""What lies outside the weights in scope, and whether training changed it."""
+
+import hashlib
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.guarantee.constants import Origin
+from lightning_unlearn.plugin.training import batch_norm, public_backbones
+from lightning_unlearn.plugin.training.outside_digests import NUMBER, outside_digests
+from lightning_unlearn.plugin.training.trained_marks import was_trained
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.weights.processes import Processes
+from lightning_unlearn.weights.scope import Scope
+
+_CHANGED = "changed in training"
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The parts of a model outside the scope, as the certificate shows them.
+
+    Args:
+        public_parts: Parts that did not change in training, or are not known to have.
+        unscrubbed: Names of entries that changed, or were trained.
+        rebuilt: Layers of batch normalisation whose statistics are to be taken anew.
+    """
+
+    public_parts: tuple[PublicPart, ...]
+    unscrubbed: tuple[str, ...]
+    rebuilt: tuple[str, ...] = ()
+
+
+def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
+    """Mark the plain numbers that training has changed.
+
+    A number that only differs between two processes is a setting (a learning rate);
+    one that training moves is a statistic of the data.
+    """
+    before = record.outside
+    if before is None:
+        return
+    now = outside_digests(module, module.parameters())
+    for name in {**before, **now}:
+        if name.endswith(NUMBER) and now.get(name) != before.get(name):
+            before[name] = _CHANGED  # or made by it
+
+
+def merge_changes(record: TrainingRecord, processes: Processes) -> None:
+    """Take as changed what training has changed in any process.
+
+    Each trains a copy on samples of its own, and all compute with their copies.
+    """
+    changed = [name for name, d in (record.outside or {}).items() if d == _CHANGED]
+    for names in processes.gather(changed):
+        for name in names:
+            if record.outside is not None:
+                record.outside[name] = _CHANGED
+
+
+def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
+    """Digests of the plain numbers that are not known to have changed in training."""
+    before = record.outside or {}
+    return {
+        name: digest
+        for name, digest in outside_digests(module, module.parameters()).items()
+        if name.endswith(NUMBER) and before.get(name) != _CHANGED
+    }
+
+
+def outside_of(
+    module: nn.Module, scope: Scope, record: TrainingRecord, rebuilds: bool = False
+) -> Outside:
+    """Compare everything outside the scope with what it was before training.
+
+    Args:
+        module: The module.
+        scope: Its weights in scope.
+        record: What was seen of the training.
+        rebuilds: Whether statistics of batch normalisation will be taken anew.
+
+    Raises:
+        ModelError: If a normalisation layer keeps statistics of the training data.
+    """
+    now = outside_digests(module, scope.parameters)
+    before = record.outside
+    trained = [
+        name
+        for name, p in module.named_parameters()
+        if (was_trained(p) or name in record.trained) and name in now
+    ]
+    changed = trained
+    if before is not None:
+        moved = [
+            name
+            for name in now
+            if before.get(name) != now[name] and not name.endswith(NUMBER)
+        ]
+        moved += [name for name, digest in before.items() if digest == _CHANGED]
+        changed = [*moved, *(name for name in trained if name not in moved)]
+    known = before is not None
+    rebuilt = tuple(batch_norm.stale_layers(module, scope, changed, known, rebuilds))
+    made_anew = {
+        f"{name}.{buffer}" for name in rebuilt for buffer in batch_norm.BUFFERS
+    }
+    changed = [name for name in changed if name not in made_anew]
+    now = {name: digest for name, digest in now.items() if name not in made_anew}
+    kept = {
+        name: digest
+        for name, digest in now.items()
+        if name not in changed and not name.endswith(NUMBER)
+    }
+    backbones, groups = public_backbones.backbones(module), dict[str, list[str]]()
+    for name, digest in kept.items():
+        group = public_backbones.owner(name, backbones) or name.split(".")[0]
+        groups.setdefault(group, []).append(f"{name}={digest}")
+    origin = Origin.ASSUMED if before is None else Origin.ENFORCED
+    parts = tuple(
+        PublicPart(
+            name=name,
+            digest=backbones[name].digest if name in backbones else _join(entries),
+            origin=origin,
+            note=backbones[name].description if name in backbones else "",
+        )
+        for name, entries in groups.items()
+    )
+    return Outside(public_parts=parts, unscrubbed=tuple(changed), rebuilt=rebuilt)
+
+
+def _join(entries: list[str]) -> str:
+    return hashlib.sha256("|".join(entries).encode()).hexdigest()

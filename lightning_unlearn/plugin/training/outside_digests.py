@@ -1,0 +1,98 @@
+"""Digests of everything a module keeps outside the scope."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torchmetrics
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_unlearn.weights.digests import tensors_digest
+
+#: Ends the name of a plain number: settings, mostly, shown only if training moves them.
+NUMBER = " (number)"
+
+
+def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, str]:
+    """Digest of everything a module keeps outside the scope.
+
+    Parameters, buffers, extra state, and tensors and modules held in plain
+    attributes, lists, tuples or dictionaries of any submodule.
+    """
+    ids = {id(p) for p in scope}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    known = ids | {id(t) for t in tensors.values()}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, torchmetrics.Metric):
+            continue  # emptied after every request
+        tensors |= {
+            f"{prefix}.{name}".lstrip("."): t
+            for name, t in _hidden(layer)
+            if id(t) not in known
+        }
+    found = {
+        name: tensors_digest([(name, t)])
+        for name, t in tensors.items()
+        if id(t) not in ids
+    }
+    for name, value in module.state_dict().items():
+        if name.endswith("_extra_state"):
+            found[name] = _content_digest(value)
+    return found
+
+
+_BARE = frozenset(vars(LightningModule())) | {"_calls"}
+_DEPTH = 4
+
+
+def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Numbers in plain attributes: tensors, arrays and floats, however nested.
+
+    Integers, booleans and text are left out: counters and settings, not statistics.
+    """
+    for name, value in vars(layer).items():
+        if name not in _BARE and not name.endswith("_hooks"):
+            yield from _numbers(name, value, _DEPTH)
+
+
+def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield label, value
+    elif isinstance(value, nn.Module):
+        if not isinstance(value, torchmetrics.Metric):
+            for key, tensor in value.state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor):
+                    yield f"{label}.{key}", tensor
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fc":
+        yield label, torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, (float, np.floating)):
+        yield label + NUMBER, torch.tensor(float(value), dtype=torch.float64)
+    elif depth > 0:
+        yield from _inside(label, value, depth - 1)
+
+
+def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Mapping):
+        items = [(f"{label}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        items = [(f"{label}[{i}]", item) for i, item in enumerate(value)]
+    elif isinstance(value, SimpleNamespace) or is_dataclass(value):
+        items = [(f"{label}.{key}", item) for key, item in vars(value).items()]
+    else:
+        return
+    for name, item in items:
+        yield from _numbers(name, item, depth)
+
+
+def _content_digest(value: object) -> str:
+    sha = hashlib.sha256()
+    for leaf in tree_leaves(value):
+        part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
+        sha.update(part.encode())
+    return sha.hexdigest()

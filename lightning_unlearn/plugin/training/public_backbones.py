@@ -1,0 +1,34 @@
+"""The `PublicBackbone` parts of a module: checked, guarded, named."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from lightning_unlearn.step.head.backbone import PublicBackbone
+
+
+def backbones(module: nn.Module) -> dict[str, PublicBackbone]:
+    """Those inside a module, by name."""
+    found = dict(module.named_modules())
+    return {name: m for name, m in found.items() if isinstance(m, PublicBackbone)}
+
+
+def check(module: nn.Module) -> None:
+    """Raise `ModelError` unless each is as it was made."""
+    for backbone in backbones(module).values():
+        backbone.check()
+
+
+@contextmanager
+def reading_private(module: nn.Module) -> Iterator[None]:
+    """A block in which no input may be one that a backbone's statistics are of."""
+    with ExitStack() as stack:
+        for backbone in backbones(module).values():
+            stack.enter_context(backbone.reading_private())
+        yield
+
+
+def owner(name: str, among: dict[str, PublicBackbone]) -> str | None:
+    """The backbone that an entry of the module belongs to, if it does to one."""
+    return next((own for own in among if name.startswith(f"{own}.")), None)

@@ -1,0 +1,148 @@
+"""What the callback saw of the training run, kept in the checkpoint."""
+
+import secrets
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import ConcatDataset, DataLoader
+
+from lightning_unlearn._base.strict_json import from_plain
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.plugin.data import training_data
+
+
+@dataclass
+class TrainingRecord:
+    """Plain Python values only, so that ``torch.load(weights_only=True)`` reads it.
+
+    Args:
+        n_train: Samples in the training dataset, or None before training.
+        salt: Random key of the fingerprint; a new one after every request.
+        fingerprint: Salted digest of the training data, or None.
+        retained_fingerprint: The same of the retained samples as a dataset of their
+            own, which a training that goes on must match.
+        max_norm: Radius of the projection made in training, or None.
+        projections: How often a step left the ball.
+        l2: Coefficient found in the optimizer, or None.
+        l2_problem: Why none was found.
+        outside: Digest of every parameter and buffer outside the scope, before the
+            first training step; None before training.
+        trained: Names of parameters that were in scope of a training run.
+        removed: Positions forgotten so far.
+        weights_digest: SHA-256 of the model's state when training ended, or None.
+        gradient_norm: |grad F| over the training data then, if it was logged.
+        lineage: Random name of a training on one dataset, kept when it goes on.
+        ledger_key: Random key of the ledger's digests.
+        saved: Checkpoints known to be older than the last request, and its own.
+        ledger: The requests so far, as the text of `ledger.Ledger`.
+        certificate: The last certificate as JSON, or None.
+    """
+
+    n_train: int | None = None
+    salt: str = field(default_factory=lambda: secrets.token_hex(16))
+    fingerprint: str | None = None
+    retained_fingerprint: str | None = None
+    max_norm: float | None = None
+    projections: int = 0
+    l2: float | None = None
+    l2_problem: str | None = None
+    outside: dict[str, str] | None = None
+    trained: list[str] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    weights_digest: str | None = None
+    gradient_norm: float | None = None
+    lineage: str = field(default_factory=lambda: secrets.token_hex(16))
+    ledger_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    saved: list[str] = field(default_factory=list)
+    ledger: str = ""
+    certificate: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``Callback.state_dict``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "TrainingRecord":
+        """From ``Callback.load_state_dict``; strict, as checkpoints may be tampered.
+
+        Raises:
+            DataError: If a field is missing, unknown or of another type.
+        """
+        what = "the callback's state in a checkpoint"
+        record = from_plain(cls, state, DataError, what)
+        for name in ("salt", "lineage", "ledger_key"):
+            key = getattr(record, name)
+            if len(key) != 32 or not set(key) <= set("0123456789abcdef"):
+                raise DataError(
+                    f"expected {name} in {what} to be 32 hexadecimal digits, got "
+                    f"{key!r:.60}: it was altered"
+                )
+        return record
+
+
+def record_data(record: TrainingRecord, loader: DataLoader) -> None:
+    """Note the data a training is about to see.
+
+    Raises:
+        DataError: If it is not what is left after the requests so far, alone or as the
+            first part of a ConcatDataset.
+    """
+    dataset = loader.dataset
+    n = len(dataset)  # type: ignore[arg-type]
+    gone = len(record.removed)
+    if gone and not _begins_with_the_rest(dataset, record):
+        raise DataError(
+            f"expected training to go on with the {(record.n_train or 0) - gone} "
+            f"samples that were not unlearned, got {n}, or others: train on "
+            "old = torch.utils.data.Subset(dataset, callback.retained_indices), with "
+            "new samples on ConcatDataset([old, new]), or make a new model and a new "
+            "UnlearningCallback for other data"
+        )
+    record.removed = []  # from now on positions are those of this dataset
+    before = record.n_train, record.fingerprint
+    record.n_train, record.fingerprint = (
+        n,
+        training_data.fingerprint(dataset, record.salt),
+    )
+    if before != (None, None) and before != (n, record.fingerprint):
+        record.lineage = secrets.token_hex(16)  # its positions mean other samples
+
+
+def _begins_with_the_rest(dataset: Any, record: TrainingRecord) -> bool:
+    """Whether a dataset is what the requests have left, or that and a second part."""
+    rest = (record.n_train or 0) - len(record.removed)
+    if isinstance(dataset, ConcatDataset) and len(dataset) > rest:
+        added, dataset = len(dataset) - rest, dataset.datasets[0]
+        if min(record.removed) == rest and added >= len(record.removed):
+            rank_zero_warn(
+                f"the {len(record.removed)} samples that were unlearned were the last "
+                f"of the old dataset, and {added} are added in their place: see that "
+                "they are not the same ones, which would be learned again"
+            )
+    if len(dataset) != rest:
+        return False
+    known = record.retained_fingerprint
+    return known is None or training_data.fingerprint(dataset, record.salt) in (
+        None,
+        known,
+    )
+
+
+def check_same_data(dataset: Any, record: TrainingRecord) -> None:
+    """Raise `DataError` unless a dataset is that of the training."""
+    n = len(dataset)
+    if record.n_train is not None and n != record.n_train:
+        raise DataError(
+            f"expected the training data of {record.n_train} samples the model was "
+            f"trained on, got {n} samples: pass the same dataset, forgotten samples "
+            "included; the callback leaves them out by itself"
+        )
+    if record.fingerprint is None:
+        return
+    now = training_data.fingerprint(dataset, record.salt, record.removed)
+    if now is not None and now != record.fingerprint:
+        raise DataError(
+            "expected the training data the model was trained on, got other samples: "
+            "indices would point at the wrong ones (an unseeded random_split?)"
+        )

@@ -1,0 +1,299 @@
+"""``preflight``: what a request will prove and cost, before anything is changed."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.guarantee import claims
+from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.guarantee.gaussian import gaussian_mu
+from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.data import duplicates
+from lightning_unlearn.plugin.data.forget_set import Forget
+from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.plan import measure
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
+from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.resolution import resolve, usable_state
+from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
+from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.verbs import forecast
+
+_EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What to expect of a request.
+
+    Args:
+        grade: The grade it will get.
+        epsilon: Of the callback, or None for grade ``none``.
+        delta: Likewise.
+        sensitivity: Before noise, or None where there is none.
+        noise_std: Standard deviation of the noise on each weight.
+        noise_to_weight: noise_std sqrt(p) / |w|.
+        logit_noise: noise_std times the largest norm of a feature row of the
+            validation data, for a `ConvexHead`; else None.
+        metric: "accuracy" or "loss", on `metric_data`.
+        metric_data: "validation", or "retained" if there is no validation data.
+        metric_before: Of the weights as they are.
+        metric_after: Expected with the noise (mean of a few draws).
+        curve: (epsilon, noise_std, expected metric) for other epsilons.
+        seconds: Predicted wall time.
+        memory_bytes: Predicted peak memory added by the request.
+        n_forget: Samples to forget.
+        n_retain: Samples retained.
+        advice: What to change, and what it would give.
+        duplicates: Positions of retained samples that are exact copies of forgotten
+            ones; None if they were not looked for.
+        release: Which release it will be, from 1 on.
+        releases: Announced number of them, or None.
+        composed_epsilon: Of all releases so far and this one seen together, or None
+            where there is none.
+        composed_grade: What that is worth: the lowest grade of them.
+    """
+
+    grade: Grade
+    epsilon: float | None
+    delta: float | None
+    sensitivity: float | None
+    noise_std: float
+    noise_to_weight: float
+    logit_noise: float | None
+    metric: str
+    metric_data: str
+    metric_before: float
+    metric_after: float
+    curve: tuple[tuple[float, float, float], ...]
+    seconds: float
+    memory_bytes: int
+    n_forget: int
+    n_retain: int
+    advice: tuple[str, ...]
+    duplicates: tuple[int, ...] | None = None
+    release: int = 1
+    releases: int | None = None
+    composed_epsilon: float | None = None
+    composed_grade: Grade | None = None
+
+    def __str__(self) -> str:
+        qualifier = "" if self.grade is Grade.CERTIFIED else f" ({self.grade.value})"
+        claim = "no epsilon"
+        if self.epsilon is not None:
+            claim = f"epsilon = {self.epsilon:g}{qualifier}, delta = {self.delta:g}"
+        sensitivity = "none" if self.sensitivity is None else f"{self.sensitivity:.4g}"
+        rows = [
+            ("grade to expect", f"{self.grade.value}: {claim}"),
+            ("forget / retain", f"{self.n_forget:,} / {self.n_retain:,} samples"),
+            ("sensitivity", sensitivity),
+            ("noise_std", f"{self.noise_std:.4g} per weight"),
+            ("noise / weights", f"{self.noise_to_weight:.3g}"),
+            (
+                f"{self.metric_data} {self.metric}",
+                f"{self.metric_before:.4g} now, {self.metric_after:.4g} with the noise",
+            ),
+            ("time", f"about {self.seconds:.2g} s"),
+            ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
+        ]
+        rows.insert(1, ("release", self._release()))
+        if self.duplicates is not None:
+            found = f"{len(self.duplicates)} exact copies among the retained"
+            rows.insert(3, ("duplicates", found))
+        if self.logit_noise is not None:
+            rows.append(("logit noise", f"{self.logit_noise:.3g}"))
+        lines = ["PREFLIGHT: nothing was changed", ""]
+        lines += [f"  {name:<22} {value}" for name, value in rows]
+        lines += [f"  - {text}" for text in self.advice]
+        return "\n".join(lines)
+
+    def _release(self) -> str:
+        text = f"{self.release}"
+        if self.releases is not None:
+            text += f" of {self.releases} announced"
+        if self.composed_epsilon is None or self.composed_grade is None:
+            return text
+        together = f"so far together epsilon = {self.composed_epsilon:.4g}"
+        return f"{text}; {together} ({self.composed_grade.value})"
+
+
+def preflight(
+    trainer: pl.Trainer,
+    forget: Forget,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+    val_dataloaders: DataLoader | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
+) -> Preflight:
+    """Look before unlearning: grade, noise, expected metric, time, memory, advice.
+
+    Nothing is modified: a checkpoint loaded for it is unloaded again.
+
+    Args:
+        trainer: With an `UnlearningCallback`.
+        forget: As for `unlearn`.
+        model: As for `unlearn`.
+        train_dataloaders: As for `unlearn`.
+        datamodule: As for `unlearn`; its validation data is used.
+        ckpt_path: As for `unlearn`.
+        weights_only: As for `unlearn`.
+        val_dataloaders: Data for the expected metric; that of the datamodule or the
+            model by default, else the retained samples.
+        by: As for `unlearn`.
+        find_duplicates: As for `unlearn`.
+
+    Returns:
+        The forecast.
+
+    Raises:
+        StrategyError: If the Trainer has several processes.
+        UnlearningError: If the request itself would be refused, with its reason.
+    """
+    strategies.check_alone(trainer, "preflight")
+
+    def stage(context: StageContext) -> Preflight:
+        with isolate_rng(), quiet(context.module, restore=True):
+            plan = resolve(context, Request(forget=forget, by=by))
+            state = usable_state(context, plan)
+            copies = None
+            if find_duplicates:
+                dataset = context.loader.dataset
+                copies = duplicates.find(dataset, plan.chosen, plan.retained)
+            validation = val_dataloaders or measure.loader_of(plan, "val")
+            look = _look(plan, state, context.callback, validation)
+            return replace(look, duplicates=copies)
+
+    return run_in_trainer(
+        trainer,
+        stage,
+        model=model,
+        train_dataloaders=train_dataloaders,
+        datamodule=datamodule,
+        ckpt_path=ckpt_path,
+        weights_only=weights_only,
+        changes_nothing=True,
+    )
+
+
+def _look(
+    plan: Plan,
+    state: BoundState | None,
+    callback: UnlearningCallback,
+    validation: DataLoader | None,
+) -> Preflight:
+    options, basis = plan.options, plan.basis(plan.claim().constants)
+    decision = claims.decide(options.terms, basis)
+    loader, indices, name = plan.loader, plan.retained, "retained"
+    if validation is not None:
+        loader, name = validation, "validation"
+        indices = list(range(len(validation.dataset)))  # type: ignore[arg-type]
+    outlook = forecast.outlook(plan, loader, indices)
+    noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
+    logit = forecast.logit_noise(plan, loader, indices, noise_std)
+    return Preflight(
+        grade=decision.grade,
+        epsilon=decision.epsilon,
+        delta=decision.delta,
+        sensitivity=decision.sensitivity,
+        noise_std=noise_std,
+        noise_to_weight=noise_std * math.sqrt(plan.scope.size) / max(weights, 1e-300),
+        logit_noise=logit,
+        metric=outlook.name,
+        metric_data=name,
+        metric_before=outlook.before,
+        metric_after=outlook.before if noise_std == 0 else outlook.at(noise_std),
+        curve=_curve(plan, decision.sensitivity, outlook),
+        seconds=forecast.seconds(plan, None if state is None else state.state),
+        memory_bytes=forecast.memory_bytes(plan),
+        n_forget=len(plan.chosen),
+        n_retain=len(plan.retained),
+        advice=_advice(plan, decision.grade, callback, logit),
+        release=basis.release,
+        releases=options.releases,
+        composed_epsilon=decision.composed_epsilon,
+        composed_grade=decision.composed_grade,
+    )
+
+
+def _curve(
+    plan: Plan, sensitivity: float | None, outlook: forecast.Outlook
+) -> tuple[tuple[float, float, float], ...]:
+    """(epsilon, noise_std, expected metric) for other epsilons than the callback's."""
+    found = []
+    for epsilon in _EPSILONS if sensitivity is not None else ():
+        terms = replace(plan.options.terms, epsilon=epsilon)
+        std = claims.noise_std_upper(terms, sensitivity or math.inf)
+        found.append((epsilon, std, outlook.at(std)))
+    return tuple(found)
+
+
+def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
+    """Whether better constants could give this network more than the norm ball."""
+    constants = forecast.newton_constants(plan)
+    if constants is None:
+        return (
+            "Theorem A cannot help: a network with ReLU, max-pooling or the like has "
+            "no Lipschitz Hessian; smooth activations (GELU, tanh) do"
+        )
+    lower = constants.lambda_min_lower
+    known = "" if lower is None else f" (at least {lower:.3g}, Lanczos)"
+    need = constants.hessian_change * max_norm
+    text = (
+        "Theorem A needs lambda_min > hessian_lipschitz x max_norm: lambda_min is "
+        f"about {constants.lambda_min:.3g}{known}, hessian_lipschitz x max_norm at "
+        f"least {need:.3g}"
+    )
+    if not constants.lambda_min > need:
+        return f"{text}: no damping makes it say more than the norm ball"
+    return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
+
+
+def _advice(
+    plan: Plan,
+    grade: Grade,
+    callback: UnlearningCallback,
+    logit: float | None,
+) -> tuple[str, ...]:
+    options, found = plan.options, []
+    if plan.outside.unscrubbed:
+        found.append(
+            f"{', '.join(plan.outside.unscrubbed[:3])} changed in training outside "
+            "the scope: freeze it before training on private data, or bring it into "
+            "scope"
+        )
+    if grade is Grade.VACUOUS or (
+        grade is Grade.NONE and not isinstance(plan, HeadPlan)
+    ):
+        l2 = plan.l2 if plan.l2 > 0 else 1e-3
+        std = 2 * options.tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
+        found.append(
+            "for a guarantee that is useful freeze the backbone and train a "
+            f"ConvexHead: certified at noise_std {std:.2g} (l2 = {l2:g}, tolerance = "
+            f"{options.tolerance:g})"
+        )
+    radius = options.max_norm if grade is Grade.VACUOUS else None
+    if radius is not None and isinstance(plan, NetworkPlan):
+        found.append(_theorem_a(plan, radius))
+    if grade is Grade.CONDITIONAL and callback.record.outside is None:
+        found.append(
+            "no training run was seen by the callback: train with it, or pass the "
+            "ckpt_path= of a run that was, for grade certified"
+        )
+    if logit is not None and logit > 0.1:
+        found.append(
+            f"logit noise {logit:.2g} costs accuracy: tolerance = "
+            f"{options.tolerance * 0.05 / logit:.1g} would bring it to 0.05"
+        )
+    return tuple(found)

@@ -1,0 +1,137 @@
+"""``prepare``: what makes the next requests cheap, computed before they arrive."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
+from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.step.head.prepared_head import PreparedHead
+from lightning_unlearn.step.network.prepared_network import PreparedNetwork
+
+_log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What `prepare` has stored, and what it cost.
+
+    Args:
+        what: In words.
+        n: Samples it covers.
+        passes: Over them that were spent.
+        seconds: Wall time.
+        nbytes: Size of what is stored.
+        path: The file it was written to, or None if it is in memory only.
+    """
+
+    what: str
+    n: int
+    passes: float
+    seconds: float
+    nbytes: int
+    path: Path | None
+
+    def __str__(self) -> str:
+        where = "in memory" if self.path is None else f"in {self.path}"
+        return (
+            f"PREPARED for requests over {self.n:,} samples: {self.what}. It took "
+            f"{self.seconds:.2g} s ({self.passes:.0f} passes) and "
+            f"{self.nbytes / 2**20:,.0f} MiB {where}. It is as secret as the samples, "
+            "and dropped once a request is done"
+        )
+
+
+def prepare(
+    trainer: pl.Trainer,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+) -> Preparation:
+    """Store what makes the next requests on a trained model cheap.
+
+    For a `ConvexHead`: the features of every sample, the optimum on all of them and a
+    Cholesky factor of the Hessian there; a request then needs a handful of gradients.
+    For an ordinary network: the gradient over all samples, how much each curves the
+    objective, and the ends of the spectrum; a request needs one pass and the spectrum
+    less. It changes no weights and no certificate.
+
+    What is stored depends on every sample, those to be forgotten among them. It is
+    kept by the callback in memory, and in the file of its option ``prepared`` if that
+    is set; never in a checkpoint. After a request only the features of the retained
+    samples stay, in memory; the file is deleted. Call `prepare` again for the next
+    one. It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    The samples are read now: changes made to retained ones afterwards are not in the
+    next request, and are found for plain tensors only (else 32 samples are compared).
+
+    Args:
+        trainer: With an `UnlearningCallback`.
+        model: As for `unlearn`.
+        train_dataloaders: As for `unlearn`.
+        datamodule: As for `unlearn`.
+        ckpt_path: As for `unlearn`.
+        weights_only: As for `unlearn`.
+
+    Returns:
+        What was stored and what it cost, which is logged too.
+
+    Raises:
+        StrategyError: If the Trainer has several processes.
+        UnlearningError: If a request would be refused, or does not reach its tolerance.
+    """
+    strategies.check_alone(trainer, "prepare")
+
+    def stage(context: StageContext) -> Preparation:
+        with isolate_rng(), quiet(context.module, restore=True):
+            return _prepare(context)
+
+    return run_in_trainer(
+        trainer,
+        stage,
+        model=model,
+        train_dataloaders=train_dataloaders,
+        datamodule=datamodule,
+        ckpt_path=ckpt_path,
+        weights_only=weights_only,
+    )
+
+
+def _prepare(context: StageContext) -> Preparation:
+    begin = time.perf_counter()
+    callback, path = context.callback, context.callback.options.prepared
+    if path is not None:
+        prepared_file.check_target(path)  # before the work, not after it
+    plan = resolve(context, None)
+    bound = prepared_file.bind(plan, plan.prepare())
+    if path is not None:
+        prepared_file.write(path, bound)
+    callback.adopt(context.module, context.loader, bound)
+    done = Preparation(
+        what=_what(bound.state),
+        n=len(plan.retained),
+        passes=bound.state.passes,
+        seconds=time.perf_counter() - begin,
+        nbytes=bound.nbytes,
+        path=path,
+    )
+    if context.trainer.is_global_zero:
+        _log.info(str(done))
+    return done
+
+
+def _what(state: PreparedHead | PreparedNetwork) -> str:
+    if isinstance(state, PreparedNetwork):
+        return "the gradient, what curves it, the ends of the spectrum"
+    factor = "" if state.factor is None else ", a factor of the Hessian there"
+    return f"the features, the optimum on them{factor}"

@@ -1,0 +1,133 @@
+"""``trainer.unlearn``: as a function, as a Trainer subclass, as an added method."""
+
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.plugin.data.forget_set import Forget
+from lightning_unlearn.plugin.request.execution import Execution
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.result import UnlearningResult
+from lightning_unlearn.plugin.request.stage import (
+    StageContext,
+    callback_of,
+    run_in_trainer,
+)
+from lightning_unlearn.plugin.verbs.preflight import preflight
+
+
+def unlearn(
+    trainer: pl.Trainer,
+    forget: Forget,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+    save_to: str | Path | None = None,
+    delete_stale: bool = False,
+    resume_from: str | Path | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
+    evaluate: bool = False,
+) -> UnlearningResult:
+    """Remove the influence of some training samples from the model.
+
+    Works right after ``fit``, and in a fresh process with ``model``, the training
+    data and ``ckpt_path``. The weights move once, at the end: if anything fails, the
+    model, its checkpoint and the record of earlier requests are as before.
+
+    Args:
+        trainer: With an `UnlearningCallback`.
+        forget: Positions in the training dataset (indices, or the path of a .txt,
+            .json, .npy or .csv file of them), a `Subset` of it, a DataLoader over one,
+            or a predicate that is given each sample and returns True or False. With
+            `by`, a list or a file of ids. If the DataModule (or the model) has a
+            method ``forget_indices(request)``, lists and files go to it: it is given
+            the listed values and returns positions.
+        model: The module; by default the one the Trainer was last used with.
+        train_dataloaders: The training loader; by default that of the last fit, of
+            the datamodule, or of the model.
+        datamodule: In place of ``train_dataloaders``.
+        ckpt_path: Checkpoint to load first.
+        weights_only: Passed to `torch.load` for the checkpoint (Lightning >= 2.6).
+        save_to: New file for a clean checkpoint; the certificate is written beside
+            it as ``<name>.certificate.json``.
+        delete_stale: Once it is safe, delete the older checkpoints of this training
+            that the Trainer, its callbacks and the record know of; the result lists
+            them. Files that are not checkpoints of this training are left.
+        resume_from: The callback's ``state_file`` of a request that was stopped: the
+            same request goes on from there.
+        by: What `forget` lists in place of positions: an attribute of the dataset with
+            one value for each sample, such as ``user_id``; in a .csv or .json file
+            also the column or key. An id that does not occur is an error. Ids are read
+            now: nothing binds them to the training, so keep them with the samples.
+        find_duplicates: Look for exact copies of forgotten samples among the retained
+            ones (each sample is read once more); they are reported, not removed.
+        evaluate: Measure accuracy (or the loss) before and after, on the forgotten, the
+            retained and your test or validation samples, for ``result.report``.
+
+    Returns:
+        The certificate, the solution, counts and seconds.
+
+    Raises:
+        UnlearningError: Of a kind that says what was expected, got and to do.
+    """
+    request = Request(
+        forget=forget,
+        by=by,
+        save_to=None if save_to is None else Path(save_to),
+        delete_stale=delete_stale,
+        resume_from=None if resume_from is None else Path(resume_from).absolute(),
+        find_duplicates=find_duplicates,
+        evaluate=evaluate,
+    )
+    request.check(trainer, callback_of(trainer, model).options.ledger)
+    return run_in_trainer(
+        trainer,
+        _Unlearn(request),
+        model=model,
+        train_dataloaders=train_dataloaders,
+        datamodule=datamodule,
+        ckpt_path=ckpt_path,
+        weights_only=weights_only,
+    )
+
+
+# An object, for the same reasons as `stage._InEachProcess`.
+class _Unlearn:
+    """The stage of `unlearn`."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __call__(self, context: StageContext) -> UnlearningResult:
+        return Execution(context, self.request).run()
+
+
+_unlearn, _preflight = unlearn, preflight
+
+
+class Trainer(pl.Trainer):
+    """`lightning.pytorch.Trainer` with `unlearn` and `preflight`, for type checkers."""
+
+    unlearn = _unlearn
+    preflight = _preflight
+
+
+def attach() -> None:
+    """Add our methods to `lightning.pytorch.Trainer`, unless a name is taken."""
+    for method in (unlearn, preflight):
+        name = method.__name__
+        present = getattr(pl.Trainer, name, method)
+        if present is method:
+            setattr(pl.Trainer, name, method)
+        else:
+            warnings.warn(
+                f"lightning.pytorch.Trainer already has a method `{name}` of another "
+                f"package; use lightning_unlearn.{name}(trainer, ...)",
+                stacklevel=3,
+            )

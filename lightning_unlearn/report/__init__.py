@@ -1,7 +1,0 @@
-"""The report: one page for a data-protection officer, from a certificate."""
-
-from lightning_unlearn.report.evidence import Evidence as Evidence
-from lightning_unlearn.report.evidence import Quality as Quality
-from lightning_unlearn.report.ledger_table import ledger_table as ledger_table
-from lightning_unlearn.report.page import render as render
-from lightning_unlearn.report.page import write as write

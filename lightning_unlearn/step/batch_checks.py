@@ -1,0 +1,54 @@
+"""Are batches the same at every read, and left as they were?"""
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.weights.objective import Batches, LossFunction
+
+_READ = 32  # samples read for a check
+
+
+def first_samples(batches: Batches) -> range:
+    """The samples that checks read."""
+    return range(min(_READ, batches.n))
+
+
+def check_repeatable(batches: Batches) -> None:
+    """Raise `DataError` unless the first samples are the same at a second read."""
+
+    def read() -> list[Tensor]:
+        _, batch = batches.take(first_samples(batches))
+        return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+
+    if not _identical(read(), read()):
+        raise DataError(
+            "expected the same samples at every read of the training data, got "
+            "different tensors the second time: turn random augmentation off for "
+            "the unlearning request (pass train_dataloaders= with a plain one)"
+        )
+
+
+def check_in_place(loss: LossFunction, batches: Batches) -> None:
+    """Raise `ModelError` if the loss changes the batch it is given."""
+    _, batch = batches.take(first_samples(batches))
+    leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+    before = [x.clone() for x in leaves]
+    loss(batch, 0)
+    if not _identical(before, leaves):
+        raise ModelError(
+            "expected a loss that leaves its batch as it is, got one that changes it "
+            "in place: the next pass would see other data; write x = x - mean, not "
+            "x -= mean"
+        )
+
+
+def _identical(first: list[Tensor], second: list[Tensor]) -> bool:
+    for one, two in zip(first, second, strict=True):
+        same = one.shape == two.shape and torch.isclose(
+            one, two, rtol=0, atol=0, equal_nan=True
+        )
+        if not bool(torch.as_tensor(same).all()):
+            return False
+    return True

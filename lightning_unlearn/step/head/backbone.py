@@ -1,0 +1,347 @@
+"""A frozen public model whose activations at several depths are a head's features."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import (
+    ArgumentError,
+    DataError,
+    GuaranteeError,
+    ModelError,
+)
+from lightning_unlearn.step.head import inputs as reading
+from lightning_unlearn.step.head import taps
+from lightning_unlearn.weights.digests import tensors_digest
+
+_LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up
+
+
+class PublicBackbone(nn.Module):
+    """Features of a frozen public model: (n, d) float32, from several depths.
+
+    A convex head on them is certified as tightly as one on the last features alone,
+    and loses far less accuracy against training the whole network
+    (docs/public-backbone.md).
+
+    It is frozen for good: parameters need no gradient, every part stays in eval mode
+    whatever the Trainer does, and each request checks by digest that nothing moved.
+    All it computes must be public. Statistics for standardisation therefore come from
+    `public_data`; those of the training samples would remember the ones to be
+    forgotten, and so would a PCA or a selection of features made from them.
+
+    Args:
+        model: Any module that was NOT trained on the private data. It is frozen in
+            place.
+        taps: Names of modules whose outputs are read, as in ``named_modules()``;
+            "auto" takes the last four blocks, or layers of a model without blocks.
+        pool: Grid that maps (n, c, h, w) are averaged over. Of tokens (n, t, c) the
+            mean and the first are taken; vectors (n, c) stay as they are.
+        standardize: "public": subtract the mean and divide by the standard deviation
+            that each feature has on `public_data`. "none": leave them.
+        unit_norm: Divide each row by its own norm.
+        public_data: Inputs that are no training samples: a tensor (n, ...), a Dataset
+            or a DataLoader (of batches ``(inputs, ...)``, the first counts, tensors or
+            mappings of keywords). For "none" one input will do: only shapes are read.
+        scale: Public factor of every row; with `unit_norm` the norm of a row. Noise
+            moves a logit by ``noise_std`` times that; l2 counts as ``l2 / scale**2``.
+        batch_size: Samples that `features` and the statistics read at once.
+
+    Attributes:
+        taps: The names that are read.
+        n_features: d.
+        n_public: Public samples the statistics come from.
+        digest: SHA-256 of weights, buffers, statistics and options, as made.
+
+    Raises:
+        ArgumentError: If an argument is outside its range, or asks for statistics of
+            private data.
+        DataError: If there is no public input, or only one for statistics.
+        ModelError: If a tap gives no activation, or one that is not finite.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        >>> PublicBackbone(net, public_data=torch.randn(50, 8)).n_features
+        20
+    """
+
+    mean: Tensor
+    std: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Sequence[str] | Literal["auto"] = "auto",
+        pool: tuple[int, int] = (2, 2),
+        standardize: Literal["public", "none"] = "public",
+        unit_norm: bool = True,
+        *,
+        public_data: Tensor | Dataset | DataLoader | None = None,
+        scale: float = 8.0,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        _check_options(model, pool, standardize, unit_norm)
+        validate.positive(scale=scale)
+        validate.count(batch_size=batch_size)
+        self.model = model.requires_grad_(False).eval()
+        self._kind = type(model).__name__  # now: FSDP makes it another class
+        self.pool = int(pool[0]), int(pool[1])
+        self.standardize, self.unit_norm = standardize, unit_norm
+        self.scale, self.batch_size = float(scale), int(batch_size)
+        self.n_public, self._private = 0, 0
+        device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
+        first = reading.to_device(reading.first(public_data, self.batch_size), device)
+        self.taps = self._taps(taps, first)
+        self.n_features = self._raw(first).shape[1]
+        empty = torch.zeros(0, dtype=torch.int64)
+        self.register_buffer("known", empty)  # first bytes of their digests
+        self.register_buffer("mean", torch.zeros(self.n_features, device=device))
+        self.register_buffer("std", torch.ones(self.n_features, device=device))
+        if standardize == "public":
+            self._take_statistics(reading.batches(public_data, self.batch_size))
+        self._made: dict[str, str] = self._digests()
+        self.eval()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights, buffers, statistics and options, as it was made."""
+        return hashlib.sha256(json.dumps(self._made).encode()).hexdigest()
+
+    @property
+    def description(self) -> str:
+        """What a certificate says of it."""
+        return (
+            f"{self._kind} read at {', '.join(self.taps)}: its weights, "
+            "the choice of these depths, and "
+            + (
+                f"means and deviations of {self.n_public:,} public samples"
+                if self.standardize == "public"
+                else "features that are not standardised"
+            )
+        )
+
+    @torch.no_grad()
+    def forward(self, inputs: Any) -> Tensor:
+        """Features (n, d), float32, of a tensor (n, ...) or a mapping of keywords.
+
+        Raises:
+            ModelError: If a part of the model is in train mode.
+            GuaranteeError: If a training sample is one of the public samples.
+        """
+        self._check_eval()
+        if isinstance(inputs, Mapping):
+            inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
+        if self._private:
+            self._refuse_known(inputs)
+        rows = (self._raw(inputs) - self.mean) / self.std
+        if self.unit_norm:
+            rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return self.scale * rows
+
+    def features(self, data: Tensor | Dataset | DataLoader) -> Tensor:
+        """Features (n, d) of all samples, read in batches, on the CPU.
+
+        Args:
+            data: As ``public_data``, in order; a DataLoader must not shuffle if rows
+                are to be matched with anything.
+        """
+        device, rows = self.mean.device, []
+        for batch in reading.batches(data, self.batch_size):
+            rows.append(self(reading.to_device(batch, device)).cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, self.n_features)
+
+    def check(self) -> None:
+        """Raise unless everything is as it was made.
+
+        Raises:
+            ModelError: If a weight, buffer, statistic or option differs, a part is in
+                train mode, or a weight can be trained; it is named.
+        """
+        self._check_eval()
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                raise ModelError(
+                    "expected a PublicBackbone whose weights are frozen, got "
+                    f"requires_grad=True for {name}: it would be trained on private "
+                    "data; put what is to be trained outside the backbone"
+                )
+        now = self._digests()
+        names = sorted({*self._made, *now})
+        moved = [k for k in names if self._made.get(k) != now.get(k)]
+        if moved:
+            raise ModelError(
+                "expected a PublicBackbone as it was made, got others in "
+                f"{', '.join(moved[:5])} ({len(moved)} in all): changed after that, it "
+                "is not public; make it anew from the public model and options (a "
+                "Trainer's precision such as 'bf16-true' converts it: take a mixed one)"
+            )
+
+    @contextmanager
+    def reading_private(self) -> Iterator[None]:
+        """Inside the block inputs are private: those of `public_data` are refused."""
+        self._private += 1
+        try:
+            yield
+        finally:
+            self._private -= 1
+
+    @override
+    def train(self, mode: bool = True) -> "PublicBackbone":
+        """Stay in eval mode, whatever is asked for."""
+        return super().train(False)
+
+    @override
+    def requires_grad_(self, requires_grad: bool = True) -> "PublicBackbone":
+        """Stay frozen, whatever is asked for."""
+        return super().requires_grad_(False)
+
+    @override
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"made": dict(self._made), "n_public": self.n_public}
+
+    @override
+    def set_extra_state(self, state: Any) -> None:
+        made: Any = state.get("made") if isinstance(state, Mapping) else None
+        texts = isinstance(made, Mapping) and all(
+            isinstance(x, str) for pair in made.items() for x in pair
+        )
+        if not texts or not isinstance(state.get("n_public"), int):
+            raise ModelError(
+                "expected the state of a PublicBackbone as this version writes it, got "
+                f"{state!r:.60}: the checkpoint was altered, or is of another version"
+            )
+        self._made, self.n_public = dict(made), state["n_public"]
+
+    @override
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        known = state_dict.get(f"{prefix}known")
+        if isinstance(known, Tensor):  # as many as there were when it was saved
+            self.known = torch.zeros_like(known, device=self.known.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # -- inside ----------------------------------------------------------------
+
+    def _taps(self, names: object, example: Any) -> list[str]:
+        if names != "auto":
+            return taps.check_names(self.model, names)
+        with torch.no_grad():
+            return taps.find(self.model, self._prepared(example))
+
+    def _prepared(self, inputs: Any) -> Any:
+        """Floating-point inputs in the dtype of the model."""
+        floats = (
+            t.dtype
+            for t in chain(self.model.parameters(), self.model.buffers())
+            if t.is_floating_point()
+        )
+        dtype = next(floats, torch.float32)
+        return reading.cast(inputs, dtype)
+
+    @torch.no_grad()
+    def _raw(self, inputs: Any) -> Tensor:
+        """Pooled activations side by side (n, d), float32, whatever autocast says."""
+        inputs = self._prepared(inputs)
+        kinds = {leaf.device.type for leaf in reading.leaves(inputs)}
+        kind = next(iter(kinds)) if kinds else "cpu"
+        with torch.autocast(kind, enabled=False):
+            found = taps.activations(self.model, self.taps, inputs)
+            return torch.cat([taps.pooled(x, self.pool, inputs) for x in found], dim=1)
+
+    def _take_statistics(self, batches: Iterable[Any]) -> None:
+        n, total = 0, torch.zeros(2, self.n_features, dtype=torch.float64)
+        known = []
+        for batch in batches:
+            rows = self._raw(reading.to_device(batch, self.mean.device)).cpu().double()
+            total += torch.stack([rows.sum(0), rows.square().sum(0)])
+            n += len(rows)
+            known += reading.sample_names(batch)
+        if n < 2:
+            raise DataError(
+                f"expected at least 2 public samples to standardise with, got {n}: "
+                'give more in public_data=, or standardize="none"'
+            )
+        mean, square = total / n
+        std = (square - mean.square()).clamp_min(0).sqrt()
+        if not bool(torch.isfinite(std).all()):
+            raise ModelError(
+                "expected finite features of public_data, got NaN or infinite ones: "
+                "look for NaN in it, or a diverged model"
+            )
+        least = _LEAST_STD * float(std.square().mean().sqrt())
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(least or 1.0))
+        self.known, self.n_public = torch.tensor(sorted(set(known))), n
+
+    def _digests(self) -> dict[str, str]:
+        """SHA-256 of each part that rows depend on, by name."""
+        tensors = [
+            *self.model.named_parameters(),
+            *self.model.named_buffers(),
+            ("mean", self.mean),
+            ("std", self.std),
+        ]
+        found = {name: tensors_digest([(name, t)]) for name, t in tensors}
+        options = [self.taps, self.pool, self.standardize, self.unit_norm, self.scale]
+        text = json.dumps([self._kind, *options])
+        found["options"] = hashlib.sha256(text.encode()).hexdigest()
+        return found
+
+    def _check_eval(self) -> None:
+        for name, module in self.model.named_modules():
+            if module.training:
+                kind = type(module).__name__
+                raise ModelError(
+                    f"expected a PublicBackbone in eval mode, got {name or 'its model'}"
+                    f" ({kind}) in train mode: batch normalisation would take "
+                    "statistics of private samples, dropout would be random; do not "
+                    "call train() on its parts"
+                )
+
+    def _refuse_known(self, inputs: Any) -> None:
+        if not len(self.known):
+            return
+        both = torch.isin(torch.tensor(reading.sample_names(inputs)), self.known.cpu())
+        if bool(both.any()):
+            raise GuaranteeError(
+                "expected public_data that are no training samples, got "
+                f"{int(both.sum())} in one batch that are both: the statistics of the "
+                "PublicBackbone would remember the forgotten ones; give it other data, "
+                'or standardize="none"'
+            )
+
+
+def _check_options(
+    model: object, pool: object, standardize: object, unit_norm: object
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"expected model to be a torch.nn.Module, got {type(model).__name__}"
+        )
+    sizes = tuple(pool) if isinstance(pool, (tuple, list)) else ()
+    if len(sizes) != 2:
+        raise ArgumentError(f"expected pool to be a pair such as (2, 2), got {pool!r}")
+    validate.count(pool_rows=sizes[0], pool_columns=sizes[1])
+    if standardize not in ("public", "none"):
+        raise ArgumentError(
+            f'expected standardize="public" or "none", got {standardize!r}: '
+            "statistics, a PCA or a selection of features made from private data "
+            "remember the samples to be forgotten; take them from public data"
+        )
+    if not isinstance(unit_norm, bool):
+        raise ArgumentError(
+            f"expected unit_norm to be True or False, got {unit_norm!r}: the norm "
+            "itself is scale="
+        )

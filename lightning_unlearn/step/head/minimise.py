@@ -1,0 +1,134 @@
+r"""Newton to a fixed gradient norm in a strongly convex scope."""
+
+from collections.abc import Callable
+
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import GuaranteeError, SolverError
+from lightning_unlearn.guarantee.constants import Constant, Origin
+from lightning_unlearn.guarantee.proofs import strongly_convex_claim
+from lightning_unlearn.solvers.base import Solution, Solver, Status
+from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.step.head.descent import (
+    Factored,
+    FreshFactor,
+    InnerSolve,
+    Iterate,
+    StoredFactor,
+    StronglyConvexObjective,
+)
+from lightning_unlearn.step.step import Step
+from lightning_unlearn.weights.scope import Vector
+
+
+def minimise(
+    objective: StronglyConvexObjective,
+    w0: Vector,
+    *,
+    tolerance: float,
+    max_steps: int = 50,
+    solver: Solver | None = None,
+    proxy_samples: int | None = None,
+    start: Vector | None = None,
+    factor: Factored | None = None,
+    refactor: Callable[[], Factored | None] | None = None,
+    observer: Observer = NOBODY,
+) -> Step:
+    r"""Newton steps until ``|grad F| + rounding <= tolerance``, else nothing.
+
+    F is mu-strongly convex with mu = l2, so any w with |grad F(w)| <= tolerance is
+    within tolerance/mu of the one minimiser, from wherever it started
+    (`strongly_convex_upper`). Two such points, one made from the
+    original weights and one from retrained weights, are within 2 tolerance/mu.
+    Conjugate gradients inside; steps are halved until the gradient norm falls.
+
+    Args:
+        objective: F over the retained samples.
+        w0: Starting weights (p,), float64.
+        tolerance: tau, fixed before the data was seen.
+        max_steps: Newton steps at most.
+        solver: For the inner systems; by default conjugate gradients no tighter than
+            needed. It cannot change the claim: the loop ends only at the tolerance.
+        proxy_samples: Of the default solver; for a forecast on a part of the data,
+            what the whole will use.
+        start: The gradient at w0 if it is known, for the first step: it saves a pass
+            and proves nothing.
+        factor: Solves with a matrix near the Hessian at w0 without products; it is
+            used as long as it halves the gradient, then as a preconditioner.
+        refactor: Makes such a factor where curvature is taken, or None if there is
+            none; used in place of the default solver.
+        observer: Looks on, from Newton step to Newton step. Going on from one of them
+            ends at a point that is proved in the same way.
+
+    Returns:
+        The step; the constants do not include the measured gradient norm, which
+        depends on the forgotten samples and is not covered by epsilon.
+
+    Raises:
+        GuaranteeError: If rounding alone exceeds the tolerance.
+        SolverError: If the tolerance is not reached.
+    """
+    validate.positive(tolerance=tolerance)
+    at = Iterate(objective, w0)
+    stored = StoredFactor(factor, start)
+    directions = (
+        stored,
+        FreshFactor(None if solver is not None else refactor, stored),
+        InnerSolve(solver, proxy_samples, stored, tolerance),
+    )
+    observer.stage("gradient")
+    state = observer.start()
+    if state is not None:
+        at.go_on_from(state, max_steps)
+        stored.works = False
+    else:
+        stored.leap(at)
+    if not at.evaluated:
+        at.evaluate()
+    observer.stage("solving")
+    while not at.proves(tolerance):
+        _check_worthwhile(at, tolerance, max_steps)
+        observer.milestone(at.norm, at.state)
+        at.steps += 1
+        if not any(direction.go(at) for direction in directions):
+            raise SolverError(
+                "expected a shorter gradient along the Newton direction, got none "
+                f"below {at.norm:.3g}: the tolerance is below what float64 resolves "
+                "here; raise it"
+            )
+    return Step(
+        weights=at.w,
+        solution=Solution(
+            x=w0 - at.w,
+            residual=at.norm,
+            status=Status.CONVERGED,
+            steps=at.steps,
+            matvecs=at.passes,
+            method=at.method,
+        ),
+        claim=strongly_convex_claim(tolerance, objective.l2),
+        measured=(_feature_norm(objective),),
+    )
+
+
+def _check_worthwhile(at: Iterate, tolerance: float, max_steps: int) -> None:
+    if at.exact and not at.rounding < max(tolerance, at.norm / 10):
+        raise GuaranteeError(
+            f"expected a tolerance above the rounding error of float64 sums, "
+            f"{at.rounding:.3g}, got tolerance={tolerance:.3g}: raise the tolerance"
+        )
+    if at.steps >= max_steps:
+        raise SolverError(
+            f"expected |grad F| <= tolerance={tolerance:.3g} within {max_steps} "
+            f"Newton steps, got {at.norm:.3g}: raise l2, max_steps "
+            "or the tolerance; nothing was released"
+        )
+
+
+def _feature_norm(objective: StronglyConvexObjective) -> Constant:
+    return Constant(
+        name="feature_norm",
+        value=objective.feature_norm,
+        origin=Origin.MEASURED,
+        reason="largest feature row retained; the noise moves a logit by about "
+        "noise_std times it",
+    )

@@ -1,0 +1,1 @@
+"""One damped Newton step of any network."""

@@ -1,0 +1,143 @@
+"""The release: noise of the proved size, and the certificate that says so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import torch
+
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.certificate.standing_caveats import (
+    not_covered,
+    versions,
+    warnings_of_noise,
+)
+from lightning_unlearn.guarantee.claims import Basis, Bound, Grade, Terms, decide
+from lightning_unlearn.guarantee.constants import Origin
+from lightning_unlearn.step.noise import add_noise
+from lightning_unlearn.step.step import Step, project
+from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the certificate must say besides the step itself.
+
+    Args:
+        n_forget: Samples forgotten by this request.
+        n_retain: Samples retained.
+        release: Which release this is, from 1 on.
+        earlier_mus: Of the earlier releases that had a guarantee.
+        earlier_grades: Of the earlier releases.
+        public_parts: Parts outside the scope.
+        unscrubbed: State that may still depend on the forgotten samples.
+        not_covered: Besides the standing list, such as known old checkpoints.
+        warnings: Besides those of the step.
+        digest: Digest of the model's state with a flat vector as its weights.
+        n_parameters: Weights in scope, over all processes.
+        dot: Inner product of vectors, of which a process may hold a part.
+        request_id: Random name of the request.
+    """
+
+    n_forget: int
+    n_retain: int
+    release: int
+    earlier_mus: tuple[float, ...]
+    earlier_grades: tuple[Grade, ...]
+    public_parts: tuple[PublicPart, ...]
+    unscrubbed: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    warnings: tuple[str, ...]
+    digest: Callable[[Vector], str]
+    request_id: str
+    n_parameters: int
+    dot: Dot = plain_dot
+
+
+def release(
+    step: Step,
+    terms: Terms,
+    around: Surroundings,
+    *,
+    max_norm: float | None = None,
+    noise_seed: int | None = None,
+) -> tuple[Vector, Certificate]:
+    """Add the noise and write the certificate.
+
+    Args:
+        step: The weights before noise and what is proved of them.
+        terms: Privacy parameters.
+        around: The rest of what the certificate says.
+        max_norm: C, radius of the ball of the weights, or None. Not used for a
+            strongly convex scope.
+        noise_seed: For tests only: ``terms.seeded`` says so.
+
+    Returns:
+        The released weights (p,) float64 and the certificate, which verifies.
+
+    Raises:
+        GuaranteeError: If epsilon is asked for and no finite sensitivity exists.
+        BudgetError: If the release is beyond those announced.
+    """
+    claim = step.claim
+    decision = decide(
+        terms,
+        Basis(
+            bound=claim.bound,
+            constants=step.constants,
+            public_parts_enforced=all(
+                part.origin is Origin.ENFORCED for part in around.public_parts
+            ),
+            unscrubbed=around.unscrubbed,
+            release=around.release,
+            earlier_mus=around.earlier_mus,
+            earlier_grades=around.earlier_grades,
+        ),
+    )
+    radius = None if claim.bound is Bound.STRONGLY_CONVEX else max_norm
+    released = _with_noise(
+        step.weights, decision.noise_std, radius, around.dot, noise_seed
+    )
+    warnings = warnings_of_noise(
+        decision, claim.bound, step.constants, around.n_parameters, around.n_retain
+    )
+    if claim.bound is Bound.STRONGLY_CONVEX and max_norm is not None:
+        warnings.append("max_norm plays no role for a strongly convex scope")
+    certificate = Certificate(
+        **vars(decision),
+        noise_by_hand=terms.noise_std is not None,
+        bound=claim.bound,
+        reference=claim.reference,
+        constants=step.constants,
+        n_forget=around.n_forget,
+        n_retain=around.n_retain,
+        n_parameters=around.n_parameters,
+        releases=terms.releases,
+        release=around.release,
+        public_parts=around.public_parts,
+        unscrubbed=around.unscrubbed,
+        not_covered=(*not_covered(claim.bound), *around.not_covered),
+        warnings=(*warnings, *claim.warnings, *step.warnings, *around.warnings),
+        weights_digest=around.digest(released),
+        request_id=around.request_id,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=versions(),
+    )
+    certificate.verify()
+    return released, certificate
+
+
+def _with_noise(
+    weights: Vector,
+    noise_std: float,
+    radius: float | None,
+    dot: Dot,
+    seed: int | None,
+) -> Vector:
+    """The weights in the ball, noise added, in the ball again (post-processing)."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    released = weights if radius is None else project(weights, radius, dot)
+    if noise_std > 0:
+        released = add_noise(released.clone(), noise_std, generator)
+    return released if radius is None else project(released, radius, dot)

@@ -1,0 +1,32 @@
+"""SHA-256 digests of tensors."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.weights.dtensors import gathered
+
+_HASHED = 1 << 24  # bytes copied at once
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in order."""
+    sha = hashlib.sha256()
+    for name, tensor in named:
+        data = gathered(tensor.detach()).cpu().contiguous()
+        sha.update(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
+        for part in data.reshape(-1).view(torch.uint8).split(_HASHED):
+            # A copy: FSDP could not free what numpy has seen.
+            sha.update(part.clone().numpy().data)
+    return sha.hexdigest()
+
+
+def state_digest(state: Mapping[str, object]) -> str:
+    """SHA-256 of every tensor of a ``state_dict``, by name."""
+    return tensors_digest(
+        (name, value)
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    )

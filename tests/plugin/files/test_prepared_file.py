@@ -1,0 +1,86 @@
+"""The file of what is prepared: another process reads it, and it is deleted."""
+
+import os
+import stat
+
+import pytest
+
+from lightning_unlearn import UnlearningCallback, prepare
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin.files import prepared_file
+from tests.helpers.nets import (
+    MLP,
+    HeadNet,
+    fitted,
+    loader,
+    trainer,
+)
+from tests.plugin.verbs.test_prepare import FORGET
+
+
+@pytest.mark.parametrize("make", [HeadNet, MLP])
+def test_a_file_serves_another_process(make):
+    options = {"prepared": "secret.pt"} | ({"noise_std": 0.0} if make is MLP else {})
+    _, fit_trainer, _, dataset = fitted(make(), **options)
+    fit_trainer.save_checkpoint("trained.ckpt")
+    done = prepare(fit_trainer)
+    assert done.path.name == "secret.pt"
+    assert stat.S_IMODE(os.stat("secret.pt").st_mode) == 0o600
+    fresh = trainer(UnlearningCallback(**options))
+    result = fresh.unlearn(
+        FORGET,
+        model=make(),
+        train_dataloaders=loader(dataset),
+        ckpt_path="trained.ckpt",
+    )
+    passes = result.solution.matvecs
+    assert "factor" in result.solution.method if make is HeadNet else passes < 40
+    assert not os.path.exists("secret.pt")
+    assert any("what was prepared" in t for t in result.certificate.not_covered)
+
+
+def test_a_file_that_cannot_be_deleted_is_named(monkeypatch, tmp_path):
+    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    path = callback.options.prepared
+    assert path == tmp_path / "secret.pt"  # wherever the process goes later
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "unlink", refuse)
+        with pytest.warns(UserWarning, match="could not delete .*secret.pt.*delete it"):
+            prepared_file.delete(path)
+    (tmp_path / ".secret.pt.part").write_text("left by a killed process")
+    prepared_file.delete(path)
+    assert not list(tmp_path.glob("*secret*"))
+
+
+def test_a_file_of_something_else_is_not_deleted(tmp_path):
+    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+    prepare(fit_trainer)
+    fit_trainer.unlearn([0])  # from memory from now on
+    (tmp_path / "secret.pt").write_text("somebody else's by now")
+    with pytest.warns(UserWarning, match="could not delete"):
+        fit_trainer.unlearn([1])
+    assert (tmp_path / "secret.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["save_to=", "ledger=", "ckpt_path="])
+def test_the_file_must_be_no_other_one(name):
+    options = {"ledger": "same.file"} if name == "ledger=" else {}
+    _, fit_trainer, _, dataset = fitted(prepared="same.file", **options)
+    request = {} if name == "ledger=" else {name.strip("="): "same.file"}
+    if name == "ckpt_path=":
+        fit_trainer.save_checkpoint("same.file")
+    with pytest.raises(SetupError, match=f"file of its own.*which is {name} too"):
+        fit_trainer.unlearn(FORGET, **request)
+
+
+def test_a_missing_folder_is_said_before_the_work(monkeypatch):
+    _, fit_trainer, callback, _ = fitted(prepared="nowhere/secret.pt")
+    monkeypatch.setattr("lightning_unlearn.plugin.plan.head_plan.prepare_head", None)
+    with pytest.raises(SetupError, match="folder of prepared=.*create it"):
+        prepare(fit_trainer)
+    assert callback.bound_state is None
