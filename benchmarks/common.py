@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from mnist_mlp import MLP as MLP
-from mnist_mlp import mnist as mnist
+from mnist_mlp import MLP as MLP, mnist as mnist
 
 import lightning_unlearn as lu
 

@@ -11,31 +11,37 @@ from lightning_unlearn._base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lightning_unlearn.certificate.certificate import Certificate as Certificate
-    from lightning_unlearn.guarantee.kinds import NewtonStep as NewtonStep
-    from lightning_unlearn.guarantee.kinds import NormBall as NormBall
-    from lightning_unlearn.guarantee.kinds import StronglyConvex as StronglyConvex
+    from lightning_unlearn.guarantee.kinds import (
+        NewtonStep as NewtonStep,
+        NormBall as NormBall,
+        StronglyConvex as StronglyConvex,
+    )
     from lightning_unlearn.plugin.callback import (
         UnlearningCallback as UnlearningCallback,
     )
     from lightning_unlearn.plugin.certified import (
         CertifiedClassifier as CertifiedClassifier,
-    )
-    from lightning_unlearn.plugin.certified import (
         CertifiedRegressor as CertifiedRegressor,
     )
     from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
     from lightning_unlearn.plugin.request.result import (
         UnlearningResult as UnlearningResult,
     )
-    from lightning_unlearn.plugin.verbs.preflight import Preflight as Preflight
-    from lightning_unlearn.plugin.verbs.preflight import preflight as preflight
-    from lightning_unlearn.plugin.verbs.prepare import Preparation as Preparation
-    from lightning_unlearn.plugin.verbs.prepare import prepare as prepare
+    from lightning_unlearn.plugin.verbs.preflight import (
+        Preflight as Preflight,
+        preflight as preflight,
+    )
+    from lightning_unlearn.plugin.verbs.prepare import (
+        Preparation as Preparation,
+        prepare as prepare,
+    )
     from lightning_unlearn.plugin.verbs.trainer_experiment import (
         TrainerExperiment as TrainerExperiment,
     )
-    from lightning_unlearn.plugin.verbs.unlearn import Trainer as Trainer
-    from lightning_unlearn.plugin.verbs.unlearn import unlearn as unlearn
+    from lightning_unlearn.plugin.verbs.unlearn import (
+        Trainer as Trainer,
+        unlearn as unlearn,
+    )
     from lightning_unlearn.solvers.base import Solution as Solution
     from lightning_unlearn.solvers.cg import CG as CG
     from lightning_unlearn.solvers.dense import Dense as Dense
@@ -44,8 +50,10 @@ if TYPE_CHECKING:
     from lightning_unlearn.solvers.nystrom import NystromCG as NystromCG
     from lightning_unlearn.step.head.backbone import PublicBackbone as PublicBackbone
     from lightning_unlearn.step.head.convex_head import ConvexHead as ConvexHead
-    from lightning_unlearn.step.head.head_choice import HeadChoice as HeadChoice
-    from lightning_unlearn.step.head.head_choice import HeadComparison as HeadComparison
-    from lightning_unlearn.step.head.head_choice import compare_heads as compare_heads
+    from lightning_unlearn.step.head.head_choice import (
+        HeadChoice as HeadChoice,
+        HeadComparison as HeadComparison,
+        compare_heads as compare_heads,
+    )
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

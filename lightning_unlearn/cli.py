@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
-from lightning.pytorch.cli import LightningCLI as _LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI as _LightningCLI,
+)
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 

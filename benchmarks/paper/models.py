@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import MLP, cifar10, mnist
-from gpu import Net
-from gpu import ResNet18 as GroupResNet18
+from gpu import Net, ResNet18 as GroupResNet18
 from settings import Setting
 
 

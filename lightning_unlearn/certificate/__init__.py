@@ -7,12 +7,11 @@ from lightning_unlearn._base.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_unlearn.certificate.certificate import Certificate as Certificate
     from lightning_unlearn.certificate.fields import PublicPart as PublicPart
-    from lightning_unlearn.certificate.ledger import Entry as Entry
-    from lightning_unlearn.certificate.ledger import Ledger as Ledger
-    from lightning_unlearn.certificate.verification import Finding as Finding
+    from lightning_unlearn.certificate.ledger import Entry as Entry, Ledger as Ledger
     from lightning_unlearn.certificate.verification import (
+        Finding as Finding,
         verify_ledger as verify_ledger,
+        verify_text as verify_text,
     )
-    from lightning_unlearn.certificate.verification import verify_text as verify_text
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

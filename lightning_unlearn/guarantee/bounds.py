@@ -23,7 +23,7 @@ def damped_curvature(damping: float, lambda_min: float) -> float:
     return m
 
 
-def newton_step_terms(
+def newton_step_upper(
     *,
     distance: float,
     hessian_lipschitz: float,
@@ -31,8 +31,8 @@ def newton_step_terms(
     lambda_min: float,
     retrained_gradient_norm: float,
     residual: float,
-) -> dict[str, float]:
-    r"""The four terms of Theorem A, whose sum bounds the distance to retraining.
+) -> float:
+    r"""Theorem A: upper bound on |unlearned - retrained| after one damped step.
 
     F twice differentiable with M-Lipschitz Hessian on the segment [w0, v], H its
     Hessian at w0, lambda + lambda_min(H) > 0, g the exact gradient at w0,
@@ -54,8 +54,7 @@ def newton_step_terms(
         residual: |r| of the linear solve.
 
     Returns:
-        The terms "damping", "hessian_change", "retrained_gradient" and "residual",
-        in units of the weights.
+        The bound, in units of the weights.
 
     Raises:
         ArgumentError: If an argument is negative or not finite.
@@ -68,36 +67,8 @@ def newton_step_terms(
         residual=residual,
     )
     D, M, m = distance, hessian_lipschitz, damped_curvature(damping, lambda_min)
-    return {
-        "damping": damping * D / m,
-        "hessian_change": M / 2 * D**2 / m,
-        "retrained_gradient": retrained_gradient_norm / m,
-        "residual": residual / m,
-    }
-
-
-def newton_step_upper(
-    *,
-    distance: float,
-    hessian_lipschitz: float,
-    damping: float,
-    lambda_min: float,
-    retrained_gradient_norm: float,
-    residual: float,
-) -> float:
-    """Upper bound on |unlearned - retrained| after one damped Newton step.
-
-    The sum of `newton_step_terms`, which states the theorem and its arguments.
-    """
-    terms = newton_step_terms(
-        distance=distance,
-        hessian_lipschitz=hessian_lipschitz,
-        damping=damping,
-        lambda_min=lambda_min,
-        retrained_gradient_norm=retrained_gradient_norm,
-        residual=residual,
-    )
-    return math.fsum(terms.values())
+    terms = (damping * D, M / 2 * D**2, retrained_gradient_norm, residual)
+    return math.fsum(term / m for term in terms)
 
 
 def strongly_convex_upper(*, gradient_norm: float, strong_convexity: float) -> float:

@@ -6,7 +6,7 @@ asks it before the release, and `Certificate.verify` asks it again afterwards.
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_unlearn._base import validate
@@ -35,12 +35,7 @@ class Grade(str, enum.Enum):
 
 
 def lowest(grades: Iterable[Grade]) -> Grade:
-    """The grade of several claims that are made together.
-
-    Example:
-        >>> lowest([Grade.CERTIFIED, Grade.CONDITIONAL]).value
-        'conditional'
-    """
+    """The grade of several claims that are made together."""
     return max(grades, key=list(Grade).index)
 
 
@@ -61,22 +56,6 @@ class NoiseSource(str, enum.Enum):
     NO_NOISE = "no_noise"
 
 
-#: The constants each bound needs, by their public names.
-REQUIRED = {
-    Bound.STRONGLY_CONVEX: ("tolerance", "strong_convexity"),
-    Bound.NEWTON_STEP: (
-        "max_norm",
-        "hessian_lipschitz",
-        "damping",
-        "lambda_min",
-        "retrained_gradient_norm",
-        "residual",
-    ),
-    Bound.NORM_BALL: ("max_norm",),
-    Bound.NO_BOUND: (),
-}
-
-
 #: Why a request without a finite sensitivity is refused.
 NO_SENSITIVITY = (
     "expected a finite sensitivity for epsilon, got none for this model. Three ways "
@@ -88,17 +67,21 @@ NO_SENSITIVITY = (
 _GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})
 _ENFORCED = frozenset({Origin.ENFORCED})
 
-#: What each constant of a bound may be. Nothing measured or estimated: the noise
-#: would depend on the data, and the guarantee does not cover the size of the noise.
-ALLOWED = {
-    "tolerance": _ENFORCED,
-    "strong_convexity": _GIVEN,
-    "max_norm": _ENFORCED,
-    "hessian_lipschitz": _GIVEN,
-    "damping": _ENFORCED,
-    "lambda_min": _GIVEN,
-    "retrained_gradient_norm": _GIVEN,
-    "residual": _ENFORCED,
+#: The constants each bound needs, by their public names, and what each may be. Nothing
+#: measured or estimated: the noise would depend on the data, and the guarantee does not
+#: cover the size of the noise.
+REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
+    Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
+    Bound.NEWTON_STEP: {
+        "max_norm": _ENFORCED,
+        "hessian_lipschitz": _GIVEN,
+        "damping": _ENFORCED,
+        "lambda_min": _GIVEN,
+        "retrained_gradient_norm": _GIVEN,
+        "residual": _ENFORCED,
+    },
+    Bound.NORM_BALL: {"max_norm": _ENFORCED},
+    Bound.NO_BOUND: {},
 }
 
 
@@ -305,11 +288,8 @@ def noise_std_upper(terms: Terms, sensitivity: float) -> float:
         terms: epsilon, delta and T; without T this release is meant alone.
         sensitivity: Of one release, > 0.
 
-    Returns:
-        Standard deviation per coordinate.
-
     Raises:
-        ArgumentError: If an argument is outside its range, or not stated.
+        ArgumentError: If a number is outside its range, or not stated.
     """
     if terms.epsilon is None or terms.delta is None:
         raise ArgumentError("expected epsilon and delta, got none: state both")
@@ -336,24 +316,23 @@ def check_delta(delta: float) -> None:
         )
 
 
-def _values(bound: Bound, constants: Iterable[Constant]) -> Mapping[str, float]:
-    values: dict[str, float] = {}
-    constants = tuple(constants)
+def _values(bound: Bound, constants: Iterable[Constant]) -> dict[str, float]:
+    """The constants a bound needs: each there once, and of an origin it may have."""
+    found: dict[str, float] = {}
     for constant in constants:
-        if constant.name in values:
+        if constant.name in found:
             raise CertificateError(f"the constant {constant.name} is listed twice")
-        values[constant.name] = constant.value
-    missing = [name for name in REQUIRED[bound] if name not in values]
+        found[constant.name] = constant.value
+        allowed = REQUIRED[bound].get(constant.name)
+        if allowed is not None and constant.origin not in allowed:
+            raise CertificateError(
+                f"the constant {constant.name} cannot be {constant.origin.value} in "
+                f"the bound {bound.value}: the noise would depend on the data"
+            )
+    missing = [name for name in REQUIRED[bound] if name not in found]
     if missing:
         raise CertificateError(
             f"the bound {bound.value} needs the constants {', '.join(missing)}, "
             "which the certificate does not list"
         )
-    for constant in constants:
-        allowed = ALLOWED.get(constant.name)
-        if constant.name in REQUIRED[bound] and constant.origin not in (allowed or ()):
-            raise CertificateError(
-                f"the constant {constant.name} cannot be {constant.origin.value} in "
-                f"the bound {bound.value}: the noise would depend on the data"
-            )
-    return values
+    return found

@@ -24,20 +24,10 @@ _RTOL = 1e-10
 
 
 def gaussian_log_delta(epsilon: float, mu: float) -> float:
-    """Logarithm of the exact delta of a mu-GDP release at `epsilon`.
+    """Logarithm of the exact delta of a mu-GDP release at `epsilon`, both > 0.
 
-    Balle & Wang 2018, Theorem 8, in the stable form of docs/theory.md section 5.
-
-    Args:
-        epsilon: Privacy parameter, > 0.
-        mu: Sensitivity over noise standard deviation, > 0.
-
-    Returns:
-        ``log(delta)``; may be below the logarithm of the smallest float, and is an
-        upper bound where mu is too small for float64 to resolve.
-
-    Raises:
-        ArgumentError: If either argument is not finite and > 0.
+    Balle & Wang 2018, Theorem 8, in the stable form of docs/theory.md section 2; an
+    upper bound where mu is too small for float64 to resolve.
 
     Example:
         >>> round(gaussian_log_delta(1.0, 1.0), 6)
@@ -92,12 +82,6 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
         epsilon: Privacy parameter, > 0.
         delta: Failure probability, in (0, 1).
 
-    Returns:
-        A mu that satisfies ``gaussian_delta(epsilon, mu) <= delta``.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-
     Example:
         >>> round(1 / gaussian_mu(1.0, 1e-5), 3)
         3.731
@@ -127,12 +111,6 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
         sensitivity: Proved bound on the distance of the two outputs before
             noise, in units of the weights, > 0.
 
-    Returns:
-        Standard deviation per coordinate, in units of the weights.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-
     Example:
         >>> round(gaussian_sigma(1.0, 1e-5, sensitivity=40.0), 1)
         149.2
@@ -147,12 +125,6 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     Args:
         mu: Sensitivity over noise standard deviation, > 0.
         delta: Failure probability, in (0, 1).
-
-    Returns:
-        Epsilon >= 0; 0.0 when the release is (0, delta) already.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
     """
     validate.positive(mu=mu)
     validate.probability(delta=delta)
@@ -197,12 +169,6 @@ def gaussian_power_upper(false_positive_rate: float, mu: float) -> float:
     Args:
         false_positive_rate: alpha, in (0, 1).
         mu: Sensitivity over noise standard deviation, > 0.
-
-    Returns:
-        An upper bound on the true positive rate, at most 1.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
 
     Example:
         >>> round(gaussian_power_upper(0.01, 1.0), 4)

@@ -125,23 +125,25 @@ def step_claim(
             "damping taken from the data would make the noise depend on it; 0.0 is "
             "best where lambda_min > 0"
         )
-    assumed = "given by the user; sampled values did not refute it"
-    enforced = "set before the request, which fails unless the solver reaches it"
-    stated = [
-        ("hessian_lipschitz", guarantee.hessian_lipschitz, Origin.ASSUMED, assumed),
-        ("lambda_min", guarantee.lambda_min, Origin.ASSUMED, assumed),
-        (
-            *("retrained_gradient_norm", guarantee.retrained_gradient_norm),
-            *(Origin.ASSUMED, assumed),
-        ),
-        ("residual", guarantee.residual, Origin.ENFORCED, enforced),
-        ("damping", damping, Origin.ENFORCED, "given by the user"),
-    ]
+    enforced = {
+        "residual": "set before the request, which fails unless the solver reaches it",
+        "damping": "given by the user",
+    }
     return Claim(
         bound=Bound.NEWTON_STEP,
         constants=(
             ball,
-            *(Constant(name=n, value=v, origin=o, reason=r) for n, v, o, r in stated),
+            *(
+                Constant(
+                    name=name,
+                    value=value,
+                    origin=Origin.ENFORCED if name in enforced else Origin.ASSUMED,
+                    reason=enforced.get(
+                        name, "given by the user; sampled values did not refute it"
+                    ),
+                )
+                for name, value in {**vars(guarantee), "damping": damping}.items()
+            ),
         ),
         reference="the network retrained without the forgotten samples inside the "
         "same norm ball, with the same noise",

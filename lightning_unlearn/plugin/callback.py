@@ -1,8 +1,8 @@
 """The callback: enforces the norm ball in training and remembers what it saw."""
 
 import weakref
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_unlearn.errors import DataError, ModelError, UnlearningError
-from lightning_unlearn.guarantee.kinds import Guarantee
+from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import scope_of
-from lightning_unlearn.plugin.options import Curvature, Options, Precision
+from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
@@ -33,7 +33,6 @@ from lightning_unlearn.plugin.training.training_record import (
     record_data,
 )
 from lightning_unlearn.plugin.training.weight_decay import l2_of
-from lightning_unlearn.solvers.base import Solver
 from lightning_unlearn.weights.digests import state_digest
 
 
@@ -104,103 +103,62 @@ class UnlearningCallback(Callback):
         ... )
     """
 
-    def __init__(
-        self,
-        epsilon: float = 1.0,
-        delta: float = 1e-5,
-        *,
-        max_norm: float | None = None,
-        damping: float | Literal["auto"] = "auto",
-        guarantee: Guarantee | Literal["auto"] = "auto",
-        solver: Solver | Literal["auto"] = "auto",
-        curvature: Curvature = "hessian",
-        l2: float | Literal["auto"] = "auto",
-        tolerance: float = 1e-6,
-        releases: int | None = None,
-        noise_std: float | None = None,
-        solve_precision: Precision = "auto",
-        batch_size: int | None = None,
-        graph_memory: int | Literal["auto"] = "auto",
-        low_memory: bool | Literal["auto"] = "auto",
-        ledger: str | Path | None = None,
-        ledger_indices: bool = False,
-        log_gradient: bool = False,
-        prepared: str | Path | None = None,
-        state_file: str | Path | None = None,
-        state_every: int = 10,
-        noise_seed: int | None = None,
-    ) -> None:
+    @with_parameters_of(Options)
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__()
-        self.options = Options(
-            epsilon=epsilon,
-            delta=delta,
-            max_norm=max_norm,
-            damping=damping,
-            guarantee=guarantee,
-            solver=solver,
-            curvature=curvature,
-            l2=l2,
-            tolerance=tolerance,
-            releases=releases,
-            noise_std=noise_std,
-            solve_precision=solve_precision,
-            batch_size=batch_size,
-            graph_memory=graph_memory,
-            low_memory=low_memory,
-            noise_seed=noise_seed,
-            ledger=None if ledger is None else Path(ledger).resolve(),
-            ledger_indices=ledger_indices,
-            log_gradient=log_gradient,
-            prepared=None if prepared is None else Path(prepared).absolute(),
-            state_file=None if state_file is None else Path(state_file).absolute(),
-            state_every=state_every,
-        )
-        self.bound_state: BoundState | None = None
-        self.record = TrainingRecord()
-        self.loader: DataLoader | None = None
-        self.datamodule: LightningDataModule | None = None
-        self._trained: weakref.ref[LightningModule] | None = None
-        self._prepared: weakref.ref[LightningDataModule] | None = None
-        self._restored = False
-        self._travelled = False
+        self.options = Options(*args, **options)
+        self.attached = Attachment()
         # Trainings that have ended; processes launched from this one count in it too.
-        self._fits, self._fits_seen = torch.zeros(1).share_memory_(), 0
+        self._fits = torch.zeros(1).share_memory_()
         self._steps = -1
-        self.requests = 0
+
+    @property
+    def record(self) -> TrainingRecord:
+        """What is known of the training."""
+        return self.attached.record
+
+    @record.setter
+    def record(self, record: TrainingRecord) -> None:
+        self.attached.record = record
+
+    @property
+    def bound_state(self) -> BoundState | None:
+        """What was prepared for the next request."""
+        return self.attached.bound_state
+
+    @property
+    def requests(self) -> int:
+        """How many requests have succeeded."""
+        return self.attached.requests
 
     def committed(
         self,
         pl_module: LightningModule,
         loader: DataLoader | None,
-        kept: BoundState | None,
+        state: BoundState | None,
     ) -> None:
         """A request has succeeded: this is our model now, and this its data."""
-        self.requests += 1
-        self.adopt(pl_module, loader, kept)
+        self.attached.requests += 1
+        self.adopt(pl_module, loader, state)
 
     def adopt(
         self,
         pl_module: LightningModule,
         loader: DataLoader | None,
-        kept: BoundState | None,
+        state: BoundState | None,
     ) -> None:
         """This is our model now, this its data, and this what was prepared of them."""
-        self.loader = loader
-        self._trained = weakref.ref(pl_module)
-        self.bound_state = kept
+        self.attached.loader = loader
+        self.attached.module = weakref.ref(pl_module)
+        self.attached.bound_state = state
 
-    def snapshot(self) -> dict[str, Any]:
-        """Everything a run may change, to be put back by `rewind`."""
-        return {**vars(self)}
+    def snapshot(self) -> Attachment:
+        """All that a run may change, to be put back by `rewind`."""
+        return replace(self.attached)
 
-    def rewind(self, snapshot: dict[str, Any]) -> None:
+    def rewind(self, snapshot: Attachment) -> None:
         """Put back what `snapshot` returned."""
-        vars(self).update(snapshot)
-
-    def belongs_to(self, pl_module: LightningModule) -> bool:
-        """Whether the record is of this module, or of none in this process."""
-        other = self._trained() if self._trained is not None else None
-        return other is None or other is pl_module or self._restored
+        self.attached = snapshot
 
     # -- state -----------------------------------------------------------------
 
@@ -219,8 +177,7 @@ class UnlearningCallback(Callback):
                 "they are back in the model; load the clean checkpoint, or unlearn "
                 "them again"
             )
-        self.record = record
-        self._restored = True
+        self.attached.record, self.attached.restored = record, True
 
     def take_result(
         self,
@@ -230,7 +187,7 @@ class UnlearningCallback(Callback):
         datamodule: LightningDataModule | None,
     ) -> None:
         """A request has succeeded in processes that are gone now."""
-        self.datamodule = datamodule
+        self.attached.datamodule = datamodule
         self._take(record, pl_module)
         self.committed(pl_module, loader, None)
 
@@ -239,56 +196,55 @@ class UnlearningCallback(Callback):
         record = child_processes.received_record(trainer)
         if record is not None and trainer.lightning_module is not None:
             self._take(record, trainer.lightning_module)
-            self.adopt(trainer.lightning_module, self.loader, None)
+            self.adopt(trainer.lightning_module, self.attached.loader, None)
 
     def _take(self, record: dict[str, Any], pl_module: LightningModule) -> None:
-        self.record = TrainingRecord.from_dict(record)
-        self._fits_seen = int(self._fits)
+        self.attached.record = TrainingRecord.from_dict(record)
+        self.attached.fits_seen = int(self._fits)
         named = dict(pl_module.named_parameters())
         mark_trained(named[name] for name in self.record.trained if name in named)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        names = ("loader", "datamodule", "bound_state", "_trained", "_prepared")
-        trained = self._trained is not None and self._trained() is not None
-        return {**vars(self), **dict.fromkeys(names), "_travelled": trained}
+        return {**vars(self), "attached": self.attached.travelling()}
 
     # -- training --------------------------------------------------------------
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give a request the data and layers that ``setup("fit")`` makes."""
-        datamodule = getattr(trainer, "datamodule", None)
-        prepared = self._prepared() if self._prepared is not None else None
+        datamodule, attached = getattr(trainer, "datamodule", None), self.attached
+        known = attached.set_up() if attached.set_up is not None else None
         if stage == "fit":
-            self._restored = False  # a checkpoint is loaded after this, if at all
+            attached.restored = False  # a checkpoint is loaded after this, if at all
         if stage == STAGE:
-            if datamodule is not None and datamodule is not prepared:
+            if datamodule is not None and datamodule is not known:
                 datamodule.setup("fit")
-            if self._trained is None or self._trained() is not pl_module:
+            if not attached.is_of(pl_module):
                 pl_module.setup("fit")
         if stage in (STAGE, "fit") and datamodule is not None:
-            self._prepared = weakref.ref(datamodule)
+            attached.set_up = weakref.ref(datamodule)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Digest everything outside the scope before the first step moves anything."""
-        self.bound_state = None
-        same = self._trained is not None and self._trained() is pl_module
-        if not (same or self._restored or self._travelled):
-            self.record = TrainingRecord()
+        attached = self.attached
+        attached.bound_state = None
+        same = attached.is_of(pl_module)
+        if not (same or attached.restored or attached.travelled):
+            attached.record = TrainingRecord()
         self.take_sent_record(trainer)
-        resumed = trainer.ckpt_path is not None and not self._restored
-        if int(self._fits) != self._fits_seen and not self._restored:
+        resumed = trainer.ckpt_path is not None and not attached.restored
+        if int(self._fits) != attached.fits_seen and not attached.restored:
             rank_zero_warn(
                 "this callback has watched a training in other processes whose record "
                 "stayed with its Trainer: what lies outside the scope is not known to "
                 "be public; pass ckpt_path= of a checkpoint of that training"
             )
-            self.record, resumed = TrainingRecord(), True
-            self._fits_seen = int(self._fits)
-        self._restored = self._travelled = False
-        self._trained = weakref.ref(pl_module)
+            attached.record, resumed = TrainingRecord(), True
+            attached.fits_seen = int(self._fits)
+        attached.restored = attached.travelled = False
+        attached.module = weakref.ref(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
@@ -302,10 +258,12 @@ class UnlearningCallback(Callback):
         try:
             loader = training_data.training_loader(trainer.train_dataloader)
         except DataError:
-            self.loader = None  # a request will say what is wrong with the data
+            self.attached.loader = (
+                None  # a request will say what is wrong with the data
+            )
         else:
             record_data(self.record, loader)
-            self.loader = loader
+            self.attached.loader = loader
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
@@ -359,9 +317,10 @@ class UnlearningCallback(Callback):
         self._note_changes(trainer, pl_module)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
-        if self.options.log_gradient and self.loader is not None:
+        loader = self.attached.loader
+        if self.options.log_gradient and loader is not None:
             self.record.gradient_norm = gradient_norm(
-                trainer, pl_module, self.options, self.loader, self.record.l2
+                trainer, pl_module, self.options, loader, self.record.l2
             )
         self._count_fit()
         if is_spawning(trainer):
@@ -378,7 +337,7 @@ class UnlearningCallback(Callback):
 
     def _count_fit(self) -> None:
         self._fits += 1
-        self._fits_seen = int(self._fits)
+        self.attached.fits_seen = int(self._fits)
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         note_changed_numbers(pl_module, self.record)

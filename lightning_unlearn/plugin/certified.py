@@ -166,7 +166,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
                 state = plan.prepare()
                 assert state.start is not None
                 weights, passes = state.start, state.passes
-                context.callback.bound_state = prepared_file.bind(plan, state)
+                context.callback.attached.bound_state = prepared_file.bind(plan, state)
         plan.scope.again().assign(weights)  # in shards again, if they were
         return passes, len(plan.retained)
 

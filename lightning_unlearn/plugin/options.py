@@ -1,8 +1,10 @@
 """The callback's options: validated at birth, before any data is seen."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import update_wrapper
 from pathlib import Path
-from typing import Literal
+from typing import Any, Concatenate, Literal, ParamSpec
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, SetupError
@@ -20,32 +22,33 @@ Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_diffe
 Precision = Literal["auto", "float32", "float64"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options:
-    """See `UnlearningCallback`, which documents each."""
+    """Those of `UnlearningCallback`, which documents each; written here once."""
 
-    epsilon: float
-    delta: float
-    max_norm: float | None
-    damping: float | Literal["auto"]
-    guarantee: Guarantee | Literal["auto"]
-    solver: Solver | Literal["auto"]
-    curvature: Curvature
-    l2: float | Literal["auto"]
-    tolerance: float
-    releases: int | None
-    noise_std: float | None
-    solve_precision: Precision
-    batch_size: int | None
-    graph_memory: int | Literal["auto"]
-    low_memory: bool | Literal["auto"]
-    noise_seed: int | None
-    ledger: Path | None
-    ledger_indices: bool
-    log_gradient: bool
-    prepared: Path | None
-    state_file: Path | None
-    state_every: int
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    _: KW_ONLY
+    max_norm: float | None = None
+    damping: float | Literal["auto"] = "auto"
+    guarantee: Guarantee | Literal["auto"] = "auto"
+    solver: Solver | Literal["auto"] = "auto"
+    curvature: Curvature = "hessian"
+    l2: float | Literal["auto"] = "auto"
+    tolerance: float = 1e-6
+    releases: int | None = None
+    noise_std: float | None = None
+    solve_precision: Precision = "auto"
+    batch_size: int | None = None
+    graph_memory: int | Literal["auto"] = "auto"
+    low_memory: bool | Literal["auto"] = "auto"
+    ledger: str | Path | None = None
+    ledger_indices: bool = False
+    log_gradient: bool = False
+    prepared: str | Path | None = None
+    state_file: str | Path | None = None
+    state_every: int = 10
+    noise_seed: int | None = None
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
@@ -84,19 +87,43 @@ class Options:
                 f"NewtonStep(...), got {self.guarantee!r}"
             )
 
+        # Wherever the process goes later. The ledger is one file by whatever link.
+        for name in ("ledger", "prepared", "state_file"):
+            path = getattr(self, name)
+            if path is not None:
+                own = (
+                    Path(path).resolve() if name == "ledger" else Path(path).absolute()
+                )
+                object.__setattr__(self, name, own)
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The ledger's file."""
+        return None if self.ledger is None else Path(self.ledger)
+
+    @property
+    def prepared_path(self) -> Path | None:
+        """The file of what `prepare` stores."""
+        return None if self.prepared is None else Path(self.prepared)
+
+    @property
+    def state_path(self) -> Path | None:
+        """The file of where a solve stands."""
+        return None if self.state_file is None else Path(self.state_file)
+
     def check_paths(
         self, save_to: Path | None, ckpt_path: str | None, resume_from: Path | None
     ) -> None:
         """Raise `SetupError` if a secret file, which is deleted, is another one too."""
         others = {
             "save_to=": save_to,
-            "ledger=": self.ledger,
+            "ledger=": self.ledger_path,
             "ckpt_path=": ckpt_path,
-            "prepared=": self.prepared,
+            "prepared=": self.prepared_path,
         }
         secret = {
-            "prepared=": self.prepared,
-            "state_file=": self.state_file or resume_from,
+            "prepared=": self.prepared_path,
+            "state_file=": self.state_path or resume_from,
         }
         for name, own in secret.items():
             if own and not own.parent.is_dir():
@@ -122,3 +149,23 @@ class Options:
             seeded=self.noise_seed is not None,
             releases=self.releases,
         )
+
+
+# Named where a call does not fit.
+Options.__init__.__qualname__ = "UnlearningCallback.__init__"
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def with_parameters_of(
+    like: Callable[_Parameters, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Parameters], None]]:
+    """Give an ``__init__`` the parameters of a class, for people and for programs."""
+
+    def decorate(init: Callable[..., None]) -> Any:
+        own = init.__doc__
+        decorated: Any = update_wrapper(init, like.__init__)
+        decorated.__doc__ = own
+        return decorated
+
+    return decorate

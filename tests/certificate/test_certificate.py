@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lightning_unlearn._base.strict_json import canonical_digest as _digest
 from lightning_unlearn.certificate.certificate import Certificate

@@ -2,8 +2,7 @@ import math
 
 import mpmath
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation.baselines.paper_bounds import gaussian_sigma_classic

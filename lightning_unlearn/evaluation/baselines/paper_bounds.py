@@ -6,7 +6,7 @@ None of these is used for a guarantee: `bounds.newton_step_upper` is.
 import math
 
 from lightning_unlearn._base import validate
-from lightning_unlearn.errors import ArgumentError, GuaranteeError
+from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.guarantee.bounds import damped_curvature
 
 
@@ -49,7 +49,9 @@ def newton_step_upper_nonstationary_paper(
     """Proposition 4.1 of the paper, first term: Theorem 3.4 plus ``G / m``.
 
     ``(2C(MC + lambda) + G) / (lambda + lambda_min)`` where G bounds the gradient at
-    the *retrained* weights; it cannot be measured at the original ones.
+    the *retrained* weights; it cannot be measured at the original ones. Proposition
+    4.2: the same holds after every request of a sequence, for every state lies in the
+    ball of radius C; the privacy budget does grow.
 
     Args:
         max_norm: C.
@@ -158,46 +160,6 @@ def newton_step_upper_lissa_paper(
     )
 
 
-def sequential_upper_paper(
-    *,
-    requests: int,
-    max_norm: float,
-    hessian_lipschitz: float,
-    damping: float,
-    lambda_min: float,
-    gradient_norm: float,
-) -> float:
-    """Proposition 4.2 of the paper: the same bound after every request of a sequence.
-
-    It holds because every state lies in the ball of radius C, so the distance to the
-    retrained weights is at most 2C before each step; it does not grow with the number
-    of requests (Zhang et al. 2024, Proposition 4.2). The privacy budget does.
-
-    Args:
-        requests: Number of requests, >= 1; the bound does not depend on it.
-        max_norm: C.
-        hessian_lipschitz: M.
-        damping: lambda.
-        lambda_min: Smallest Hessian eigenvalue over the states the steps start from.
-        gradient_norm: G.
-
-    Returns:
-        The bound after the last request, in units of the weights.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-        GuaranteeError: If damping + lambda_min is not > 0.
-    """
-    validate.count(requests=requests)
-    return newton_step_upper_nonstationary_paper(
-        max_norm=max_norm,
-        hessian_lipschitz=hessian_lipschitz,
-        damping=damping,
-        lambda_min=lambda_min,
-        gradient_norm=gradient_norm,
-    )
-
-
 def lissa_filter(*, eigenvalue: float, scale: float, steps: int) -> float:
     """The part of 1/h that LiSSA applies along an eigen-direction h of A.
 
@@ -257,82 +219,6 @@ def forget_gradient_surcharge(
     validate.count(n_retain=n_retain, n_train=n_train)
     off = n_train / n_retain * full_gradient_norm
     return off / damped_curvature(damping, lambda_min)
-
-
-def newton_kantorovich_upper(
-    *, hessian_lipschitz: float, inverse_norm: float, newton_step_norm: float
-) -> float:
-    r"""Distance to a stationary point, from one exact Newton step.
-
-    With ``h = M |H^-1| |H^-1 g| <= 1/2`` there is a stationary point within
-    ``2 |H^-1 g| / (1 + sqrt(1 - 2h))`` (Kantorovich 1948; Ortega 1968). It is THE
-    minimiser where F is strictly convex.
-
-    Args:
-        hessian_lipschitz: M, in the ball the bound describes.
-        inverse_norm: Bound on |H^-1|.
-        newton_step_norm: |H^-1 g|.
-
-    Returns:
-        The bound, in units of the weights.
-
-    Raises:
-        ArgumentError: If an argument is outside its range.
-        GuaranteeError: If h > 1/2: the theorem says nothing.
-    """
-    validate.non_negative(
-        hessian_lipschitz=hessian_lipschitz, newton_step_norm=newton_step_norm
-    )
-    validate.positive(inverse_norm=inverse_norm)
-    h = hessian_lipschitz * inverse_norm * newton_step_norm
-    if not h <= 0.5:
-        raise GuaranteeError(
-            f"expected h = M |H^-1| |H^-1 g| <= 1/2 for Newton-Kantorovich, got {h:.3g}"
-            ": take another Newton step first"
-        )
-    return 2 * newton_step_norm / (1 + math.sqrt(1 - 2 * h))
-
-
-def softmax_hessian_lipschitz(*, feature_norm: float) -> float:
-    r"""M of softmax cross-entropy over affine logits: ``sqrt(2)/(3 sqrt(3)) R^3``.
-
-    The third derivative of log-sum-exp at z along u is the third cumulant of u under
-    softmax(z). A symmetric trilinear form has its norm on the diagonal (Banach 1938);
-    u with |u| = 1 spreads over an interval of length at most sqrt(2), and a third
-    central moment on an interval of length r is at most ``r^3/(6 sqrt(3))``.
-    Logits of a row x move by at most R |dW|; three factors of R.
-
-    Args:
-        feature_norm: R, the largest feature row (with the 1 of the bias).
-
-    Returns:
-        M, about .2722 R^3.
-
-    Example:
-        >>> round(softmax_hessian_lipschitz(feature_norm=1.0), 4)
-        0.2722
-    """
-    validate.positive(feature_norm=feature_norm)
-    return math.sqrt(2) / (3 * math.sqrt(3)) * feature_norm**3
-
-
-def logistic_hessian_lipschitz(*, feature_norm: float) -> float:
-    r"""M of binary logistic regression: ``R^3/(6 sqrt(3))``, about .0962 R^3.
-
-    The largest third derivative of ``log(1 + e^z)``, at ``s = 1/2 +- 1/(2 sqrt 3)``.
-
-    Args:
-        feature_norm: R, the largest feature row.
-
-    Returns:
-        M.
-
-    Example:
-        >>> round(logistic_hessian_lipschitz(feature_norm=1.0), 4)
-        0.0962
-    """
-    validate.positive(feature_norm=feature_norm)
-    return feature_norm**3 / (6 * math.sqrt(3))
 
 
 def gaussian_sigma_classic(epsilon: float, delta: float, sensitivity: float) -> float:

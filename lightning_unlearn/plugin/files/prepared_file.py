@@ -12,8 +12,7 @@ from torch.utils.data import default_collate
 
 from lightning_unlearn._base.strict_json import canonical_digest
 from lightning_unlearn.errors import DataError, ModelError, SetupError
-from lightning_unlearn.plugin.data import exact_batches
-from lightning_unlearn.plugin.data import training_data as data
+from lightning_unlearn.plugin.data import exact_batches, training_data as data
 from lightning_unlearn.plugin.files.secret_file import SecretFile
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan

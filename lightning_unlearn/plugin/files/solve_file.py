@@ -90,7 +90,7 @@ def with_solve_file(plan: Plan, key: str, resume_from: Path | None) -> Plan:
         DataError: If the state is not of this request.
     """
     options, processes = plan.options, plan.processes
-    file = options.state_file or resume_from
+    file = options.state_path or resume_from
     if file is None:
         return plan
     if resume_from is not None and file.resolve() != resume_from.resolve():

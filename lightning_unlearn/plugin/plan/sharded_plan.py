@@ -67,7 +67,7 @@ class ShardedPlan(NetworkPlan):
         """See `Plan`."""
         if isinstance(self.guarantee, NewtonStep):
             raise refuse_claim("NewtonStep")
-        file = self.options.state_file or resume_from
+        file = self.options.state_path or resume_from
         if file is not None:
             raise StrategyError(
                 "expected no state_file= or resume_from= for weights that stay "

@@ -91,9 +91,10 @@ def warn_early(
     pl_module: LightningModule, options: Options, record: TrainingRecord
 ) -> None:
     """Say before the training, not after it, what a request would refuse."""
-    if options.ledger is not None and not record.ledger and options.ledger.exists():
+    ledger = options.ledger_path
+    if ledger is not None and not record.ledger and ledger.exists():
         rank_zero_warn(
-            f"the ledger {options.ledger} is there already, and this training is not "
+            f"the ledger {ledger} is there already, and this training is not "
             "the one it is of: its requests would be refused; name a new file in "
             "ledger="
         )

@@ -129,12 +129,12 @@ def commit(
         kept: What of the prepared state may stay, or None.
     """
     trainer, processes = plan.trainer, plan.processes
-    record, file = callback.record, callback.options.ledger
+    record, file = callback.record, callback.options.ledger_path
     scope, mine = plan.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
     secret = solve_file.files(plan.solve_file)
-    if callback.options.prepared is not None:
-        secret = [*secret, callback.options.prepared]
+    if callback.options.prepared_path is not None:
+        secret = [*secret, callback.options.prepared_path]
     files = Files(done, save_to, file, secret) if mine else Files(done, None, None, [])
     named = dict(plan.module.named_buffers())
     moved = [*scope.parameters, *(named[name] for name in done.buffers)]
@@ -166,7 +166,7 @@ def commit(
     try:
         trainer_state.forget_training(trainer, plan.module, save_to)
     finally:
-        if mine and callback.options.prepared is not None:
-            prepared_file.delete(callback.options.prepared)
+        if mine and callback.options.prepared_path is not None:
+            prepared_file.delete(callback.options.prepared_path)
         solve_file.delete(plan.solve_file)
         files.close()

@@ -72,7 +72,7 @@ class Execution:
         """Solve, release, move the weights once, write; roll back if writing fails."""
         start, context = time.perf_counter(), self.context
         with (
-            locked_for_all(context.callback.options.ledger, context.processes),
+            locked_for_all(context.callback.options.ledger_path, context.processes),
             progress.shown(
                 context.trainer, context.module, context.processes
             ) as display,
@@ -138,7 +138,7 @@ class Execution:
         deleted: tuple[str, ...],
     ) -> UnlearningResult:
         plan, measured = solved.plan, solved.measured
-        file = self.context.callback.options.ledger
+        file = self.context.callback.options.ledger_path
         return UnlearningResult(
             certificate=solved.decided.certificate,
             solution=solved.solution,

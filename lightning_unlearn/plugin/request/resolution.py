@@ -141,7 +141,7 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
 
 def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
     """The prepared state, if there is any and it is of this model."""
-    state, file = context.callback.bound_state, context.callback.options.prepared
+    state, file = context.callback.bound_state, context.callback.options.prepared_path
     if context.processes.world > 1:
         if state is not None or (file is not None and file.exists()):
             rank_zero_warn(
@@ -177,8 +177,8 @@ def _ledger(context: StageContext) -> ledgers.Ledger:
     """The ledger so far: the checkpoint's, which the file must agree with."""
     options = context.callback.options
     ledger = ledgers.Ledger.from_text(context.callback.record.ledger)
-    if options.ledger is not None:
-        ledgers.agree(ledger, ledgers.read(options.ledger))
+    if options.ledger_path is not None:
+        ledgers.agree(ledger, ledgers.read(options.ledger_path))
     if options.noise_std is None:
         mu = 1 / noise_std_upper(options.terms, sensitivity=1.0)
         ledger.check_budget(options.releases, mu)

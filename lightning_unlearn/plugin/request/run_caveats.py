@@ -28,7 +28,7 @@ def not_covered(
     known += tuple(f"whatever was logged in {path}" for path in stale.logs)
     states = trainer_state.kept_states(context.trainer)
     known += tuple(f"the state kept by {name}" for name in states)
-    file = callback.options.prepared
+    file = callback.options.prepared_path
     if callback.bound_state is not None or (file is not None and file.exists()):
         known += (
             "what was prepared from these samples (features, gradient, curvature): "
@@ -42,7 +42,7 @@ def not_covered(
             "where the solve stood on the way (state_file): it is deleted after this "
             "request; copies of it are as secret as the samples",
         )
-    if callback.options.ledger is None:
+    if callback.options.ledger_path is None:
         known += (
             "releases made from other copies of this model: without ledger= this "
             "checkpoint does not know of them",

@@ -139,11 +139,12 @@ def run_in_trainer(
     _check_checkpoint(ckpt_path)
     strategies.adapter(trainer)  # refuse before any process is launched
     callback.take_sent_record(trainer)
+    attached = callback.attached
     given = train_dataloaders
     if given is None and datamodule is None:
-        given = trainer.train_dataloader or callback.loader
+        given = trainer.train_dataloader or attached.loader
         if given is None:
-            datamodule = getattr(trainer, "datamodule", None) or callback.datamodule
+            datamodule = getattr(trainer, "datamodule", None) or attached.datamodule
         nowhere = given is None and datamodule is None
         if nowhere and not is_overridden("train_dataloader", model):
             raise SetupError(
@@ -151,7 +152,7 @@ def run_in_trainer(
                 "datamodule= (processes that have ended took those of the fit along)"
             )
 
-    if ckpt_path is None and not callback.belongs_to(model):
+    if ckpt_path is None and not attached.may_be_of(model):
         raise SetupError(
             "expected the model this UnlearningCallback has watched, got another one: "
             "its record of data and requests would be wrong; use a new callback, or "

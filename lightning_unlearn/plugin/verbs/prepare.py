@@ -109,7 +109,7 @@ def prepare(
 
 def _prepare(context: StageContext) -> Preparation:
     begin = time.perf_counter()
-    callback, path = context.callback, context.callback.options.prepared
+    callback, path = context.callback, context.callback.options.prepared_path
     if path is not None:
         prepared_file.check_target(path)  # before the work, not after it
     plan = resolve(context, None)

@@ -107,7 +107,9 @@ class TrainerExperiment:
         given = Subset(self.dataset, kept)
         trainer, loader = _fitted(self.train(given), self.white_box)
         read = training_data.training_loader(
-            loader or trainer.train_dataloader or callback_of(trainer, None).loader
+            loader
+            or trainer.train_dataloader
+            or callback_of(trainer, None).attached.loader
         )
         if read.dataset is not given:
             raise ArgumentError(
@@ -164,8 +166,8 @@ def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | Non
             "processes: train on one device, or use white_box=False"
         )
     callback = callback_of(trainer, None)
-    if callback.requests or callback.options.ledger is not None:
-        what = "one with ledger=" if callback.options.ledger else "one used before"
+    if callback.requests or callback.options.ledger_path is not None:
+        what = "one with ledger=" if callback.options.ledger_path else "one used before"
         raise SetupError(
             f"expected train to make a Trainer and an UnlearningCallback anew, without "
             f"a ledger file, got {what}: runs must share nothing"

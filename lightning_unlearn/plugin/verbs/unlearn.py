@@ -85,7 +85,7 @@ def unlearn(
         find_duplicates=find_duplicates,
         evaluate=evaluate,
     )
-    request.check(trainer, callback_of(trainer, model).options.ledger)
+    request.check(trainer, callback_of(trainer, model).options.ledger_path)
     return run_in_trainer(
         trainer,
         _Unlearn(request),

@@ -19,8 +19,7 @@ from lightning_unlearn.errors import (
     GuaranteeError,
     ModelError,
 )
-from lightning_unlearn.step.head import inputs as reading
-from lightning_unlearn.step.head import taps
+from lightning_unlearn.step.head import inputs as reading, taps
 from lightning_unlearn.weights.digests import tensors_digest
 
 _LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up

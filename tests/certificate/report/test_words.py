@@ -14,8 +14,12 @@ from lightning_unlearn.guarantee.claims import Grade, NoiseSource
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.guarantee.gaussian import gaussian_epsilon
 from tests.certificate.helpers.pages import MEASURED, OF_GRADE, Page, page_of
-from tests.helpers.certificates import NOTHING, convex_constants, make
-from tests.helpers.certificates import noise_std as noise_of
+from tests.helpers.certificates import (
+    NOTHING,
+    convex_constants,
+    make,
+    noise_std as noise_of,
+)
 
 
 @pytest.mark.parametrize("grade", list(OF_GRADE))

@@ -22,8 +22,12 @@ from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.guarantee.gaussian import gaussian_epsilon, gaussian_mu
 from lightning_unlearn.step.release import release
 from tests.evaluation.helpers.worlds import DELTA, certificate, none_certificate, worlds
-from tests.helpers.certificates import BALL, convex_constants, make
-from tests.helpers.certificates import noise_std as noise_of
+from tests.helpers.certificates import (
+    BALL,
+    convex_constants,
+    make,
+    noise_std as noise_of,
+)
 from tests.helpers.oracles import delta_by_quadrature
 from tests.helpers.releases import around, step
 

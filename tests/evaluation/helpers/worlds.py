@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from lightning_unlearn.guarantee.gaussian import gaussian_epsilon
-from tests.helpers.certificates import NOTHING, make
-from tests.helpers.certificates import noise_std as noise_of
+from tests.helpers.certificates import NOTHING, make, noise_std as noise_of
 
 DELTA = 1e-5
 

@@ -7,8 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, Dataset, Subset, random_split
 
 from lightning_unlearn import UnlearningCallback, preflight

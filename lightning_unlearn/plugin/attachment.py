@@ -1,0 +1,59 @@
+"""Which model a callback's record is of, and how it came here."""
+
+import weakref
+from dataclasses import dataclass, field
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+
+
+@dataclass
+class Attachment:
+    """All of a callback that a run may change, and that is put back if it fails.
+
+    Args:
+        record: What is known of the training.
+        loader: The training loader, or None.
+        datamodule: It came from, where the loader is in a process that is gone.
+        bound_state: What was prepared for the next request, or None.
+        module: The module that was trained or unlearned in this process.
+        set_up: The datamodule whose ``setup("fit")`` has been called.
+        restored: Whether the record was read from a checkpoint since.
+        travelled: Whether it came to a launched process with its module.
+        fits_seen: Trainings that have ended and whose record is this one.
+        requests: That have succeeded.
+    """
+
+    record: TrainingRecord = field(default_factory=TrainingRecord)
+    loader: DataLoader | None = None
+    datamodule: LightningDataModule | None = None
+    bound_state: BoundState | None = None
+    module: "weakref.ref[LightningModule] | None" = None
+    set_up: "weakref.ref[LightningDataModule] | None" = None
+    restored: bool = False
+    travelled: bool = False
+    fits_seen: int = 0
+    requests: int = 0
+
+    def is_of(self, module: LightningModule) -> bool:
+        """Whether the record is of this very module, in this process."""
+        return self.module is not None and self.module() is module
+
+    def may_be_of(self, module: LightningModule) -> bool:
+        """Whether the record is of this module, or of none in this process."""
+        other = self.module() if self.module is not None else None
+        return other is None or other is module or self.restored
+
+    def travelling(self) -> "Attachment":
+        """Without what cannot travel to a spawned process."""
+        alive = self.module is not None and self.module() is not None
+        return Attachment(
+            record=self.record,
+            restored=self.restored,
+            travelled=alive,
+            fits_seen=self.fits_seen,
+            requests=self.requests,
+        )
