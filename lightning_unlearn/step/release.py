@@ -22,7 +22,7 @@ from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What the certificate must say besides the step itself.
+    """What a release is given besides the step and the terms.
 
     Args:
         n_forget: Samples forgotten by this request.
@@ -38,6 +38,9 @@ class Surroundings:
         n_parameters: Weights in scope, over all processes.
         dot: Inner product of vectors, of which a process may hold a part.
         request_id: Random name of the request.
+        max_norm: C, radius of the ball of the weights, or None. Not used for a
+            strongly convex scope.
+        noise_seed: For tests only: ``terms.seeded`` says so.
     """
 
     n_forget: int
@@ -53,15 +56,12 @@ class Surroundings:
     request_id: str
     n_parameters: int
     dot: Dot = plain_dot
+    max_norm: float | None = None
+    noise_seed: int | None = None
 
 
 def release(
-    step: Step,
-    terms: Terms,
-    around: Surroundings,
-    *,
-    max_norm: float | None = None,
-    noise_seed: int | None = None,
+    step: Step, terms: Terms, around: Surroundings
 ) -> tuple[Vector, Certificate]:
     """Add the noise and write the certificate.
 
@@ -69,9 +69,6 @@ def release(
         step: The weights before noise and what is proved of them.
         terms: Privacy parameters.
         around: The rest of what the certificate says.
-        max_norm: C, radius of the ball of the weights, or None. Not used for a
-            strongly convex scope.
-        noise_seed: For tests only: ``terms.seeded`` says so.
 
     Returns:
         The released weights (p,) float64 and the certificate, which verifies.
@@ -95,14 +92,15 @@ def release(
             earlier_grades=around.earlier_grades,
         ),
     )
-    radius = None if claim.bound is Bound.STRONGLY_CONVEX else max_norm
+    convex = claim.bound is Bound.STRONGLY_CONVEX
+    radius = None if convex else around.max_norm
     released = _with_noise(
-        step.weights, decision.noise_std, radius, around.dot, noise_seed
+        step.weights, decision.noise_std, radius, around.dot, around.noise_seed
     )
     warnings = warnings_of_noise(
         decision, claim.bound, step.constants, around.n_parameters, around.n_retain
     )
-    if claim.bound is Bound.STRONGLY_CONVEX and max_norm is not None:
+    if convex and around.max_norm is not None:
         warnings.append("max_norm plays no role for a strongly convex scope")
     certificate = Certificate(
         **vars(decision),

@@ -75,7 +75,7 @@ def test_no_sensitivity_is_refused_with_three_ways_out():
 
 def test_vacuous_says_so_with_numbers_and_stays_in_the_ball():
     released, certificate = release(
-        step(bound=Bound.NORM_BALL, constants=BALL), TERMS, around(), max_norm=20.0
+        step(bound=Bound.NORM_BALL, constants=BALL), TERMS, around(max_norm=20.0)
     )
     assert certificate.grade is Grade.VACUOUS
     assert certificate.noise_std == pytest.approx(149.2, abs=0.1)  # theory.md 3

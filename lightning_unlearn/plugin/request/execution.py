@@ -213,9 +213,9 @@ class Execution:
                 n_parameters=plan.scope.n_parameters,
                 dot=plan.scope.dot(context.processes),
                 request_id=uuid.uuid4().hex,
+                max_norm=plan.options.max_norm,
+                noise_seed=plan.noise_seed,
             ),
-            max_norm=plan.options.max_norm,
-            noise_seed=plan.noise_seed,
         )
         return _Released(weights, buffers, certificate, before, old)
 
