@@ -26,9 +26,9 @@ from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.request.resolution import resolve
 from lightning_unlearn.plugin.request.stage import StageContext, callback_of
-from lightning_unlearn.step.head import inputs as reading
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.inputs import inputs_of, split_batch
 from lightning_unlearn.step.head.links import LossName
 
 _log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
@@ -70,7 +70,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         Raises:
             DataError: If it is neither.
         """
-        return reading.split_batch(batch)
+        return split_batch(batch)
 
     # -- unlearning ------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         try:
             inputs, _ = self.inputs_and_targets(batch)
         except DataError:
-            inputs = reading.inputs_of(batch)
+            inputs = inputs_of(batch)
         return self(inputs)
 
 

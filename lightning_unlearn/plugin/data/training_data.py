@@ -40,7 +40,7 @@ def training_loader(loader: object) -> DataLoader:
     if loader.batch_sampler is None:
         raise DataError(
             "expected a DataLoader that batches samples, got batch_size=None: "
-            "positions would be those of plan-made batches; let the loader batch "
+            "positions would be those of ready-made batches; let the loader batch "
             "single samples"
         )
     return loader

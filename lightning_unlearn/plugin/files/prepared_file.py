@@ -12,7 +12,8 @@ from torch.utils.data import default_collate
 
 from lightning_unlearn._base.strict_json import canonical_digest
 from lightning_unlearn.errors import DataError, ModelError, SetupError
-from lightning_unlearn.plugin.data import exact_batches, training_data as data
+from lightning_unlearn.plugin.data.exact_batches import plain_batches
+from lightning_unlearn.plugin.data.training_data import fingerprint
 from lightning_unlearn.plugin.files.secret_file import SecretFile
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
@@ -107,10 +108,10 @@ def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
     dataset: Any = plan.loader.dataset
     pick = None
     if plan.loader.collate_fn is default_collate:
-        pick = exact_batches.plain_batches(dataset, positions[:1] + positions[-2:])
+        pick = plain_batches(dataset, positions[:1] + positions[-2:])
     if pick is None:
         gone = sorted(set(range(len(dataset))) - set(positions))
-        return data.fingerprint(dataset, salt, gone)
+        return fingerprint(dataset, salt, gone)
     sha = hashlib.sha256(salt.encode())
     for start in range(0, len(positions), _CHUNK):
         part = pick(positions[start : start + _CHUNK])

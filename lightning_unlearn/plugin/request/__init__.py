@@ -1,1 +1,1 @@
-"""One request from what is request to what is released."""
+"""One request, from what is asked for to what is released."""

@@ -33,7 +33,7 @@ class Request:
         """Refuse what needs no model to be refused.
 
         A request that was stopped after its checkpoint was there is finished first:
-        request for again, it is refused because it is done, and a warning says so.
+        asked for again, it is refused because it is done, and a warning says so.
 
         Args:
             trainer: Of the request.

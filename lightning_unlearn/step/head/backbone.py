@@ -19,7 +19,15 @@ from lightning_unlearn.errors import (
     GuaranteeError,
     ModelError,
 )
-from lightning_unlearn.step.head import inputs as reading, taps
+from lightning_unlearn.step.head import taps
+from lightning_unlearn.step.head.inputs import (
+    batches,
+    cast,
+    first_batch,
+    leaves,
+    sample_names,
+    to_device,
+)
 from lightning_unlearn.weights.digests import tensors_digest
 
 _LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up
@@ -100,7 +108,7 @@ class PublicBackbone(nn.Module):
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public, self._private = 0, 0
         device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
-        first = reading.to_device(reading.first(public_data, self.batch_size), device)
+        first = to_device(first_batch(public_data, self.batch_size), device)
         self.taps = self._taps(taps, first)
         self.n_features = self._raw(first).shape[1]
         empty = torch.zeros(0, dtype=torch.int64)
@@ -108,7 +116,7 @@ class PublicBackbone(nn.Module):
         self.register_buffer("mean", torch.zeros(self.n_features, device=device))
         self.register_buffer("std", torch.ones(self.n_features, device=device))
         if standardize == "public":
-            self._take_statistics(reading.batches(public_data, self.batch_size))
+            self._take_statistics(batches(public_data, self.batch_size))
         self._made: dict[str, str] = self._digests()
         self.eval()
 
@@ -156,8 +164,8 @@ class PublicBackbone(nn.Module):
                 are to be matched with anything.
         """
         device, rows = self.mean.device, []
-        for batch in reading.batches(data, self.batch_size):
-            rows.append(self(reading.to_device(batch, device)).cpu())
+        for batch in batches(data, self.batch_size):
+            rows.append(self(to_device(batch, device)).cpu())
         return torch.cat(rows) if rows else torch.zeros(0, self.n_features)
 
     def check(self) -> None:
@@ -247,13 +255,13 @@ class PublicBackbone(nn.Module):
             if t.is_floating_point()
         )
         dtype = next(floats, torch.float32)
-        return reading.cast(inputs, dtype)
+        return cast(inputs, dtype)
 
     @torch.no_grad()
     def _raw(self, inputs: Any) -> Tensor:
         """Pooled activations side by side (n, d), float32, whatever autocast says."""
         inputs = self._prepared(inputs)
-        kinds = {leaf.device.type for leaf in reading.leaves(inputs)}
+        kinds = {leaf.device.type for leaf in leaves(inputs)}
         kind = next(iter(kinds)) if kinds else "cpu"
         with torch.autocast(kind, enabled=False):
             found = taps.activations(self.model, self.taps, inputs)
@@ -263,10 +271,10 @@ class PublicBackbone(nn.Module):
         n, total = 0, torch.zeros(2, self.n_features, dtype=torch.float64)
         known = []
         for batch in batches:
-            rows = self._raw(reading.to_device(batch, self.mean.device)).cpu().double()
+            rows = self._raw(to_device(batch, self.mean.device)).cpu().double()
             total += torch.stack([rows.sum(0), rows.square().sum(0)])
             n += len(rows)
-            known += reading.sample_names(batch)
+            known += sample_names(batch)
         if n < 2:
             raise DataError(
                 f"expected at least 2 public samples to standardise with, got {n}: "
@@ -312,7 +320,7 @@ class PublicBackbone(nn.Module):
     def _refuse_known(self, inputs: Any) -> None:
         if not len(self.known):
             return
-        both = torch.isin(torch.tensor(reading.sample_names(inputs)), self.known.cpu())
+        both = torch.isin(torch.tensor(sample_names(inputs)), self.known.cpu())
         if bool(both.any()):
             raise GuaranteeError(
                 "expected public_data that are no training samples, got "

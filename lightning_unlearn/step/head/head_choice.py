@@ -20,12 +20,12 @@ from lightning_unlearn.errors import (
     SolverError,
 )
 from lightning_unlearn.guarantee import claims
-from lightning_unlearn.step.head import inputs as reading
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
+from lightning_unlearn.step.head.inputs import in_order, split_batch, to_device
 from lightning_unlearn.step.head.links import LossName
 from lightning_unlearn.step.head.minimise import minimise
 from lightning_unlearn.step.noise import gaussian_noise
@@ -240,9 +240,9 @@ def _check(
 def _read(backbone: PublicBackbone, data: Data) -> tuple[Tensor, Tensor]:
     """Features (n, d) and targets of a dataset in its order, on the CPU."""
     rows, targets = [], []
-    for batch in reading.in_order(data, backbone.batch_size):
-        inputs, wanted = reading.split_batch(batch)
-        inputs = reading.to_device(inputs, backbone.mean.device)
+    for batch in in_order(data, backbone.batch_size):
+        inputs, wanted = split_batch(batch)
+        inputs = to_device(inputs, backbone.mean.device)
         rows.append(backbone(inputs).cpu())
         targets.append(wanted.cpu())
     if not rows:

@@ -70,7 +70,7 @@ def inputs_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
-def first(data: Any, batch_size: int) -> Any:
+def first_batch(data: Any, batch_size: int) -> Any:
     """The first batch of inputs that holds a sample.
 
     Raises:
