@@ -66,7 +66,7 @@ def test_guarantee_and_certificate_load_whole_without_torch():
         "    prefix = package.__name__ + '.'\n"
         "    for found in pkgutil.walk_packages(package.__path__, prefix):\n"
         "        module = importlib.import_module(found.name)\n"
-        "    for name in package.__all__: getattr(package, name)\n"
+        "    for name in getattr(package, '__all__', []): getattr(package, name)\n"
     )
 
 

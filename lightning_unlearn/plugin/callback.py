@@ -262,7 +262,8 @@ class UnlearningCallback(Callback):
                 None  # a request will say what is wrong with the data
             )
         else:
-            record_data(self.record, loader)
+            most, own = trainer.num_training_batches, len(loader)
+            record_data(self.record, loader, int(most) if most < own else None)
             self.attached.loader = loader
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
@@ -283,8 +284,7 @@ class UnlearningCallback(Callback):
                 "expected a trained model, got no record of training data: call "
                 "trainer.fit or load a checkpoint first"
             )
-        removed = set(self.record.removed)
-        return [i for i in range(self.record.n_train) if i not in removed]
+        return self.record.retained
 
     @override
     def on_train_batch_end(

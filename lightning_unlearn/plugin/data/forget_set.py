@@ -91,6 +91,44 @@ def resolve(
     return _with_copies(chosen, dataset, removed)
 
 
+def trained_on(
+    chosen: list[int], drawn: list[int], removed: Sequence[int], by_id: bool
+) -> list[int]:
+    """Those of the chosen positions that the training could draw.
+
+    Args:
+        chosen: Of `resolve`.
+        drawn: Positions that the training could draw.
+        removed: Positions earlier requests have removed.
+        by_id: Whether people were named, and not positions: what the training never
+            drew of theirs (a validation sample) is left out, with a warning.
+
+    Raises:
+        ForgetSetError: If a position, or all of a person's, was never drawn, or
+            nothing would be left.
+    """
+    known = set(drawn)
+    never = [position for position in chosen if position not in known]
+    found = [position for position in chosen if position in known]
+    if never and not (by_id and found):
+        raise ForgetSetError(
+            "expected samples that the model was trained on, got "
+            f"{some(never)}, which the training's sampler never draws (validation "
+            "samples?): there is nothing of them to forget; leave them out"
+        )
+    if never:
+        rank_zero_warn(
+            f"{len(never)} of the {len(chosen)} samples that are named were never "
+            "drawn in training (validation samples?): the request is for the others"
+        )
+    if not known - {*found, *removed}:
+        raise ForgetSetError(
+            "expected at least one sample to retain, got a request for all "
+            f"{len(found)} that were trained on: to forget everything, delete the model"
+        )
+    return found
+
+
 def _named(forget: Any, by: str | None) -> list[Value]:
     if isinstance(forget, (str, Path)):
         return read_values(Path(forget), by)

@@ -4,7 +4,12 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
-from lightning_unlearn.errors import GuaranteeError, ModelError, UnlearningError
+from lightning_unlearn.errors import (
+    DataError,
+    GuaranteeError,
+    ModelError,
+    UnlearningError,
+)
 from lightning_unlearn.guarantee.claims import NO_SENSITIVITY
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
 from lightning_unlearn.plugin.mixin import hooks
@@ -99,6 +104,8 @@ def warn_early(
             "ledger="
         )
     try:
+        if record.drawn_problem is not None:
+            raise DataError(record.drawn_problem)
         _, in_scope, own_l2 = hooks(pl_module)
         l2 = known_l2(options.l2, own_l2, record.l2)
         if l2 is None:

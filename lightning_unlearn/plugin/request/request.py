@@ -15,6 +15,7 @@ from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.files import checkpoint, journal
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import compat
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +65,24 @@ class Request:
                 "checkpoint the model would be lost with the old ones"
             )
 
-    def positions(self, context: StageContext, removed: list[int]) -> list[int]:
+    def positions(
+        self, context: StageContext, record: TrainingRecord, drawn: list[int]
+    ) -> list[int]:
         """The positions to forget, sorted.
 
         Args:
             context: The Trainer's run.
-            removed: Positions that were forgotten before.
+            record: Of the training.
+            drawn: Positions that it could draw.
 
         Raises:
-            ForgetSetError: If there are none, or they cannot be told.
+            ForgetSetError: If there are none, they cannot be told, or were not
+                trained on.
         """
         dataset, hook = context.loader.dataset, _hook(context)
-        return forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
+        removed = record.removed
+        found = forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
+        return forget_set.trained_on(found, drawn, removed, by_id=self.by is not None)
 
 
 def _hook(context: StageContext) -> Hook | None:

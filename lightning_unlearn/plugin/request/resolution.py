@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.certificate import ledger as ledgers
-from lightning_unlearn.errors import ModelError
+from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee, NormBall
+from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.data.training_data import spread
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.files.prepared_file import BoundState
@@ -67,7 +68,8 @@ def resolve(
         options.check_paths(save_to, context.ckpt_path, resume_from)
         loss, scope, head, module_l2 = _scope(context)
         check_same_data(dataset, record)
-        chosen = [] if request is None else request.positions(context, record.removed)
+        drawn = _drawn(context)
+        chosen = [] if request is None else request.positions(context, record, drawn)
         gone = {*chosen, *record.removed}
         check_averages(context.trainer)
     with raising_in_all(context, scope):
@@ -88,7 +90,7 @@ def resolve(
         loss=loss,
         chosen=chosen,
         removed=sorted(gone),
-        retained=[i for i in range(len(dataset)) if i not in gone],
+        retained=[i for i in drawn if i not in gone],
         outside=outside,
         ledger=context.processes.first(lambda: _ledger(context)),
         l2=l2,
@@ -158,6 +160,23 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
         "this request's: it is not used; call lightning_unlearn.prepare again"
     )
     return None
+
+
+def _drawn(context: StageContext) -> list[int]:
+    """Positions the training could draw: of its record, else of this loader.
+
+    Raises:
+        DataError: If that is not known.
+    """
+    record, loader = context.callback.record, context.loader
+    if record.n_train is None:
+        drawn = drawn_positions(loader)
+    elif record.drawn_problem is not None:
+        raise DataError(record.drawn_problem)
+    else:
+        drawn = record.drawn
+    every = range(len(loader.dataset))  # type: ignore[arg-type]
+    return list(every if drawn is None else drawn)
 
 
 def _scope(

@@ -83,6 +83,11 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
             f"the objective has l2 = {l2:g}, the model was trained with "
             f"{record.l2:g}: the request moves it to another optimum"
         )
+    if record.others_before:
+        found.append(
+            "an earlier training of this model was on other samples: what they taught "
+            "is not kept, and the retrained model it is compared with never saw them"
+        )
     if record.weights_digest not in (None, now):
         found.append(
             "the weights are not those the last training or request ended with: if "

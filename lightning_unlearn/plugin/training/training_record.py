@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from lightning_unlearn._base.strict_json import from_plain
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.data.drawn import drawn_positions
 
 
 @dataclass
@@ -30,6 +31,9 @@ class TrainingRecord:
             first training step; None before training.
         trained: Names of parameters that were in scope of a training run.
         removed: Positions forgotten so far.
+        drawn: Positions that the training could draw, if not all.
+        drawn_problem: Why that is not known.
+        others_before: Whether an earlier training was on other samples.
         weights_digest: SHA-256 of the model's state when training ended, or None.
         gradient_norm: |grad F| over the training data then, if it was logged.
         lineage: Random name of a training on one dataset, kept when it goes on.
@@ -50,6 +54,9 @@ class TrainingRecord:
     outside: dict[str, str] | None = None
     trained: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
+    drawn: list[int] | None = None
+    drawn_problem: str | None = None
+    others_before: bool = False
     weights_digest: str | None = None
     gradient_norm: float | None = None
     lineage: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -57,6 +64,13 @@ class TrainingRecord:
     saved: list[str] = field(default_factory=list)
     ledger: str = ""
     certificate: str | None = None
+
+    @property
+    def retained(self) -> list[int]:
+        """Positions the training could draw, and no request has removed."""
+        drawn = range(self.n_train or 0) if self.drawn is None else self.drawn
+        gone = set(self.removed)
+        return [position for position in drawn if position not in gone]
 
     def to_dict(self) -> dict[str, Any]:
         """For ``Callback.state_dict``."""
@@ -70,7 +84,7 @@ class TrainingRecord:
             DataError: If a field is missing, unknown or of another type.
         """
         what = "the callback's state in a checkpoint"
-        record = from_plain(cls, state, DataError, what)
+        record = from_plain(cls, state, DataError, what, _LATER)
         for name in ("salt", "lineage", "ledger_key"):
             key = getattr(record, name)
             if len(key) != 32 or not set(key) <= set("0123456789abcdef"):
@@ -81,8 +95,19 @@ class TrainingRecord:
         return record
 
 
-def record_data(record: TrainingRecord, loader: DataLoader) -> None:
+#: Fields that checkpoints of before them lack.
+_LATER = frozenset({"drawn", "drawn_problem", "others_before"})
+
+
+def record_data(
+    record: TrainingRecord, loader: DataLoader, batches: int | None = None
+) -> None:
     """Note the data a training is about to see.
+
+    Args:
+        record: To note it in.
+        loader: The training loader.
+        batches: Of an epoch, where the Trainer takes fewer than the loader has.
 
     Raises:
         DataError: If it is not what is left after the requests so far, alone or as the
@@ -93,25 +118,47 @@ def record_data(record: TrainingRecord, loader: DataLoader) -> None:
     gone = len(record.removed)
     if gone and not _begins_with_the_rest(dataset, record):
         raise DataError(
-            f"expected training to go on with the {(record.n_train or 0) - gone} "
+            f"expected training to go on with the {len(record.retained)} "
             f"samples that were not unlearned, got {n}, or others: train on "
             "old = torch.utils.data.Subset(dataset, callback.retained_indices), with "
             "new samples on ConcatDataset([old, new]), or make a new model and a new "
             "UnlearningCallback for other data"
         )
+    before = record.n_train, record.fingerprint, record.drawn
+    goes_on = gone > 0 or before[0] is None or _begins_with_all(dataset, record)
     record.removed = []  # from now on positions are those of this dataset
-    before = record.n_train, record.fingerprint
-    record.n_train, record.fingerprint = (
-        n,
-        training_data.fingerprint(dataset, record.salt),
-    )
-    if before != (None, None) and before != (n, record.fingerprint):
-        record.lineage = secrets.token_hex(16)  # its positions mean other samples
+    record.drawn, record.drawn_problem = None, None
+    try:
+        record.drawn = drawn_positions(loader, batches)
+    except DataError as problem:
+        record.drawn_problem = str(problem)
+    record.n_train = n
+    record.fingerprint = training_data.fingerprint(dataset, record.salt)
+    if before[0] is None or before == (n, record.fingerprint, record.drawn):
+        return
+    record.lineage = secrets.token_hex(16)  # its positions mean other samples
+    if not goes_on:
+        record.others_before = True
+        rank_zero_warn(
+            "this training is on other samples than the one before it: a request will "
+            "keep what the samples of this one teach, and nothing else; train on "
+            "torch.utils.data.ConcatDataset([old, new]) to keep both"
+        )
+
+
+def _begins_with_all(dataset: Any, record: TrainingRecord) -> bool:
+    """Whether a dataset is the one before, or begins with it, all of it drawn."""
+    if record.drawn is not None or record.drawn_problem is not None:
+        return False
+    if isinstance(dataset, ConcatDataset) and len(dataset) != record.n_train:
+        dataset = dataset.datasets[0]
+    known = training_data.fingerprint(dataset, record.salt)
+    return len(dataset) == record.n_train and known in (None, record.fingerprint)
 
 
 def _begins_with_the_rest(dataset: Any, record: TrainingRecord) -> bool:
     """Whether a dataset is what the requests have left, or that and a second part."""
-    rest = (record.n_train or 0) - len(record.removed)
+    rest = len(record.retained)
     if isinstance(dataset, ConcatDataset) and len(dataset) > rest:
         added, dataset = len(dataset) - rest, dataset.datasets[0]
         if min(record.removed) == rest and added >= len(record.removed):

@@ -293,7 +293,7 @@ def test_a_change_anywhere_is_found_and_prepared_again():
     dataset.tensors[0][123] = 0  # neither forgotten nor in a compared block
     with pytest.raises(DataError, match="the samples that were prepared.*prepare"):
         fit_trainer.unlearn(FORGET)
-    callback.bound_state = None  # as in another process
+    callback.attached.bound_state = None  # as in another process
     with pytest.raises(DataError, match="the samples that were prepared.*prepare"):
         fit_trainer.unlearn(FORGET)
     prepare(fit_trainer)

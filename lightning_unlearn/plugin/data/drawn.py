@@ -1,0 +1,115 @@
+"""Which samples a training can draw: told from the sampler, or not told at all."""
+
+from collections.abc import Sized
+from typing import Any
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_unlearn.errors import DataError
+
+_INSTEAD = (
+    "train on torch.utils.data.Subset(dataset, positions) of the samples that are "
+    "meant, with shuffle=True or without, or with a SubsetRandomSampler"
+)
+
+
+def drawn_positions(loader: DataLoader, batches: int | None = None) -> list[int] | None:
+    """Positions of the dataset that an epoch can draw; None if it is every one.
+
+    Args:
+        loader: The training loader, after Lightning has prepared it.
+        batches: Of an epoch, where the Trainer takes fewer than the loader has.
+
+    Raises:
+        DataError: If the sampler is not one that is known by class, or the Trainer
+            stops an epoch among samples that were drawn at random.
+    """
+    batch_sampler = loader.batch_sampler
+    if type(batch_sampler) is not BatchSampler:
+        raise DataError(
+            "expected a loader whose batches are made of single draws, got "
+            f"batch_sampler={type(batch_sampler).__name__}: which samples it draws is "
+            f"not known; {_INSTEAD}"
+        )
+    sampler, size = loader.sampler, batch_sampler.batch_size
+    order, own = _order(sampler), _length(sampler)  # own: draws of this process
+    taken = own // size * size if batch_sampler.drop_last else own
+    if batches is not None:
+        taken = min(taken, batches * size)
+    if order is None and batches is not None and batches * size < own:
+        raise DataError(
+            f"expected epochs of all samples, got {batches} batches of {size} drawn at "
+            "random (limit_train_batches, overfit_batches or fast_dev_run): which "
+            f"samples were trained on is not known; leave it out, or {_INSTEAD}"
+        )
+    if order is None:
+        found = _any_of(sampler)
+    else:  # what comes too late is never drawn; processes take turns
+        found = order[: taken * getattr(sampler, "num_replicas", 1)]
+    every = set(range(len(loader.dataset)))  # type: ignore[arg-type]
+    return None if set(found) == every else sorted(set(found))
+
+
+def _order(sampler: Any) -> list[int] | None:
+    """Positions in the order of every epoch, if it is the same one; else None."""
+    kind = type(sampler)
+    if kind is SequentialSampler:
+        return list(range(len(sampler)))
+    if _is_distributed(sampler) and not sampler.shuffle:
+        inner = _inner(sampler)
+        order = range(len(sampler.dataset)) if inner is None else _order(inner)
+        if order is not None:  # each process takes every world-th
+            return list(order)[: sampler.total_size]
+    return None
+
+
+def _any_of(sampler: Any) -> list[int]:
+    """Positions that a shuffling sampler can draw.
+
+    Raises:
+        DataError: If its class is not known.
+    """
+    kind = type(sampler)
+    if kind is RandomSampler:
+        return list(range(len(sampler.data_source)))
+    if kind is SubsetRandomSampler:
+        return [int(i) for i in sampler.indices]
+    if kind is WeightedRandomSampler:
+        return [i for i, weight in enumerate(sampler.weights.tolist()) if weight > 0]
+    if _is_distributed(sampler):
+        inner = _inner(sampler)
+        if inner is None:
+            return list(range(len(sampler.dataset)))
+        return _order(inner) or _any_of(inner)
+    raise DataError(
+        "expected a sampler whose draws are known (shuffle=True or False, "
+        "SubsetRandomSampler, WeightedRandomSampler, DistributedSampler), got "
+        f"{kind.__name__}: which samples it draws is not known; {_INSTEAD}"
+    )
+
+
+def _is_distributed(sampler: Any) -> bool:
+    """Torch's own, or the one Lightning puts around the user's sampler."""
+    named = type(sampler).__name__ == "DistributedSamplerWrapper"
+    return type(sampler) is DistributedSampler or (
+        named and isinstance(sampler, DistributedSampler)
+    )
+
+
+def _inner(sampler: Any) -> Any:
+    """The user's sampler inside Lightning's, or None."""
+    if type(sampler) is DistributedSampler:
+        return None
+    return sampler.dataset._sampler
+
+
+def _length(sampler: Any) -> int:
+    return len(sampler) if isinstance(sampler, Sized) else 0
