@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.plan.row_probe import RowProbe
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
@@ -19,6 +20,7 @@ class Attachment:
         loader: The training loader, or None.
         datamodule: It came from, where the loader is in a process that is gone.
         bound_state: What was prepared for the next request, or None.
+        probe: Rows at the start of the training in this process, or None.
         module: The module that was trained or unlearned in this process.
         set_up: The datamodule whose ``setup("fit")`` has been called.
         restored: Whether the record was read from a checkpoint since.
@@ -31,6 +33,7 @@ class Attachment:
     loader: DataLoader | None = None
     datamodule: LightningDataModule | None = None
     bound_state: BoundState | None = None
+    probe: RowProbe | None = None
     module: "weakref.ref[LightningModule] | None" = None
     set_up: "weakref.ref[LightningDataModule] | None" = None
     restored: bool = False

@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
+from lightning_unlearn.plugin.plan.row_probe import probe
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
@@ -27,7 +28,12 @@ from lightning_unlearn.plugin.training.outside import (
     note_changed_numbers,
 )
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
-from lightning_unlearn.plugin.training.trained_marks import mark_trained, was_trained
+from lightning_unlearn.plugin.training.trained_marks import (
+    mark_trained,
+    remember_values,
+    values_of,
+    was_trained,
+)
 from lightning_unlearn.plugin.training.training_record import (
     TrainingRecord,
     record_data,
@@ -111,6 +117,7 @@ class UnlearningCallback(Callback):
         # Trainings that have ended; processes launched from this one count in it too.
         self._fits = torch.zeros(1).share_memory_()
         self._steps = -1
+        self._values: dict[str, str] = {}  # of tensors, when the training began
 
     @property
     def record(self) -> TrainingRecord:
@@ -245,6 +252,7 @@ class UnlearningCallback(Callback):
             attached.fits_seen = int(self._fits)
         attached.restored = attached.travelled = False
         attached.module = weakref.ref(pl_module)
+        self._values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
@@ -265,6 +273,7 @@ class UnlearningCallback(Callback):
             most, own = trainer.num_training_batches, len(loader)
             record_data(self.record, loader, int(most) if most < own else None)
             self.attached.loader = loader
+            self._probe_rows(trainer, pl_module, loader)
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
@@ -315,6 +324,7 @@ class UnlearningCallback(Callback):
         """Record which weights the training ended with, and their gradient."""
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
+        self._remember_values(pl_module)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         loader = self.attached.loader
@@ -333,7 +343,30 @@ class UnlearningCallback(Callback):
         """Remember what was trained, also when the training was cut short."""
         self._mark(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING:
+            note_changed_numbers(pl_module, self.record)  # of this process alone
+            self.compare_rows(trainer, pl_module)
+            self._remember_values(pl_module)
             self._count_fit()
+
+    def _probe_rows(
+        self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader
+    ) -> None:
+        """Take some rows before the module's own ``on_train_start``."""
+        try:
+            positions = self.record.retained
+            found = probe(trainer, pl_module, self.options, loader, positions)
+        except UnlearningError:  # a request will say what is wrong with the module
+            self.attached.probe, self.record.rows_compared = None, False
+            return
+        self.attached.probe = found
+        self.record.rows_compared = found is None or found.known
+
+    def compare_rows(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note in the record if what reaches the head is not what it was."""
+        taken = self.attached.probe
+        changed = taken and taken.changed(trainer, pl_module, self.options)
+        if changed:
+            self.record.rows_changed = changed
 
     def _count_fit(self) -> None:
         self._fits += 1
@@ -341,6 +374,7 @@ class UnlearningCallback(Callback):
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         note_changed_numbers(pl_module, self.record)
+        self.compare_rows(trainer, pl_module)
         merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -351,6 +385,11 @@ class UnlearningCallback(Callback):
         named = pl_module.named_parameters()
         trained = {name for name, p in named if was_trained(p)}
         self.record.trained = sorted({*self.record.trained, *trained})
+
+    def _remember_values(self, pl_module: LightningModule) -> None:
+        """Copies of what this training has made will be known in this process."""
+        remember_values(pl_module, self._values)
+        self._values = {}
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most, processes = self.options.max_norm, strategies.processes_of(trainer)

@@ -1,6 +1,7 @@
 """A request on a convex head: solved to its optimum."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -8,6 +9,7 @@ from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.guarantee.proofs import Claim, strongly_convex_claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.run.progress import DisplayObserver
 from lightning_unlearn.plugin.training.public_backbones import reading_private
 from lightning_unlearn.solvers.observer import NOBODY
@@ -111,4 +113,5 @@ class HeadPlan(Plan):
         with self.processes.together(), reading_private(self.module):
             check_repeatable(batches)
             check_in_place(self.loss, batches)
-            return capture(self.loss, self.head, batches)
+            elsewhen = partial(compat.clock_moved, self.trainer)
+            return capture(self.loss, self.head, batches, elsewhen)

@@ -108,8 +108,13 @@ def raising_in_all(
 
 
 def share_record(context: StageContext) -> None:
-    """Every process goes by the first one's record: names and keys are random."""
+    """Look once more at what training may have changed, and share what is known.
+
+    Every process goes by the first one's record: names and keys are random.
+    """
     processes, record = context.processes, context.callback.record
+    if context.callback.attached.is_of(context.module):
+        context.callback.compare_rows(context.trainer, context.module)
     merge_changes(record, processes)
     shared = processes.first(record.to_dict)
     if processes.rank > 0:

@@ -148,3 +148,33 @@ def _callbacks_restored(trainer: Trainer) -> Iterator[None]:
     finally:
         del connector.restore_callbacks
         del connector._restore_modules_and_callbacks
+
+
+_MOVED = 17  # epochs; and a multiple of it for what counts faster
+
+
+@contextmanager
+def clock_moved(trainer: Trainer) -> Iterator[None]:
+    """A block in which a Trainer's epochs, steps and batches show other numbers."""
+    loop, before = trainer.fit_loop, trainer.fit_loop.max_batches
+    steps = loop.epoch_loop
+    counters = [
+        *(loop.epoch_progress.current, loop.epoch_progress.total),
+        *(steps.batch_progress.current, steps.batch_progress.total),
+        *(
+            steps.automatic_optimization.optim_progress.optimizer.step.total,
+            steps.manual_optimization.optim_step_progress.total,
+        ),
+    ]
+    shown = [dict(vars(counter)) for counter in counters]
+    try:
+        for speed, counter in enumerate(counters, start=1):
+            for name, value in vars(counter).items():
+                setattr(counter, name, value + _MOVED * speed)
+        finite = before != float("inf")
+        loop.max_batches = int(before) + 3 * _MOVED if finite else 3 * _MOVED
+        yield
+    finally:
+        loop.max_batches = before
+        for counter, values in zip(counters, shown, strict=True):
+            vars(counter).update(values)

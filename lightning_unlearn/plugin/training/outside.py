@@ -9,7 +9,10 @@ from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
 from lightning_unlearn.plugin.training.outside_digests import NUMBER, outside_digests
-from lightning_unlearn.plugin.training.trained_marks import was_trained
+from lightning_unlearn.plugin.training.trained_marks import (
+    has_trained_value,
+    was_trained,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.processes import Processes
 from lightning_unlearn.weights.scope import Scope
@@ -57,6 +60,11 @@ def merge_changes(record: TrainingRecord, processes: Processes) -> None:
         for name in names:
             if record.outside is not None:
                 record.outside[name] = _CHANGED
+    for changed, compared in processes.gather(
+        (record.rows_changed, record.rows_compared)
+    ):
+        record.rows_changed = record.rows_changed or changed
+        record.rows_compared = record.rows_compared and compared
 
 
 def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
@@ -85,10 +93,12 @@ def outside_of(
     """
     now = outside_digests(module, scope.parameters)
     before = record.outside
+    held = (*module.named_parameters(), *module.named_buffers())
     trained = [
         name
-        for name, p in module.named_parameters()
-        if (was_trained(p) or name in record.trained) and name in now
+        for name, t in held
+        if name in now
+        and (name in record.trained or was_trained(t) or has_trained_value(t))
     ]
     changed = trained
     if before is not None:
@@ -125,7 +135,20 @@ def outside_of(
         )
         for name, entries in groups.items()
     )
+    if record.rows_changed is not None:
+        changed = [*changed, record.rows_changed]
+    if before is not None and not record.rows_compared:
+        parts = (*parts, _UNCOMPARED)
     return Outside(public_parts=parts, unscrubbed=tuple(changed), rebuilt=rebuilt)
+
+
+_UNCOMPARED = PublicPart(
+    name="what the training changed on the way to the head",
+    digest="not computed",
+    origin=Origin.ASSUMED,
+    note="rows at the head could not be compared before and after the training "
+    "(random augmentation, or a loss that cannot be called before it)",
+)
 
 
 def _join(entries: list[str]) -> str:

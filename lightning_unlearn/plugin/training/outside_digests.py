@@ -49,6 +49,7 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
 
 _BARE = frozenset(vars(LightningModule())) | {"_calls"}
 _DEPTH = 4
+_SHOWN = 100_000  # characters
 
 
 def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -88,6 +89,22 @@ def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor
         return
     for name, item in items:
         yield from _numbers(name, item, depth)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, str]:
+    """Digests of plain attributes of any type, to name what has changed.
+
+    What ``repr`` does not show is not seen: names are for people, rows are compared.
+    """
+    found = {}
+    for prefix, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            skipped = name in _BARE or name.startswith("_") or name.endswith("_hooks")
+            if not skipped and not isinstance(value, (Tensor, nn.Module)):
+                text = repr(value)[:_SHOWN].encode(errors="replace")
+                label = f"{prefix}.{name}".lstrip(".")
+                found[label] = hashlib.sha256(text).hexdigest()
+    return found
 
 
 def _content_digest(value: object) -> str:

@@ -1,8 +1,10 @@
-"""Marks on parameters that a watched training changed."""
+"""What a watched training of this process changed: marks on parameters, and values."""
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
+
+from lightning_unlearn.weights.digests import tensors_digest
 
 # On parameters that some callback of this process saw in scope of a training run: they
 # cannot be public, even if a later run freezes them. An attribute: torch refuses to
@@ -16,6 +18,36 @@ def mark_trained(parameters: Iterable[nn.Parameter]) -> None:
         setattr(p, _MARK, True)
 
 
-def was_trained(parameter: nn.Parameter) -> bool:
+def was_trained(tensor: Tensor) -> bool:
     """Whether a callback of this process saw this parameter trained."""
-    return getattr(parameter, _MARK, False)
+    return getattr(tensor, _MARK, False)
+
+
+# Digests of tensors that watched trainings of this process have made: a copy, a state
+# dict or a checkpoint of one is not public, whoever holds it now.
+_VALUES: set[str] = set()
+
+
+def values_of(module: nn.Module) -> dict[str, str]:
+    """Name -> digest of the value of every parameter and buffer."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name: value_digest(t) for name, t in named if t.numel() > 1}
+
+
+def remember_values(module: nn.Module, before: dict[str, str]) -> None:
+    """Remember the values that are others than those of before a training."""
+    _VALUES.update(
+        digest
+        for name, digest in values_of(module).items()
+        if before.get(name) != digest
+    )
+
+
+def has_trained_value(tensor: Tensor) -> bool:
+    """Whether a watched training of this process has made this very value."""
+    return bool(_VALUES) and tensor.numel() > 1 and value_digest(tensor) in _VALUES
+
+
+def value_digest(tensor: Tensor) -> str:
+    """Digest of a tensor whatever its name, over its shards if it has them."""
+    return tensors_digest([("", tensor)])

@@ -34,6 +34,9 @@ class TrainingRecord:
         drawn: Positions that the training could draw, if not all.
         drawn_problem: Why that is not known.
         others_before: Whether an earlier training was on other samples.
+        rows_changed: What changed the rows that reach the head, in words; None if
+            nothing did.
+        rows_compared: Whether the rows before and after the training were compared.
         weights_digest: SHA-256 of the model's state when training ended, or None.
         gradient_norm: |grad F| over the training data then, if it was logged.
         lineage: Random name of a training on one dataset, kept when it goes on.
@@ -57,6 +60,8 @@ class TrainingRecord:
     drawn: list[int] | None = None
     drawn_problem: str | None = None
     others_before: bool = False
+    rows_changed: str | None = None
+    rows_compared: bool = True
     weights_digest: str | None = None
     gradient_norm: float | None = None
     lineage: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -96,7 +101,9 @@ class TrainingRecord:
 
 
 #: Fields that checkpoints of before them lack.
-_LATER = frozenset({"drawn", "drawn_problem", "others_before"})
+_LATER = frozenset(
+    {"drawn", "drawn_problem", "others_before", "rows_changed", "rows_compared"}
+)
 
 
 def record_data(

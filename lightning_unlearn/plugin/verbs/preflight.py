@@ -22,7 +22,11 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request.request import Request
-from lightning_unlearn.plugin.request.resolution import resolve, usable_state
+from lightning_unlearn.plugin.request.resolution import (
+    resolve,
+    share_record,
+    usable_state,
+)
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.verbs import forecast
@@ -165,6 +169,7 @@ def preflight(
 
     def stage(context: StageContext) -> Preflight:
         with isolate_rng(), quiet(context.module, restore=True):
+            share_record(context)
             plan = resolve(context, Request(forget=forget, by=by))
             state = usable_state(context, plan)
             copies = None

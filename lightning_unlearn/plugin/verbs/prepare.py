@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.mixin import quiet
-from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.step.head.prepared_head import PreparedHead
@@ -112,6 +112,7 @@ def _prepare(context: StageContext) -> Preparation:
     callback, path = context.callback, context.callback.options.prepared_path
     if path is not None:
         prepared_file.check_target(path)  # before the work, not after it
+    share_record(context)
     plan = resolve(context, None)
     bound = prepared_file.bind(plan, plan.prepare())
     if path is not None:

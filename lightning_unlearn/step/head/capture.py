@@ -1,7 +1,7 @@
 """What reaches a head: every sample's row, read once and checked."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,11 +9,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
+from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.head.convex_head import ConvexHead, HeadCall
 from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
 _CHUNK = 4096
+_CHECKED, _GROUPS = 32, 4  # samples that are checked, and batches they are read in
+_ANOTHER_BATCH = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,16 @@ class FeatureData:
         return FeatureData(features, targets.to(device))
 
 
-def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+#: A block in which everything that counts epochs and steps shows other numbers.
+Elsewhen = Callable[[], AbstractContextManager[object]]
+
+
+def capture(
+    loss: LossFunction,
+    head: ConvexHead,
+    batches: Batches,
+    elsewhen: Elsewhen = nullcontext,
+) -> FeatureData:
     """Read every sample once and keep what reaches the head.
 
     Must run inside `scope.passes` with exactly the head's weights in scope. The
@@ -52,6 +64,7 @@ def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureDa
         loss: The module's loss of a batch.
         head: The head.
         batches: The retained samples (of this process).
+        elsewhen: At another epoch and step rows must be the same.
 
     Returns:
         The rows, on the head's device, in the dtype of the passes.
@@ -63,7 +76,11 @@ def capture(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureDa
         ModelError: If a feature, target or loss is not finite.
     """
     _check_head(head)
-    _check_independent(loss, head, batches)
+    _check_independent(loss, head, batches, elsewhen)
+    return _read_all(loss, head, batches)
+
+
+def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
     features, targets, filled = None, [], 0
     with _fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
@@ -96,7 +113,8 @@ def check_rows(
         DataError: If they differ.
         GuaranteeError: As `capture`.
     """
-    now = capture(loss, head, batches)
+    _check_head(head)
+    now = _read_all(loss, head, batches)
     same = now.features.shape == rows.features.shape and _alike(
         now.features, rows.features
     )
@@ -153,32 +171,91 @@ def _check_head(head: ConvexHead) -> None:
         )
 
 
-def _check_independent(loss: LossFunction, head: ConvexHead, batches: Batches) -> None:
-    """The rows of the first samples: the same at other weights, in another batch."""
-    count, batch = batches.take(range(min(16, batches.n)))
-    own = _call(loss, head, batch, 0, count)
+def _check_independent(
+    loss: LossFunction, head: ConvexHead, batches: Batches, elsewhen: Elsewhen
+) -> None:
+    """Some samples' rows: the same at other weights, in other company, at other times.
+
+    They are spread over the data: folders are sorted by class, and what a batch does to
+    a sample may show for few of them.
+    """
+    places = spread_places(batches.n, _CHECKED)
+    groups = [places[i::_GROUPS] for i in range(_GROUPS) if places[i::_GROUPS]]
+    size = max(1, len(places) // (2 * _GROUPS))
+    neighbours = [places[i : i + size] for i in range(0, len(places), size)]
+
+    def read(groups: list[list[int]], index: int = 0) -> _Rows:
+        found = (_rows(loss, head, batches, group, index) for group in groups)
+        return {place: row for rows in found for place, row in rows.items()}
+
+    own = read(groups)
     with _fixed_weights(head):
-        fixed = _call(loss, head, batch, 0, count)
-    if not (
-        torch.equal(own.features, fixed.features)
-        and torch.equal(own.targets, fixed.targets)
+        exact = read(groups[:1])
+        with elsewhen():
+            other = read(neighbours, _ANOTHER_BATCH)
+    if not all(
+        torch.equal(x, own[place][0]) and torch.equal(y, own[place][1])
+        for place, (x, y) in exact.items()
     ):
         raise GuaranteeError(
             "expected features and targets that do not depend on the head's weights, "
             "got others at other weights (self-distillation, pseudo-labels, attention "
             "from the head?): the objective would remember the forgotten samples"
         )
-    half, part = batches.take(range(max(1, count // 2)))
-    alone = _call(loss, head, part, 0, half)
-    if not (
-        _alike(alone.features, own.features[:half])
-        and torch.allclose(alone.targets, own.targets[:half])
-    ):
+    if _same_rows(other, own):
+        return
+    if not _same_rows(read(neighbours), own):
         raise GuaranteeError(
             "expected the features of a sample to be its own, got others when the rest "
             "of its batch changed: normalise over features (LayerNorm), not over the "
             "batch"
         )
+    raise GuaranteeError(
+        "expected features and targets that are the same at every epoch, step and "
+        "batch, got others when these counters had other values (current_epoch, "
+        "global_step, num_training_batches, batch_idx) and the head other weights: the "
+        "objective would depend on when training stopped; leave them out of "
+        "unlearning_loss"
+    )
+
+
+def rows_at_fixed_weights(
+    loss: LossFunction, head: ConvexHead, batches: Batches, groups: list[list[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Features and targets of some samples, read group by group, on the CPU.
+
+    Must run inside `passes`, as `capture`; nothing is checked.
+    """
+    with _fixed_weights(head):
+        found = [_rows(loss, head, batches, group) for group in groups]
+    return [(x.cpu(), y.cpu()) for group in found for x, y in group.values()]
+
+
+_Rows = dict[int, tuple[Tensor, Tensor]]
+
+
+def _rows(
+    loss: LossFunction,
+    head: ConvexHead,
+    batches: Batches,
+    places: list[int],
+    index: int = 0,
+) -> _Rows:
+    """Place -> features (d,) and target of its sample, read in one batch."""
+    count, batch = batches.take(places)
+    call = _call(loss, head, batch, index, count)
+    pairs = zip(call.features.detach(), call.targets, strict=True)
+    return dict(zip(places, pairs, strict=True))
+
+
+def _same_rows(found: _Rows, known: _Rows) -> bool:
+    """Whether some rows are as before, up to what a batch's size does to rounding."""
+    size = max(float(row.abs().max()) for row, _ in known.values())
+    return all(
+        torch.allclose(row, known[place][0], rtol=1e-3, atol=1e-4 * size)
+        and torch.allclose(target, known[place][1])
+        for place, (row, target) in found.items()
+    )
 
 
 def _call(

@@ -10,7 +10,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_unlearn.errors import ModelError, UnlearningError
-from lightning_unlearn.step.batch_checks import first_samples
+from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
 from lightning_unlearn.step.network.graphs import Parts
 from lightning_unlearn.step.network.outputs import BatchLoss
@@ -277,25 +277,25 @@ def check_loss(objective: EmpiricalObjective) -> None:
             two halves.
     """
 
-    def total(start: int, stop: int) -> Tensor:
-        weight, batch = objective.batches.take(range(start, stop))
+    def total(places: list[int]) -> Tensor:
+        weight, batch = objective.batches.take(places)
         return objective.batch_loss(batch, 0, weight)().detach()
 
-    count = len(first_samples(objective.batches))
-    whole, again = total(0, count), total(0, count)
-    if not bool(torch.isclose(whole, again, rtol=1e-6, atol=1e-12)):
+    places = spread_places(objective.n)
+    together, again = total(places), total(places)
+    if not bool(torch.isclose(together, again, rtol=1e-6, atol=1e-12)):
         raise ModelError(
-            f"expected the same loss at every pass, got {float(whole)} and then "
+            f"expected the same loss at every pass, got {float(together)} and then "
             f"{float(again)} on the same batch: something is random in eval mode "
             "(functional dropout without training=self.training, sampling, noise)"
         )
-    if count < 2:
+    if len(places) < 2:
         return
-    halves = total(0, count // 2) + total(count // 2, count)
-    if not bool(torch.isclose(whole, halves, rtol=1e-4, atol=1e-6)):
+    halves = total(places[::2]) + total(places[1::2])
+    if not bool(torch.isclose(together, halves, rtol=1e-4, atol=1e-6)):
         raise ModelError(
             f"expected a loss that is the mean over samples on their own, got "
-            f"{float(whole)} for a batch and {float(halves)} for its two halves: "
+            f"{float(together)} for a batch and {float(halves)} for its two halves: "
             "contrastive losses, batch normalisation and sums instead of means cannot "
             "be unlearned; override unlearning_loss to return one loss a sample"
         )

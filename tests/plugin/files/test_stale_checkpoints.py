@@ -1,6 +1,7 @@
 """Old files: those that are known, those that may be deleted, and no others."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -167,7 +168,9 @@ def test_models_of_other_data_or_of_later_requests_are_left(tmp_path):
         own, net = UnlearningCallback(), HeadNet()
         one = trainer(own, max_epochs=1 if start is None else 2)
         data = TensorDataset(*(t[first:last] for t in everything.tensors))
-        one.fit(net, loader(data), ckpt_path=start)
+        told = pytest.warns(UserWarning, match="other samples than the one before")
+        with nullcontext() if start is None else told:
+            one.fit(net, loader(data), ckpt_path=start)
         return one, data
 
     run.mkdir()

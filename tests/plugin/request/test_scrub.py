@@ -286,7 +286,10 @@ class Scaled(HeadNet):
 def test_a_number_that_training_makes_is_seen():
     _, fit_trainer, _, _ = fitted(Scaled())
     certificate = fit_trainer.unlearn([1]).certificate
-    assert certificate.unscrubbed == ("scale (number)",)
+    assert certificate.unscrubbed == (
+        "scale (number)",
+        "what reaches the head (it changed in training: scale)",
+    )
     assert certificate.grade is Grade.NONE
 
 

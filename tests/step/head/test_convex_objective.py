@@ -277,7 +277,7 @@ def test_capture_keeps_each_row_once():
         ),
         (
             lambda net, b: net.head.loss(net.body(b[0])[:2], b[1][:2]).mean(),
-            "one loss for each of the 16 samples of a batch, got 2",
+            "one loss for each of the 8 samples of a batch, got 2",
         ),
     ],
 )

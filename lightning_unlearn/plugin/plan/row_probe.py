@@ -1,0 +1,156 @@
+"""What reaches a head before, after and since a training: has anything changed it?
+
+No list of attributes says what a module remembers of its data: a vocabulary in a
+dictionary, a counter, a fitted object, a closure. So the rows themselves are compared.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.plan import PassContext
+from lightning_unlearn.plugin.plan.which_guarantee import convex_head
+from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.training.outside_digests import plain_attributes
+from lightning_unlearn.plugin.training.public_backbones import reading_private
+from lightning_unlearn.step.batch_checks import spread_places
+from lightning_unlearn.step.head.capture import rows_at_fixed_weights
+from lightning_unlearn.weights.passes import passes
+from lightning_unlearn.weights.scope import Shards
+
+Rows = list[tuple[Tensor, Tensor]]
+_SAMPLES, _BATCH = 16, 8
+
+
+@dataclass(frozen=True)
+class RowProbe:
+    """Some samples' rows as they were at the start of a training; kept in memory only.
+
+    Args:
+        loader: The training loader.
+        positions: Of the samples.
+        rows: Features and targets; None if they could not be computed.
+        differs: Whether they differed between two reads.
+        attributes: Digests of the module's plain attributes, to name what changed.
+    """
+
+    loader: DataLoader
+    positions: list[int]
+    rows: Rows | None = field(repr=False)
+    differs: bool = False
+    attributes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether a comparison would say anything."""
+        return self.rows is not None and not self.differs
+
+    def changed(
+        self, trainer: Trainer, module: LightningModule, options: Options
+    ) -> str | None:
+        """What has changed since, in words; None if nothing has, or nobody can tell."""
+        if self.differs:
+            return None
+        now = _rows(trainer, module, options, self.loader, self.positions)
+        if (now is None) == (self.rows is None) and (
+            now is None or _same(now, self.rows or [])
+        ):
+            return None
+        before, after = self.attributes, plain_attributes(module)
+        names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+        named = f": {', '.join(names[:5])}" if names else ""
+        return f"what reaches the head (it changed in training{named})"
+
+
+def probe(
+    trainer: Trainer,
+    module: LightningModule,
+    options: Options,
+    loader: DataLoader,
+    positions: list[int],
+) -> RowProbe | None:
+    """Take the rows of some of these samples; None if no head is in scope.
+
+    Args:
+        trainer: In the training's run.
+        module: About to be trained.
+        options: Of the callback.
+        loader: The training loader.
+        positions: Samples that the training can draw.
+    """
+    _, in_scope, _ = hooks(module)
+    strategy = strategies.adapter(trainer, options.curvature)
+    scope = strategy.scope(module, in_scope)
+    if isinstance(scope, Shards) or convex_head(module, scope) is None:
+        return None
+    some = [positions[place] for place in spread_places(len(positions), _SAMPLES)]
+    first, second = (
+        _rows(trainer, module, options, loader, some, seed) for seed in (0, 1)
+    )
+    differs = first is not None and not (second is not None and _same(first, second))
+    return RowProbe(loader, some, first, differs, plain_attributes(module))
+
+
+def _rows(
+    trainer: Trainer,
+    module: LightningModule,
+    options: Options,
+    loader: DataLoader,
+    positions: list[int],
+    seed: int = 0,
+) -> Rows | None:
+    """Features and targets of some samples, a few at a time; None if that fails."""
+    try:
+        strategy = strategies.adapter(trainer, options.curvature)
+        with strategy.gathered(module), isolate_rng(), quiet(module, restore=True):
+            for start in (random.seed, np.random.seed, torch.manual_seed):
+                start(seed)
+            loss, in_scope, _ = hooks(module)
+            scope = strategy.scope(module, in_scope)
+            head = convex_head(module, scope)
+            if head is None:
+                return None
+            context = PassContext(
+                trainer=trainer,
+                module=module,
+                options=options,
+                loader=loader,
+                loss=loss,
+                scope=scope,
+                l2=0.0,
+            )
+            batches = context.batches(loader, positions, _BATCH, alone=True)
+            groups = [
+                list(range(i, min(i + _BATCH, len(positions))))
+                for i in range(0, len(positions), _BATCH)
+            ]
+            with passes(module, scope, context.own_dtype), reading_private(module):
+                return rows_at_fixed_weights(loss, head, batches, groups)
+    except Exception:  # the user's own code, at a time it was not written for
+        return None
+
+
+def _same(
+    now: list[tuple[Tensor, Tensor]], before: list[tuple[Tensor, Tensor]]
+) -> bool:
+    """Equal up to rounding: the same samples in the same company on one machine."""
+    pairs = [x for row in zip(now, before, strict=True) for x in zip(*row, strict=True)]
+    return all(
+        one.shape == two.shape
+        and torch.allclose(
+            one.double(), two.double(), rtol=1e-5, atol=1e-6 * _size(two)
+        )
+        for one, two in pairs
+    )
+
+
+def _size(x: Tensor) -> float:
+    return float(x.abs().max()) if x.numel() else 0.0
