@@ -7,8 +7,9 @@ needs ``weights/resnet20-12fca82f.th`` (akamaster/pytorch_resnet_cifar10, BSD-2)
 
 The backbone was trained on CIFAR-10. The private images are CIFAR-100, which are other
 images: it cannot remember them, and taking it as public is true. With CIFAR-10 as the
-private data it would be false, since the backbone has seen those images; the run would
-still print "certified, taking backbone as public". No program can check that for you.
+private data it would be false, since the backbone has seen those images; the run
+would still print "certified, taking ... backbone as public". No program can check that
+for you.
 """
 
 import hashlib

@@ -55,5 +55,5 @@ if TYPE_CHECKING:
         HeadComparison as HeadComparison,
         compare_heads as compare_heads,
     )
-
-__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

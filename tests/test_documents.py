@@ -218,7 +218,7 @@ def test_finetune_head(capsys, real_data, tmp_path):
     assert abs(gap) < 0.03
     out = capsys.readouterr().out
     assert out.startswith("CERTIFIED: indistinguishable from retraining without these")
-    assert "taking backbone as public" in out
+    assert "backbone as public" in out
     assert "52 images of u17 deleted in" in out
     assert not list(tmp_path.iterdir())
 

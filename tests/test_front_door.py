@@ -87,3 +87,9 @@ def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         lightning_unlearn.no_such_name  # noqa: B018
     assert "UnlearningCallback" in dir(lightning_unlearn)
+
+
+@pytest.mark.parametrize("name", ["errors", "evaluation", "plugin", "certificate"])
+def test_a_room_is_an_attribute_of_the_package(name):
+    code = "import lightning_unlearn\n"
+    run(code + f"assert lightning_unlearn.{name}.__name__.endswith({name!r})")

@@ -2,13 +2,14 @@
 
 import ast
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
 def lazy_names(
-    package: str, file: str
+    package: str,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
@@ -17,11 +18,11 @@ def lazy_names(
 
     Args:
         package: Its ``__name__``.
-        file: Its ``__file__``.
     """
+    spec: Any = sys.modules[package].__spec__
     homes = {
         alias.name: node.module or ""
-        for block in ast.parse(Path(file).read_text(encoding="utf-8")).body
+        for block in ast.parse(spec.loader.get_source(package)).body
         if isinstance(block, ast.If)
         for node in ast.walk(block)
         if isinstance(node, ast.ImportFrom)
@@ -29,8 +30,11 @@ def lazy_names(
     }
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        inside = f"{package}.{name}"
+        if name.startswith("_") or importlib.util.find_spec(inside) is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        return importlib.import_module(inside)
 
     return get, lambda: sorted(homes), sorted(homes)

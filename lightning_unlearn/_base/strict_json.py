@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -184,7 +185,7 @@ def _typed(
             pairs = zip(each, value, strict=True)
             return origin(typed(k, v) for k, v in pairs)
     name = getattr(kind, "__name__", "") if origin is None else str(kind)
-    raise error(f"expected {where} to be {name}, got {value!r:.60}: {_ALTERED}")
+    raise error(f"expected {where} to be {name}, got {reprlib.repr(value)}: {_ALTERED}")
 
 
 def _is_unicode(value: object) -> bool:

@@ -13,5 +13,5 @@ if TYPE_CHECKING:
         verify_ledger as verify_ledger,
         verify_text as verify_text,
     )
-
-__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,6 +1,7 @@
 """The certificate: a frozen record, its JSON form, and its verification."""
 
 import json
+import math
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
@@ -131,7 +132,9 @@ def _basis(c: Certificate) -> Basis:
         release=c.release,
         earlier_mus=c.release_mus[:-1],
         # That of the earlier ones is not written by itself: the lowest of all is.
-        earlier_grades=() if c.composed_grade is None else (c.composed_grade,),
+        earlier_grades=()
+        if c.composed_grade is None or c.release == 1
+        else (c.composed_grade,),
     )
 
 
@@ -149,7 +152,8 @@ def _same(stated: object, recomputed: object) -> bool:
         pairs = zip(stated, recomputed, strict=False)
         return len(stated) == len(recomputed) and all(_same(a, b) for a, b in pairs)
     if isinstance(stated, float) and isinstance(recomputed, float):
-        return abs(stated - recomputed) <= 1e-9 * recomputed
+        near = abs(stated - recomputed) <= 1e-9 * abs(recomputed) < math.inf
+        return stated == recomputed or near
     return stated == recomputed
 
 

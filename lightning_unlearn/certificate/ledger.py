@@ -119,7 +119,9 @@ class Ledger:
         placed = replace(
             entry, ledger_id=name, index=len(self.entries) + 1, previous=self.head
         )
-        return Ledger((*self.entries, placed.sealed()))
+        plain = asdict(placed.sealed())
+        entry = from_plain(Entry, plain, LedgerError, "a ledger entry")
+        return Ledger((*self.entries, entry))
 
     def check_budget(self, releases: int | None, mu: float | None = None) -> None:
         """Refuse a request beyond what was announced.
@@ -234,13 +236,14 @@ def agree(in_checkpoint: Ledger, in_file: Ledger) -> None:
         raise LedgerError(
             "expected the ledger of this model, got the ledger of another one, or of "
             f"requests this checkpoint is older than ({theirs[0].ledger_id[:8]}): load "
-            "the checkpoint of the last request, or name another file in ledger="
+            "the checkpoint of the last request, or what was forgotten is back (only a "
+            "model trained anew, without those samples, begins a ledger of its own)"
         )
     if _is_prefix(theirs, ours):
         raise LedgerError(
             f"expected {len(ours)} entries in the ledger file, as in the "
             f"checkpoint, got {len(theirs)}: the file was cut off; restore it from a "
-            "backup, or name a new file: it will get the checkpoint's whole chain"
+            "backup, or move it away: the checkpoint's whole chain is written anew"
         )
     if _is_prefix(ours, theirs):
         raise LedgerError(

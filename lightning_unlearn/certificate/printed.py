@@ -16,18 +16,18 @@ def headline(c: CertificateFields) -> str:
     if c.grade is Grade.CERTIFIED:
         return (
             f"CERTIFIED: indistinguishable from retraining without {samples}, "
-            f"{_promise(c)}{_taking(c)}"
+            f"{_promise(c)}, {taking(c)}"
         )
     if c.grade is Grade.CONDITIONAL:
         return (
             f"CONDITIONAL: {_promise(c)} against "
-            f"retraining without {samples}, ONLY IF what is marked assumed or "
-            "estimated below is true"
+            f"retraining without {samples}, {taking(c)}, ONLY IF what is marked "
+            "assumed or estimated below is true"
         )
     if c.grade is Grade.VACUOUS:
         return (
             f"VACUOUS: {_promise(c)} says nothing useful (vacuous): the noise is "
-            f"sized for any two models in the norm ball{_taking(c)}"
+            f"sized for any two models in the norm ball, {taking(c)}"
         )
     return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
 
@@ -38,9 +38,13 @@ def _promise(c: CertificateFields) -> str:
     return f"epsilon = {number(c.epsilon)}, delta = {number(c.delta)}"
 
 
-def _taking(c: CertificateFields) -> str:
-    names = [part.name for part in c.public_parts]
-    return f", taking {', '.join(names)} as public" if names else ""
+#: What no program sees: a scaler, a vocabulary or a filter that was fitted on the data.
+PREMISE = "how samples are read and preprocessed"
+
+
+def taking(c: CertificateFields) -> str:
+    """The premise in words: what is taken as public, and was not checked."""
+    return f"taking {', '.join([PREMISE, *(p.name for p in c.public_parts)])} as public"
 
 
 def _why_none(c: CertificateFields) -> str:

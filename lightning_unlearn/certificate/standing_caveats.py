@@ -11,6 +11,9 @@ NOT_COVERED = (
     "the raw data, extracted features, logs and backups",
     "hyper-parameters, classes and stopping rules chosen while looking at the "
     "forgotten samples",
+    "statistics, vocabularies, encoders, filters, resampling and class weights that "
+    "were computed with them, an l2 that depends on the number of samples, and exact "
+    "copies that stay",
 )
 
 
@@ -73,8 +76,9 @@ def _noise_in_ball(grade: Grade, bound: Bound, ratio: float) -> list[str]:
         return [
             "Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
             f"is {times} times the largest weight norm allowed (noise_std sqrt(p) / "
-            f"max_norm){costs}. For a useful guarantee freeze the backbone and train a "
-            "ConvexHead; for the bare step without a claim set noise_std=0.0"
+            f"max_norm){costs}. For a useful guarantee train a ConvexHead on a public "
+            "backbone that never saw this data; for the bare step without a claim set "
+            "noise_std=0.0"
         ]
     if grade is Grade.CONDITIONAL and bound is Bound.NEWTON_STEP and ratio > 0.1:
         return [f"the noise is {times} times the largest weight norm allowed{costs}"]

@@ -101,5 +101,5 @@ if TYPE_CHECKING:
         membership_score as membership_score,
         modified_entropy as modified_entropy,
     )
-
-__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -59,9 +59,9 @@ class NoiseSource(str, enum.Enum):
 #: Why a request without a finite sensitivity is refused.
 NO_SENSITIVITY = (
     "expected a finite sensitivity for epsilon, got none for this model. Three ways "
-    "out: put a ConvexHead on frozen features (grade certified); set max_norm= (true "
-    "but vacuous for ordinary networks); or set noise_std= by hand (0.0 is the bare "
-    "Newton step) and claim nothing"
+    "out: put a ConvexHead on a public backbone that never saw this data (grade "
+    "certified); set max_norm= (true but vacuous for ordinary networks); or set "
+    "noise_std= by hand (0.0 is the bare Newton step) and claim nothing"
 )
 
 _GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})

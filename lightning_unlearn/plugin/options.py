@@ -125,6 +125,13 @@ class Options:
             "prepared=": self.prepared_path,
             "state_file=": self.state_path or resume_from,
         }
+        paths = {**others, **secret}
+        for name, path in paths.items():
+            if not _is_unicode(path):
+                raise SetupError(
+                    f"expected a path of valid Unicode for {name}, got {str(path)!a}: "
+                    "records could not be read again; choose another name or folder"
+                )
         for name, own in secret.items():
             if own and not own.parent.is_dir():
                 raise SetupError(
@@ -149,6 +156,14 @@ class Options:
             seeded=self.noise_seed is not None,
             releases=self.releases,
         )
+
+
+def _is_unicode(path: str | Path | None) -> bool:
+    try:
+        str(path or "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # Named where a call does not fit.

@@ -13,6 +13,7 @@ from lightning_unlearn.certificate.standing_caveats import (
     versions,
     warnings_of_noise,
 )
+from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.guarantee.claims import Basis, Bound, Grade, Terms, decide
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.step.noise import add_noise
@@ -76,8 +77,14 @@ def release(
     Raises:
         GuaranteeError: If epsilon is asked for and no finite sensitivity exists.
         BudgetError: If the release is beyond those announced.
+        CertificateError: If the certificate could not be read again.
     """
     claim = step.claim
+    if terms.seeded != (around.noise_seed is not None):
+        raise ArgumentError(
+            f"expected terms that say whether the noise is seeded, got seeded="
+            f"{terms.seeded} with noise_seed={around.noise_seed}"
+        )
     decision = decide(
         terms,
         Basis(
@@ -123,6 +130,7 @@ def release(
         versions=versions(),
     )
     certificate.verify()
+    Certificate.from_json(certificate.to_json())  # or nobody could read it again
     return released, certificate
 
 

@@ -128,6 +128,14 @@ def test_a_forger_who_recomputes_the_digest_is_found_too(name):
         Certificate.from_json(forged).verify()
 
 
+def test_an_endless_sensitivity_and_a_first_release_below_its_grade_are_found():
+    endless = convex_constants(tolerance=1e300, l2=1e-300)
+    with pytest.raises(CertificateError, match="sensitivity"):
+        dataclasses.replace(make(), constants=endless).verify()
+    with pytest.raises(CertificateError, match="composed_grade"):
+        make(composed_grade=Grade.VACUOUS).verify()
+
+
 @pytest.mark.parametrize("origin", [Origin.MEASURED, Origin.ESTIMATED])
 def test_noise_never_rests_on_what_was_measured(origin):
     with pytest.raises(CertificateError, match="noise would depend on the data"):

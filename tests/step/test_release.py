@@ -6,7 +6,11 @@ import torch
 
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.fields import PublicPart
-from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.errors import (
+    ArgumentError,
+    CertificateError,
+    GuaranteeError,
+)
 from lightning_unlearn.guarantee.claims import Bound, Grade, Terms
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.guarantee.gaussian import gaussian_delta
@@ -49,7 +53,7 @@ def test_an_unguaranteed_release_before_leaves_no_composed_epsilon():
     [
         (Terms(epsilon=1.0, delta=1e-5, noise_std=0.0), {}),
         (Terms(epsilon=1.0, delta=1e-5, noise_std=1.0), {}),
-        (Terms(epsilon=1.0, delta=1e-5, seeded=True), {}),
+        (Terms(epsilon=1.0, delta=1e-5, seeded=True), {"noise_seed": 3}),
         (TERMS, {"unscrubbed": ("bn.running_mean",)}),
     ],
 )
@@ -60,6 +64,18 @@ def test_grade_none_has_no_epsilon_anywhere(terms, changes):
     assert certificate.composed_epsilon is None
     assert certificate.release_mus == ()
     assert "epsilon" not in str(certificate)
+
+
+@pytest.mark.parametrize(("seeded", "seed"), [(True, None), (False, 3)])
+def test_terms_that_do_not_say_how_the_noise_is_drawn_are_refused(seeded, seed):
+    terms = Terms(epsilon=1.0, delta=1e-5, seeded=seeded)
+    with pytest.raises(ArgumentError, match="whether the noise is seeded"):
+        release(step(), terms, around(noise_seed=seed))
+
+
+def test_a_certificate_that_nobody_could_read_again_is_not_written():
+    with pytest.raises(CertificateError, match="warnings"):
+        release(step(), TERMS, around(warnings=("caf\udce9",)))
 
 
 def test_zero_noise_is_the_step_itself():

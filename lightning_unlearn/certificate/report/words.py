@@ -46,16 +46,20 @@ GRADES = {
     Grade.CERTIFIED: Explanation(
         name="CERTIFIED",
         mark="\N{CHECK MARK}",
-        summary="Proved: the released model can hardly be told from one that was "
-        "trained without these samples.",
+        summary="Proved, provided that how samples are read and preprocessed never "
+        "depended on these samples: the released model can hardly be told from one "
+        "that was trained without them.",
         means="Within the numbers stated here, whoever holds the released weights "
         "sees what they would see had the model been trained again without the "
-        "samples. Every number the proof needs is enforced by the software or follows "
-        "from the kind of model.",
+        "samples, read and preprocessed in the same way. That the way they are read "
+        "(scaling, vocabularies, filters, what stands before the model) was not made "
+        "from the samples is the word of whoever ran it. Every number the proof needs "
+        "is enforced by the software or follows from the kind of model.",
         means_not=_ELSEWHERE,
-        tell="The model was changed so that it is, provably and within stated limits, "
-        "as if your data had not been used to train it. Say as well what happened to "
-        "the other copies (box 6).",
+        tell="If the way data are prepared was not made from yours: the model was "
+        "changed so that it is, provably and within stated limits, as if your data "
+        "had not been used to train it. Say as well what happened to the other copies "
+        "(box 6).",
     ),
     Grade.CONDITIONAL: Explanation(
         name="CONDITIONAL",
@@ -132,13 +136,14 @@ def explained(c: Certificate) -> Explanation:
         return plain
     return replace(
         plain,
-        summary="Proved, provided that the parts listed in box 2 never saw these "
-        "samples: the released model can hardly be told from one whose other parts "
-        "were trained without them.",
+        summary="Proved, provided that the parts listed in box 2, and how samples are "
+        "read and preprocessed, never saw these samples: the released model can hardly "
+        "be told from one whose other parts were trained without them.",
         means="The parts in box 2 did not change in the training that was watched; "
         "that they had not been made from the samples before is the word of whoever "
         "ran it. " + plain.means,
-        tell="If the parts in box 2 never saw the data: the part of the model that "
+        tell="If the parts in box 2, and the way data are prepared, never saw the "
+        "data: the part of the model that "
         "learned from it was changed so that it is, provably and within stated limits, "
         "as if your data had not been used; the other parts never saw it. Say as well "
         "what happened to the other copies (box 6).",
@@ -238,8 +243,8 @@ def attacks(c: Certificate) -> tuple[str, ...]:
     who = "Someone"
     if c.grade is Grade.CONDITIONAL:
         who = "If every condition above is true: someone"
-    elif c.public_parts:
-        who = "If the parts in box 2 never saw the samples: someone"
+    else:
+        who = "If what is taken as public never saw the samples: someone"
     this = c.release_mus[-1]
     held = [("this model's weights", this)]
     if (later := _later_mu(c)) > this:

@@ -111,7 +111,7 @@ def _in_worker(
 def _one(
     experiment: Experiment, included: list[bool], draws: int, file: Path | None
 ) -> RunRecord:
-    """RunRecord where it was made, so that nothing that fails elsewhere loses it."""
+    """Kept where it was made, so that nothing that fails elsewhere loses it."""
     run = experiments.carried_out(experiment, included, draws)
     if file is not None:
         experiments.write(file, experiment.identity, run)

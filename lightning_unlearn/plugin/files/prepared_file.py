@@ -220,7 +220,7 @@ def read(path: Path) -> BoundState:
         if not {"made_from", "salt"} <= set(text) <= {"made_from", "salt", "data"}:
             raise DataError(f"its head has {sorted(text)}")
         state = _state(tensors)
-    except (DataError, KeyError) as problem:
+    except Exception as problem:  # whatever a damaged or forged file provokes
         raise DataError(
             f"expected prepared state in {path}, got something else ({problem!s:.300}):"
             " name another file in prepared=, or delete this one and prepare again"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lightning_unlearn._base.files import new_file, part_of, replacing
@@ -41,12 +41,14 @@ class SecretFile:
         self.check_free(path)
         plain = {name: t.cpu().contiguous() for name, t in tensors.items()}
         digest = tensors_digest(sorted(plain.items()))
-        with replacing(path) as temporary:
-            os.close(new_file(temporary, 0o600))
-            save_file(
-                plain, temporary, {"format": self.format, "digest": digest, **text}
-            )
-            temporary.chmod(0o600)
+        head = {"format": self.format, "digest": digest, **text}
+        # Not by `save_file`, which may write to a name of its own: nobody would delete
+        # what a killed write left there.
+        with (
+            replacing(path) as temporary,
+            os.fdopen(new_file(temporary, 0o600), "wb") as file,
+        ):
+            file.write(save(plain, head))
 
     def read(self, path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         """Text and tensors of a file, on the CPU.

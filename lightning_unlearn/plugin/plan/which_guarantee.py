@@ -65,8 +65,8 @@ def chosen_guarantee(
             raise GuaranteeError(
                 "expected the weights in scope to be exactly those of one ConvexHead "
                 f"for guarantee=StronglyConvex, got {_beside(scope) or 'others'}: "
-                "freeze the rest of the model with requires_grad_(False), or return "
-                "head.parameters() from unlearning_parameters"
+                "freeze the rest of the model with requires_grad_(False), if it never "
+                "saw this data, or return head.parameters() from unlearning_parameters"
             )
         if not l2 > 0:
             raise GuaranteeError(
@@ -87,7 +87,10 @@ def chosen_guarantee(
     if options.noise_std is None:
         extra = _beside(scope)
         if extra:
-            raise GuaranteeError(f"{NO_SENSITIVITY}. In scope: {extra}; freeze them")
+            raise GuaranteeError(
+                f"{NO_SENSITIVITY}. In scope: {extra}; freeze them "
+                "before any training on this data"
+            )
         raise GuaranteeError(NO_SENSITIVITY)
     return None
 

@@ -53,7 +53,7 @@ def run_stage(
     weights_only: bool | None,
     keep: bool = True,
 ) -> Any:
-    """StageContext `stage` where `fit` would run its loop, and return what it returns.
+    """Run `stage` where `fit` would run its loop, and return what it returns.
 
     The Trainer stays connected to `model` if the run succeeds and `keep` is set.
     """

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.certificate.printed import PREMISE
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
@@ -64,6 +65,7 @@ class Preflight:
         composed_epsilon: Of all releases so far and this one seen together, or None
             where there is none.
         composed_grade: What that is worth: the lowest grade of them.
+        on_your_word: What the claim takes as public: nobody checks it.
     """
 
     grade: Grade
@@ -88,6 +90,7 @@ class Preflight:
     releases: int | None = None
     composed_epsilon: float | None = None
     composed_grade: Grade | None = None
+    on_your_word: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         qualifier = "" if self.grade is Grade.CERTIFIED else f" ({self.grade.value})"
@@ -109,6 +112,8 @@ class Preflight:
             ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
         ]
         rows.insert(1, ("release", self._release()))
+        if self.on_your_word:
+            rows.insert(1, ("on your word, public", ", ".join(self.on_your_word)))
         if self.duplicates is not None:
             found = f"{len(self.duplicates)} exact copies among the retained"
             rows.insert(3, ("duplicates", found))
@@ -229,7 +234,25 @@ def _look(
         releases=options.releases,
         composed_epsilon=decision.composed_epsilon,
         composed_grade=decision.composed_grade,
+        on_your_word=_on_your_word(plan, decision.grade),
     )
+
+
+def _on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
+    """What a claim of this grade takes as public, with the number of weights."""
+    if grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
+        return ()
+    in_scope = {id(p) for p in plan.scope.parameters}
+    named = [
+        (name, p.numel())
+        for name, p in plan.module.named_parameters()
+        if id(p) not in in_scope
+    ]
+    parts = []
+    for part in plan.outside.public_parts:
+        n = sum(size for name, size in named if name.split(".")[0] in part.name)
+        parts.append(f"{part.name} ({n:,} weights)" if n else part.name)
+    return (PREMISE, *parts)
 
 
 def _curve(
@@ -284,9 +307,9 @@ def _advice(
         l2 = plan.l2 if plan.l2 > 0 else 1e-3
         std = 2 * options.tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
         found.append(
-            "for a guarantee that is useful freeze the backbone and train a "
-            f"ConvexHead: certified at noise_std {std:.2g} (l2 = {l2:g}, tolerance = "
-            f"{options.tolerance:g})"
+            "for a guarantee that is useful train a ConvexHead on a public backbone "
+            f"that never saw this data: certified at noise_std {std:.2g} (l2 = {l2:g}, "
+            f"tolerance = {options.tolerance:g})"
         )
     radius = options.max_norm if grade is Grade.VACUOUS else None
     if radius is not None and isinstance(plan, NetworkPlan):

@@ -242,7 +242,7 @@ def _before_noise(trainer: pl.Trainer, forgets: list[int]) -> tuple[Tensor, Tens
     )
 
 
-# An object, for the same reasons as `inside._InEachProcess`.
+# An object, for the same reasons as `stage._InEachProcess`.
 class _Points:
     """The stage that takes the step, and a finer one, and changes nothing."""
 

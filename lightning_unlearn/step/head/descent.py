@@ -15,6 +15,7 @@ from lightning_unlearn.solvers.base import Damped, Solution, Solver, Status
 from lightning_unlearn.solvers.cg import solve_preconditioned
 from lightning_unlearn.solvers.flexible import FlexibleCG
 from lightning_unlearn.solvers.observer import (
+    NOBODY,
     State,
     count,
     numbers,
@@ -277,7 +278,7 @@ class InnerSolve:
         inner = self._by_factor(at, rtol)
         if inner is None:
             solver = self.solver or self._default(at.objective, rtol)
-            inner = solver.solve(Damped(at.objective, 0.0), at.gradient)
+            inner = solver.solve(Damped(at.objective, 0.0), at.gradient, NOBODY)
             at.passes += inner.matvecs
         at.method = f"Newton by {inner.method}"
         return at.search(inner.x) or at.sharpen()

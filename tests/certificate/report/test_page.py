@@ -131,7 +131,9 @@ def test_a_name_is_not_read_as_a_part_of_the_claim():
         public_parts=(part,),
     )
     assert name not in words.sentence(certificate)
-    assert words.sentence(certificate).endswith("taking what box 2 lists as public.")
+    assert words.sentence(certificate).endswith(
+        "taking how samples are read and preprocessed, what box 2 lists as public."
+    )
     html = render(certificate.to_json())
     assert html.count(name) == 2
     said = f'<q class="said">{name}</q> <span class="graded">[grade of this certificate'

@@ -37,7 +37,7 @@ def test_epsilon_never_stands_without_its_grade(grade, evidence):
 @pytest.mark.parametrize(
     ("grade", "says", "says_not"),
     [
-        ("certified", "Proved, provided that the parts listed in box 2 never saw",
+        ("certified", "Proved, provided that the parts listed in box 2, and how",
          "Proved: the released model can hardly"),
         ("conditional", "strong_convexity = 0.001 (assumed): mu", "Someone who holds"),
         ("vacuous", "This guarantee is true but worthless", "1 false alarm"),
@@ -117,13 +117,17 @@ def test_what_a_user_says_of_epsilon_is_not_the_certificate_s():
         assert f"{said} [no part of the claim]" in page.text
 
 
-def test_a_head_alone_is_proved_without_a_premise():
+def test_a_head_alone_is_proved_given_how_samples_are_read():
     page = Page(render(make(public_parts=()).to_json()))
-    assert "Proved: the released model can hardly" in page.text
-    assert "Someone who holds this model's weights" in page.text
+    assert "Proved, provided that how samples are read and preprocessed" in page.text
+    assert "parts listed in box 2" not in page.text
+    assert "If what is taken as public never saw the samples: someone" in page.text
     premised = page_of("certified").text
-    assert "If the parts in box 2 never saw the samples: someone" in premised
-    assert "If the parts in box 2 never saw the data: the part of" in premised
+    assert "If what is taken as public never saw the samples: someone" in premised
+    assert (
+        "If the parts in box 2, and the way data are prepared, never saw the data: the"
+        in premised
+    )
 
 
 def test_the_composed_epsilon_has_the_lowest_grade_of_its_releases():

@@ -110,6 +110,16 @@ def test_shapes_that_do_not_fit_are_found(kept):
         )
 
 
+@pytest.mark.parametrize("name", ["features", "targets", "start", "factor"])
+def test_a_number_in_place_of_a_tensor_is_named(kept, name):
+    _, path = kept
+    head, tensors = opened(path)
+    head.pop("digest")
+    wrong = {**tensors, name: torch.tensor(1.0, dtype=tensors[name].dtype)}
+    with pytest.raises(DataError, match="expected prepared state in"):
+        prepared_file.read(forged(path, head, wrong))
+
+
 @settings(
     max_examples=60,
     deadline=None,

@@ -13,7 +13,9 @@ from tests.helpers.nets import (
     HeadNet,
     fitted,
     loader,
+    same,
     trainer,
+    weights,
 )
 from tests.plugin.verbs.test_prepare import FORGET
 
@@ -76,6 +78,17 @@ def test_the_file_must_be_no_other_one(name):
         fit_trainer.save_checkpoint("same.file")
     with pytest.raises(SetupError, match=f"file of its own.*which is {name} too"):
         fit_trainer.unlearn(FORGET, **request)
+
+
+@pytest.mark.parametrize("name", ["save_to", "prepared"])
+def test_a_path_that_records_could_not_hold_is_refused(name):
+    path = "caf\udce9.ckpt"  # what Python makes of a name that is not UTF-8
+    options, request = ({}, {name: path}) if name == "save_to" else ({name: path}, {})
+    net, fit_trainer, _, _ = fitted(**options)
+    before = weights(net)
+    with pytest.raises(SetupError, match=f"valid Unicode for {name}="):
+        fit_trainer.unlearn(FORGET, **request)
+    assert same(before, weights(net))
 
 
 def test_a_missing_folder_is_said_before_the_work(monkeypatch):

@@ -28,6 +28,19 @@ def test_ridge_regression_is_the_closed_form():
     assert np.linalg.norm(step.weights.numpy() - exact) < 1e-10
 
 
+def test_a_solver_of_the_user_s_own_needs_no_observer_of_its_own_default():
+    class Own:
+        def solve(self, A, b, observer):
+            return CG(rtol=1e-13).solve(A, b, observer)
+
+    X, Y = data_for("mse")
+    head, *_ = problem("mse")
+    objective = ConvexObjective(head, FeatureData(X, Y), 0.05)
+    w0 = torch.zeros(objective.size, dtype=torch.float64)
+    step = minimise(objective, w0, tolerance=1e-10, solver=Own())
+    assert float(objective.gradient(step.weights)[0].norm()) <= 1e-10
+
+
 @pytest.mark.parametrize("loss", LINKS)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_reaches_the_tolerance_from_any_start(loss, scale):
