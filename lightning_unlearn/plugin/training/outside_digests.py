@@ -100,6 +100,7 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
     for prefix, layer in module.named_modules():
         for name, value in vars(layer).items():
             skipped = name in _BARE or name.startswith("_") or name.endswith("_hooks")
+            skipped |= name == "forward"  # Lightning's own, once it has wrapped a step
             if not skipped and not isinstance(value, (Tensor, nn.Module)):
                 text = repr(value)[:_SHOWN].encode(errors="replace")
                 label = f"{prefix}.{name}".lstrip(".")

@@ -137,7 +137,9 @@ def test_a_number_that_one_process_has_kept_of_its_samples_is_seen(tmp_path):
     )  # fmt: skip
     certificate = Certificate.from_json(told[0]["certificate"])
     assert certificate.grade is Grade.NONE
-    assert certificate.unscrubbed == ("peak (number)",)
+    assert certificate.unscrubbed == (
+        "peak (number)", "what reaches the head (it changed in training: peak)",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
