@@ -3,11 +3,13 @@
 import weakref
 from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.errors import UnlearningError
 from lightning_unlearn.plugin.files.prepared_file import BoundState
-from lightning_unlearn.plugin.plan.row_probe import RowProbe
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
@@ -40,6 +42,30 @@ class Attachment:
     travelled: bool = False
     fits_seen: int = 0
     requests: int = 0
+
+    def probe_rows(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        loader: DataLoader,
+    ) -> None:
+        """Take some rows before the module's own ``on_train_start``."""
+        positions, self.probe = self.record.retained, None
+        try:
+            self.probe = probe(trainer, module, options, loader, positions)
+        except UnlearningError:  # a request will say what is wrong with the module
+            self.record.rows_compared = False
+        else:
+            self.record.rows_compared = self.probe is None or self.probe.known
+
+    def compare_rows(
+        self, trainer: Trainer, module: LightningModule, options: Options
+    ) -> None:
+        """Note in the record if what reaches the head is not what it was."""
+        changed = self.probe and self.probe.changed(trainer, module, options)
+        if changed:
+            self.record.rows_changed = changed
 
     def is_of(self, module: LightningModule) -> bool:
         """Whether the record is of this very module, in this process."""

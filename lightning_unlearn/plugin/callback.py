@@ -18,7 +18,6 @@ from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
-from lightning_unlearn.plugin.plan.row_probe import probe
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
@@ -35,7 +34,9 @@ from lightning_unlearn.plugin.training.trained_marks import (
     was_trained,
 )
 from lightning_unlearn.plugin.training.training_record import (
+    STATE_KEY,
     TrainingRecord,
+    adopt_record,
     record_data,
 )
 from lightning_unlearn.plugin.training.weight_decay import l2_of
@@ -169,9 +170,22 @@ class UnlearningCallback(Callback):
 
     # -- state -----------------------------------------------------------------
 
+    @property
+    @override
+    def state_key(self) -> str:
+        """One name in checkpoints, whatever a subclass is called."""
+        return STATE_KEY
+
     @override
     def state_dict(self) -> dict[str, Any]:
         return self.record.to_dict()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the record of a training that a subclass watched."""
+        adopt_record(checkpoint["callbacks"])
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -266,14 +280,12 @@ class UnlearningCallback(Callback):
         try:
             loader = training_data.training_loader(trainer.train_dataloader)
         except DataError:
-            self.attached.loader = (
-                None  # a request will say what is wrong with the data
-            )
+            self.attached.loader = None  # a request will say what is wrong with it
         else:
             most, own = trainer.num_training_batches, len(loader)
             record_data(self.record, loader, int(most) if most < own else None)
             self.attached.loader = loader
-            self._probe_rows(trainer, pl_module, loader)
+            self.attached.probe_rows(trainer, pl_module, self.options, loader)
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
@@ -341,32 +353,12 @@ class UnlearningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remember what was trained, also when the training was cut short."""
-        self._mark(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING:
+            self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
-            self.compare_rows(trainer, pl_module)
+            self.attached.compare_rows(trainer, pl_module, self.options)
             self._remember_values(pl_module)
             self._count_fit()
-
-    def _probe_rows(
-        self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader
-    ) -> None:
-        """Take some rows before the module's own ``on_train_start``."""
-        try:
-            positions = self.record.retained
-            found = probe(trainer, pl_module, self.options, loader, positions)
-        except UnlearningError:  # a request will say what is wrong with the module
-            self.attached.probe, self.record.rows_compared = None, False
-            return
-        self.attached.probe = found
-        self.record.rows_compared = found is None or found.known
-
-    def compare_rows(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note in the record if what reaches the head is not what it was."""
-        taken = self.attached.probe
-        changed = taken and taken.changed(trainer, pl_module, self.options)
-        if changed:
-            self.record.rows_changed = changed
 
     def _count_fit(self) -> None:
         self._fits += 1
@@ -374,7 +366,7 @@ class UnlearningCallback(Callback):
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         note_changed_numbers(pl_module, self.record)
-        self.compare_rows(trainer, pl_module)
+        self.attached.compare_rows(trainer, pl_module, self.options)
         merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:

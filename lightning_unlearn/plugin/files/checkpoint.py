@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_unlearn._base.files import appear, part_of
 from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
 
 
 @contextmanager
@@ -131,10 +132,8 @@ def record_in(path: Path) -> dict[str, Any]:
         kind = type(error).__name__
         raise DataError(f"it cannot be read as a checkpoint ({kind})") from None
     try:
-        state = held["callbacks"][_STATE_KEY]
-    except (KeyError, TypeError, IndexError):
+        adopt_record(held["callbacks"])
+        state = held["callbacks"][STATE_KEY]
+    except (KeyError, TypeError, IndexError, AttributeError):
         return {}
     return state if isinstance(state, dict) else {}
-
-
-_STATE_KEY = "UnlearningCallback"

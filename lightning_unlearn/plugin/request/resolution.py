@@ -113,8 +113,9 @@ def share_record(context: StageContext) -> None:
     Every process goes by the first one's record: names and keys are random.
     """
     processes, record = context.processes, context.callback.record
-    if context.callback.attached.is_of(context.module):
-        context.callback.compare_rows(context.trainer, context.module)
+    attached, options = context.callback.attached, context.callback.options
+    if attached.is_of(context.module):
+        attached.compare_rows(context.trainer, context.module, options)
     merge_changes(record, processes)
     shared = processes.first(record.to_dict)
     if processes.rank > 0:

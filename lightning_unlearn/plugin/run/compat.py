@@ -20,6 +20,8 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
 from lightning_utilities.core.enums import StrEnum as LightningEnum
 
+from lightning_unlearn.errors import SetupError
+
 
 # What hooks such as ``setup(stage)`` receive; not one of Lightning's own stages, so
 # that no optimizer is made, no DDP wrapper is put on and no validation step is asked.
@@ -105,6 +107,11 @@ def _in_process(
         model_provided=True,
         model_connected=connected,
     )
+    if ckpt_path is not None and not path:
+        raise SetupError(
+            f"expected a checkpoint to load for ckpt_path={ckpt_path!r}, found none: "
+            "an untrained model has nothing to unlearn; name the file"
+        )
     kwargs: dict[str, Any] = {"ckpt_path": path}
     if "weights_only" in inspect.signature(Trainer._run).parameters:  # from 2.6.0
         kwargs["weights_only"] = weights_only

@@ -90,6 +90,8 @@ class TrainingRecord:
         """
         what = "the callback's state in a checkpoint"
         record = from_plain(cls, state, DataError, what, _LATER)
+        # Nothing was compared by a version that could not.
+        record.rows_compared = "rows_compared" in state and record.rows_compared
         for name in ("salt", "lineage", "ledger_key"):
             key = getattr(record, name)
             if len(key) != 32 or not set(key) <= set("0123456789abcdef"):
@@ -99,6 +101,33 @@ class TrainingRecord:
                 )
         return record
 
+
+def adopt_record(states: dict[str, Any]) -> None:
+    """Give a record that a subclass of the callback wrote its usual name.
+
+    Args:
+        states: What a checkpoint holds of callbacks, by their names.
+
+    Raises:
+        DataError: If it holds several.
+    """
+    found = [
+        name
+        for name, state in states.items()
+        if isinstance(state, dict) and {"removed", "lineage", "ledger_key"} <= {*state}
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"expected one record of unlearning in a checkpoint, got {len(found)} "
+            f"({', '.join(map(repr, found))}): which samples are forgotten is unknown; "
+            "train with one UnlearningCallback"
+        )
+    if found and found[0] != STATE_KEY:
+        states[STATE_KEY] = states.pop(found[0])
+
+
+#: Name of the record among the callbacks' states of a checkpoint.
+STATE_KEY = "UnlearningCallback"
 
 #: Fields that checkpoints of before them lack.
 _LATER = frozenset(

@@ -19,7 +19,8 @@ def test_a_request_goes_on_from_an_old_checkpoint():
     request = {"model": HeadNet(), "train_dataloaders": loader(digits(200))}
     result = trainer(own).unlearn([7], ckpt_path=GOLDEN, **request)
     certificate = result.certificate
-    assert certificate.grade is Grade.CERTIFIED
+    # Whether training changed the rows was not looked at then: nobody can tell.
+    assert certificate.grade is Grade.CONDITIONAL
     assert (certificate.release, certificate.releases) == (2, 5)
     assert certificate.n_retain == 200 - 4
     assert own.record.removed == [*FORGOTTEN, 7]

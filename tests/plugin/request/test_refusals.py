@@ -264,6 +264,16 @@ def test_looking_ahead_is_for_one_device(look, strategy):
         look(two, *rest, model=MLP(), train_dataloaders=loader(digits(60)))
 
 
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+def test_a_last_checkpoint_that_is_not_there_is_no_model(tmp_path):
+    own, net = UnlearningCallback(), HeadNet()
+    refused(
+        SetupError, "checkpoint to load for ckpt_path='last', found none", net,
+        trainer(own, default_root_dir=tmp_path), own, [1], model=net,
+        train_dataloaders=loader(digits(60)), ckpt_path="last",
+    )  # fmt: skip
+
+
 def test_a_failed_request_does_not_leave_the_checkpoint_loaded(tmp_path):
     net, fit_trainer, callback, dataset = fitted()
     fit_trainer.save_checkpoint(tmp_path / "run.ckpt")

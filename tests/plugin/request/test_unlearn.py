@@ -17,6 +17,7 @@ from lightning_unlearn import (
     LiSSA,
     UnlearningCallback,
 )
+from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.weights.digests import state_digest
 from tests.helpers.nets import (
@@ -235,6 +236,46 @@ def test_fresh_process_from_a_checkpoint(tmp_path):
     )  # fmt: skip
     assert third.n_retain == 597
     assert callback.record.removed == [5, 6, 7]
+
+
+class Named(UnlearningCallback):
+    """A subclass, as a project may have one."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(Named, UnlearningCallback), (UnlearningCallback, Named)]
+)
+def test_a_subclass_and_its_base_read_each_other_s_records(first, second, tmp_path):
+    net, dataset = HeadNet(), digits(600)
+    own = trainer(first(), max_epochs=1)
+    own.fit(net, loader(dataset))
+    own.unlearn([5, 6], save_to=tmp_path / "clean.ckpt")
+    path = tmp_path / "clean.ckpt"
+    old = tmp_path / "old.ckpt"  # as versions wrote it that named it by its class
+    held = torch.load(path, weights_only=True)
+    held["callbacks"] = {"Named": held["callbacks"].pop("UnlearningCallback")}
+    torch.save(held, old)
+    for ckpt_path in (path, old):
+        callback = second()
+        result = trainer(callback).unlearn(
+            [7], model=HeadNet(), train_dataloaders=loader(dataset),
+            ckpt_path=ckpt_path,
+        )  # fmt: skip
+        assert callback.record.removed == [5, 6, 7]
+        assert result.certificate.grade is Grade.CERTIFIED
+
+
+def test_two_records_in_one_checkpoint_are_refused(tmp_path):
+    _, fit_trainer, _, dataset = fitted()
+    fit_trainer.save_checkpoint(tmp_path / "run.ckpt")
+    held = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    held["callbacks"]["Named"] = held["callbacks"]["UnlearningCallback"]
+    torch.save(held, tmp_path / "two.ckpt")
+    with pytest.raises(DataError, match="one record of unlearning .* got 2"):
+        trainer(UnlearningCallback()).unlearn(
+            [7], model=HeadNet(), train_dataloaders=loader(dataset),
+            ckpt_path=tmp_path / "two.ckpt",
+        )  # fmt: skip
 
 
 def test_the_clean_checkpoint_is_accepted_everywhere_and_holds_no_optimizer(tmp_path):
