@@ -27,6 +27,7 @@ from lightning_unlearn.plugin.training.outside import (
     note_changed_numbers,
 )
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.plugin.training.public_backbones import watch_training
 from lightning_unlearn.plugin.training.trained_marks import (
     mark_trained,
     remember_values,
@@ -286,6 +287,7 @@ class UnlearningCallback(Callback):
             record_data(self.record, loader, int(most) if most < own else None)
             self.attached.loader = loader
             self.attached.probe_rows(trainer, pl_module, self.options, loader)
+        watch_training(pl_module, lambda: trainer.training)
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
@@ -334,6 +336,7 @@ class UnlearningCallback(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
+        watch_training(pl_module, None)
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
         self._remember_values(pl_module)
@@ -354,6 +357,7 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Remember what was trained, also when the training was cut short."""
         if trainer.state.fn == TrainerFn.FITTING:
+            watch_training(pl_module, None)
             self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)

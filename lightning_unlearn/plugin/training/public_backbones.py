@@ -1,6 +1,6 @@
 """The `PublicBackbone` parts of a module: checked, guarded, named."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
@@ -27,6 +27,15 @@ def reading_private(module: nn.Module) -> Iterator[None]:
         for backbone in backbones(module).values():
             stack.enter_context(backbone.reading_private())
         yield
+
+
+def watch_training(module: nn.Module, training: Callable[[], bool] | None) -> None:
+    """Refuse public samples as training samples; None ends the watch.
+
+    A request reads retained samples only: it would not see one that is forgotten.
+    """
+    for backbone in backbones(module).values():
+        backbone.refuse_while(training)
 
 
 def owner(name: str, among: dict[str, PublicBackbone]) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal
@@ -107,6 +107,7 @@ class PublicBackbone(nn.Module):
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public, self._private = 0, 0
+        self._watched: Callable[[], bool] = _never
         device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
         first = to_device(first_batch(public_data, self.batch_size), device)
         self.taps = self._taps(taps, first)
@@ -149,7 +150,7 @@ class PublicBackbone(nn.Module):
         self._check_eval()
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
-        if self._private:
+        if self._private or self._watched():
             self._refuse_known(inputs)
         rows = (self._raw(inputs) - self.mean) / self.std
         if self.unit_norm:
@@ -203,6 +204,10 @@ class PublicBackbone(nn.Module):
         finally:
             self._private -= 1
 
+    def refuse_while(self, private: Callable[[], bool] | None) -> None:
+        """Whenever `private()` says so, inputs of `public_data` are refused too."""
+        self._watched = private or _never
+
     @override
     def train(self, mode: bool = True) -> "PublicBackbone":
         """Stay in eval mode, whatever is asked for."""
@@ -212,6 +217,10 @@ class PublicBackbone(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> "PublicBackbone":
         """Stay frozen, whatever is asked for."""
         return super().requires_grad_(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is watched by nobody yet."""
+        return {**vars(self), "_watched": _never}
 
     @override
     def get_extra_state(self) -> dict[str, Any]:
@@ -328,6 +337,10 @@ class PublicBackbone(nn.Module):
                 "PublicBackbone would remember the forgotten ones; give it other data, "
                 'or standardize="none"'
             )
+
+
+def _never() -> bool:
+    return False
 
 
 def _check_options(
