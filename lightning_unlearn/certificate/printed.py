@@ -104,7 +104,8 @@ def _release(c: CertificateFields) -> str:
     worth = composed_worth(c)
     qualifier = "" if worth == Grade.CERTIFIED.value else f" ({worth})"
     which = "so far together" if c.releases else "all together"
-    return f"{text}; {which} epsilon = {number(c.composed_epsilon)}{qualifier}"
+    whose = "" if c.release == 1 else ", for samples that the first of them forgot"
+    return f"{text}; {which} epsilon = {number(c.composed_epsilon)}{qualifier}{whose}"
 
 
 def composed_worth(c: CertificateFields) -> str:

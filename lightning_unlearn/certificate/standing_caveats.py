@@ -7,7 +7,8 @@ from lightning_unlearn.guarantee.constants import Constant
 
 NOT_COVERED = (
     "models released before this request, and their difference from this one: it "
-    "reveals the forgotten samples",
+    "reveals the forgotten samples; and requests that were made because of what such a "
+    "model said",
     "the raw data, extracted features, logs and backups",
     "hyper-parameters, classes and stopping rules chosen while looking at the "
     "forgotten samples",

@@ -141,9 +141,10 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def compose_mu(*mus: float) -> float:
-    """The mu of several releases seen together, chosen adaptively or not.
+    """The mu of several releases seen together: ``sqrt(sum mu_t^2)``.
 
-    ``sqrt(sum mu_t^2)`` (Dong, Roth, Su 2022, Corollary 3.3).
+    Of samples the first of them forgot; requests may depend on these releases, not on
+    a model served before them (Dong, Roth, Su 2022, Corollary 3.3; theory, section 6).
 
     Raises:
         ArgumentError: If there is none, or one is not finite and > 0.
