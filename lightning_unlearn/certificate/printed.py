@@ -102,10 +102,23 @@ def _release(c: CertificateFields) -> str:
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)
-    qualifier = "" if worth == Grade.CERTIFIED.value else f" ({worth})"
-    which = "so far together" if c.releases else "all together"
-    whose = "" if c.release == 1 else ", for samples that the first of them forgot"
-    return f"{text}; {which} epsilon = {number(c.composed_epsilon)}{qualifier}{whose}"
+    worth = "" if worth == Grade.CERTIFIED.value else worth
+    return f"{text}; {so_far(c.composed_epsilon, c.release, c.releases, worth)}"
+
+
+def so_far(epsilon: float, release: int, releases: int | None, worth: str) -> str:
+    """The epsilon of all releases so far, in words: what it is worth, and whose it is.
+
+    Args:
+        epsilon: Composed.
+        release: How many there are, with this one.
+        releases: Announced number of them, or None.
+        worth: `composed_worth`, or nothing where that is plain.
+    """
+    qualifier = f" ({worth})" if worth else ""
+    which = "so far together" if releases else "all together"
+    whose = "" if release == 1 else ", for samples that the first of them forgot"
+    return f"{which} epsilon = {number(epsilon)}{qualifier}{whose}"
 
 
 def composed_worth(c: CertificateFields) -> str:

@@ -123,7 +123,7 @@ def outside_of(
     }
     backbones, groups = public_backbones.backbones(module), dict[str, list[str]]()
     for name, digest in kept.items():
-        group = public_backbones.owner(name, backbones) or name.split(".")[0]
+        group = public_backbones.part_of(name, backbones)
         groups.setdefault(group, []).append(f"{name}={digest}")
     origin = Origin.ASSUMED if before is None else Origin.ENFORCED
     parts = tuple(

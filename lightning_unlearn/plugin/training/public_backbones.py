@@ -38,6 +38,7 @@ def watch_training(module: nn.Module, training: Callable[[], bool] | None) -> No
         backbone.refuse_while(training)
 
 
-def owner(name: str, among: dict[str, PublicBackbone]) -> str | None:
-    """The backbone that an entry of the module belongs to, if it does to one."""
-    return next((own for own in among if name.startswith(f"{own}.")), None)
+def part_of(name: str, among: dict[str, PublicBackbone]) -> str:
+    """The public part that an entry of the module belongs to: its backbone, if any."""
+    inside = (backbone for backbone in among if name.startswith(f"{backbone}."))
+    return next(inside, name.split(".")[0])

@@ -1,6 +1,7 @@
 """``preflight``: what a request will prove and cost, before anything is changed."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.certificate.printed import PREMISE
+from lightning_unlearn.certificate.printed import PREMISE, so_far
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
@@ -30,6 +31,7 @@ from lightning_unlearn.plugin.request.resolution import (
 )
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
 from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.verbs import forecast
 
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -130,8 +132,9 @@ class Preflight:
             text += f" of {self.releases} announced"
         if self.composed_epsilon is None or self.composed_grade is None:
             return text
-        together = f"so far together epsilon = {self.composed_epsilon:.4g}"
-        return f"{text}; {together} ({self.composed_grade.value})"
+        worth = self.composed_grade.value
+        together = so_far(self.composed_epsilon, self.release, self.releases, worth)
+        return f"{text}; {together}"
 
 
 def preflight(
@@ -243,14 +246,13 @@ def _on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
     if grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
         return ()
     in_scope = {id(p) for p in plan.scope.parameters}
-    named = [
-        (name, p.numel())
-        for name, p in plan.module.named_parameters()
-        if id(p) not in in_scope
-    ]
+    backbones, sizes = public_backbones.backbones(plan.module), Counter[str]()
+    for name, p in plan.module.named_parameters():
+        if id(p) not in in_scope:
+            sizes[public_backbones.part_of(name, backbones)] += p.numel()
     parts = []
     for part in plan.outside.public_parts:
-        n = sum(size for name, size in named if name.split(".")[0] in part.name)
+        n = sizes[part.name]
         parts.append(f"{part.name} ({n:,} weights)" if n else part.name)
     return (PREMISE, *parts)
 

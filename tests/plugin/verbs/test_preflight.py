@@ -159,6 +159,26 @@ def test_validation_data_of_a_datamodule_and_losses_without_classes():
     assert look.metric_after == pytest.approx(look.metric_before, rel=0.2)
 
 
+class TwoParts(HeadNet):
+    """Of two public parts the name of one is the beginning of the other's."""
+
+    def __init__(self):
+        super().__init__()
+        self.back = nn.Linear(64, 64).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return self.head.loss(self.backbone(self.back(x)), y).mean()
+
+
+def test_each_public_part_has_the_weights_that_are_its_own():
+    net, fit_trainer, _, _ = fitted(TwoParts())
+    size = sum(p.numel() for p in net.backbone.parameters())
+    said = preflight(fit_trainer, [1]).on_your_word
+    assert f"back ({64 * 64 + 64:,} weights)" in said
+    assert f"backbone ({size:,} weights)" in said
+
+
 def test_the_release_and_all_so_far_are_told_as_the_certificate_will():
     _, fit_trainer, _, _ = fitted(releases=3)
     fit_trainer.unlearn([1])
@@ -168,5 +188,6 @@ def test_the_release_and_all_so_far_are_told_as_the_certificate_will():
     assert look.composed_epsilon == pytest.approx(certificate.composed_epsilon)
     assert look.composed_grade is certificate.composed_grade
     assert "2 of 3 announced; so far together epsilon = 0.8" in str(look)
+    assert "for samples that the first of them forgot" in str(look)
     bare = preflight(fitted(noise_std=0.0)[1], [1])
     assert (bare.release, bare.composed_epsilon) == (1, None)
