@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from lightning_unlearn._base.text import is_unicode
 from lightning_unlearn.errors import UnlearningError
 
 MAX_CHARS = 10_000_000
@@ -173,7 +174,8 @@ def _typed(
             return kind(value)
     elif kind in _SIMPLE:
         known = isinstance(value, _SIMPLE[kind])
-        if known and isinstance(value, bool) == (kind is bool) and _is_unicode(value):
+        written = not isinstance(value, str) or is_unicode(value)
+        if known and isinstance(value, bool) == (kind is bool) and written:
             return value
     elif origin is dict and isinstance(value, dict):
         return {typed(inside[0], k): typed(inside[1], v) for k, v in value.items()}
@@ -186,10 +188,3 @@ def _typed(
             return origin(typed(k, v) for k, v in pairs)
     name = getattr(kind, "__name__", "") if origin is None else str(kind)
     raise error(f"expected {where} to be {name}, got {reprlib.repr(value)}: {_ALTERED}")
-
-
-def _is_unicode(value: object) -> bool:
-    try:
-        return not isinstance(value, str) or value.encode("utf-8") is not None
-    except UnicodeEncodeError:  # a lone surrogate
-        return False

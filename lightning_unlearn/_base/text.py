@@ -11,6 +11,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether a text can be written down: it has no lone surrogate.
+
+    Example:
+        >>> is_unicode("caf\u00e9"), is_unicode("caf\udce9")
+        (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(error: Exception, plain: tuple[type[Exception], ...], hint: str) -> str:
     """An error as one line; with its kind and a hint unless its text says enough.
 

@@ -37,7 +37,7 @@ def verify_text(
     Args:
         certificate_json: The certificate.
         ledger_text: The deletion ledger, if it is to be checked too.
-        weights_digest: `scope.state_digest` of the checkpoint's weights, likewise.
+        weights_digest: `state_digest` of the checkpoint's weights, likewise.
         public_key: The raw Ed25519 key, in hexadecimal, that must have signed it.
 
     Returns:
@@ -77,7 +77,7 @@ def verify_ledger(ledger_text: str, weights_digest: str | None = None) -> list[F
 
     Args:
         ledger_text: The deletion ledger.
-        weights_digest: `scope.state_digest` of the checkpoint's weights, if it is to
+        weights_digest: `state_digest` of the checkpoint's weights, if it is to
             be checked too.
 
     Returns:

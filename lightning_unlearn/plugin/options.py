@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from lightning_unlearn._base import validate
+from lightning_unlearn._base.text import is_unicode
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.guarantee.claims import Terms, check_delta
 from lightning_unlearn.guarantee.kinds import (
@@ -127,7 +128,7 @@ class Options:
         }
         paths = {**others, **secret}
         for name, path in paths.items():
-            if not _is_unicode(path):
+            if not is_unicode(str(path)):
                 raise SetupError(
                     f"expected a path of valid Unicode for {name}, got {str(path)!a}: "
                     "records could not be read again; choose another name or folder"
@@ -156,14 +157,6 @@ class Options:
             seeded=self.noise_seed is not None,
             releases=self.releases,
         )
-
-
-def _is_unicode(path: str | Path | None) -> bool:
-    try:
-        str(path or "").encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # Named where a call does not fit.

@@ -1,4 +1,4 @@
-"""The training data behind a loader, and the retained part of it in exact batches."""
+"""The training data behind a loader, and what it is known again by."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-)
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn.errors import DataError
-
-_FINGERPRINT_SAMPLES = 32
+from lightning_unlearn.step.batch_checks import spread_places
 
 
 def training_loader(loader: object) -> DataLoader:
@@ -60,17 +56,11 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
     """
     n = len(dataset)
     kept = np.setdiff1d(np.arange(n), np.asarray(removed, dtype=int))
-    positions = kept[spread(len(kept))]
+    positions = kept[spread_places(len(kept))]
     first, second = (
         _digest([dataset[int(i)] for i in positions], n, salt) for _ in range(2)
     )
     return first if first == second else None
-
-
-def spread(n: int) -> list[int]:
-    """At most 32 evenly spaced places among n."""
-    places = np.linspace(0, n - 1, _FINGERPRINT_SAMPLES).astype(int)
-    return np.unique(places).tolist()
 
 
 def sample_digest(sample: Any) -> str | None:

@@ -6,13 +6,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.plugin.mixin import hooks, quiet
+from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.network_plan import objective_over
 from lightning_unlearn.plugin.plan.plan import PassContext
 from lightning_unlearn.plugin.plan.sharded_plan import sharded_objective
 from lightning_unlearn.plugin.run import strategies
-from lightning_unlearn.plugin.training.weight_decay import known_l2
 from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Shards
 
@@ -25,19 +24,9 @@ def gradient_norm(
     trained_l2: float | None,
 ) -> float:
     """|grad F| of a module over its whole training data; it changes nothing."""
-    strategy = strategies.adapter(trainer, options.curvature)
-    with strategy.gathered(module):
-        loss, in_scope, own_l2 = hooks(module)
-        scope = strategy.scope(module, in_scope)
-        context = PassContext(
-            trainer=trainer,
-            module=module,
-            options=options,
-            loader=loader,
-            loss=loss,
-            scope=scope,
-            l2=known_l2(options.l2, own_l2, trained_l2) or 0.0,
-        )
+    with strategies.adapter(trainer, options.curvature).gathered(module):
+        context = PassContext.of(trainer, module, options, loader, trained_l2)
+        scope = context.scope
         indices = list(range(len(loader.dataset)))  # type: ignore[arg-type]
         with isolate_rng(), quiet(module), passes(module, scope, context.dtype):
             if isinstance(scope, Shards):

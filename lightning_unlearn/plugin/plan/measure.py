@@ -23,7 +23,7 @@ Values = dict[str, tuple[str, float]]
 
 
 def measure(plan: Plan, batches: Iterable[tuple[int, Any]]) -> tuple[str, float]:
-    """Inside `scope.passes`: the metric of the weights as they are now.
+    """Inside `passes`: the metric of the weights as they are now.
 
     The accuracy where a batch is (inputs, class indices) and the module maps inputs to
     logits, else the unlearning loss, a sample. Several processes each give their part.

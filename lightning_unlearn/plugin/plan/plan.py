@@ -18,11 +18,13 @@ from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
 from lightning_unlearn.guarantee.proofs import Claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
+from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.run.progress import ENDED, Display, DisplayObserver
 from lightning_unlearn.plugin.training import batch_norm
 from lightning_unlearn.plugin.training.outside import Outside
+from lightning_unlearn.plugin.training.weight_decay import known_l2
 from lightning_unlearn.solvers.base import Solver
 from lightning_unlearn.solvers.observer import NOBODY, Observer
 from lightning_unlearn.step.head.convex_head import ConvexHead
@@ -52,6 +54,38 @@ class PassContext:
 
     #: Whether batches that were read stay in memory for the next pass.
     keeps_batches = True
+
+    @staticmethod
+    def of(
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        loader: DataLoader,
+        trained_l2: float | None = None,
+    ) -> "PassContext":
+        """That of a module outside of a request; its strategy has gathered it.
+
+        Args:
+            trainer: In a run.
+            module: With the hooks of a model to be unlearned.
+            options: Of the callback.
+            loader: The training loader.
+            trained_l2: The weight decay that training was seen with, or None.
+
+        Raises:
+            ModelError: If the module cannot give a loss.
+        """
+        loss, in_scope, own_l2 = hooks(module)
+        strategy = strategies.adapter(trainer, options.curvature)
+        return PassContext(
+            trainer=trainer,
+            module=module,
+            options=options,
+            loader=loader,
+            loss=loss,
+            scope=strategy.scope(module, in_scope),
+            l2=known_l2(options.l2, own_l2, trained_l2) or 0.0,
+        )
 
     @property
     def own_dtype(self) -> torch.dtype:

@@ -113,27 +113,18 @@ def _rows(
         with strategy.gathered(module), isolate_rng(), quiet(module, restore=True):
             for start in (random.seed, np.random.seed, torch.manual_seed):
                 start(seed)
-            loss, in_scope, _ = hooks(module)
-            scope = strategy.scope(module, in_scope)
+            context = PassContext.of(trainer, module, options, loader)
+            scope = context.scope
             head = convex_head(module, scope)
             if head is None:
                 return None
-            context = PassContext(
-                trainer=trainer,
-                module=module,
-                options=options,
-                loader=loader,
-                loss=loss,
-                scope=scope,
-                l2=0.0,
-            )
             batches = context.batches(loader, positions, _BATCH, alone=True)
             groups = [
                 list(range(i, min(i + _BATCH, len(positions))))
                 for i in range(0, len(positions), _BATCH)
             ]
             with passes(module, scope, context.own_dtype), reading_private(module):
-                return rows_at_fixed_weights(loss, head, batches, groups)
+                return rows_at_fixed_weights(context.loss, head, batches, groups)
     except Exception:  # the user's own code, at a time it was not written for
         return None
 

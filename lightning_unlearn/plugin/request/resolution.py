@@ -13,7 +13,6 @@ from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee, NormBall
 from lightning_unlearn.plugin.data.drawn import drawn_positions
-from lightning_unlearn.plugin.data.training_data import spread
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import hooks
@@ -34,6 +33,7 @@ from lightning_unlearn.plugin.training.weight_decay import (
     known_l2,
     l2_of,
 )
+from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.weights.digests import state_digest, tensors_digest
 from lightning_unlearn.weights.objective import LossFunction
@@ -130,7 +130,7 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
     with raising_in_all(context, plan.scope):
         state = state_digest(context.module.state_dict())
     with processes.together():
-        some = spread(len(plan.retained))
+        some = spread_places(len(plan.retained))
         _, batch = plan.batches(loader, plan.retained).take(some)
         leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
         sample = tensors_digest((str(i), x) for i, x in enumerate(leaves))

@@ -57,9 +57,15 @@ def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Integers, booleans and text are left out: counters and settings, not statistics.
     """
+    for name, value in _own_attributes(layer):
+        yield from _numbers(name, value, _DEPTH)
+
+
+def _own_attributes(layer: nn.Module) -> Iterator[tuple[str, object]]:
+    """Those that torch and Lightning have not made."""
     for name, value in vars(layer).items():
         if name not in _BARE and not name.endswith("_hooks"):
-            yield from _numbers(name, value, _DEPTH)
+            yield name, value
 
 
 def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -98,10 +104,10 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
     """
     found = {}
     for prefix, layer in module.named_modules():
-        for name, value in vars(layer).items():
-            skipped = name in _BARE or name.startswith("_") or name.endswith("_hooks")
-            skipped |= name == "forward"  # Lightning's own, once it has wrapped a step
-            if not skipped and not isinstance(value, (Tensor, nn.Module)):
+        for name, value in _own_attributes(layer):
+            # `forward` is Lightning's own, once it has wrapped a step.
+            named = not (name.startswith("_") or name == "forward")
+            if named and not isinstance(value, (Tensor, nn.Module)):
                 text = repr(value)[:_SHOWN].encode(errors="replace")
                 label = f"{prefix}.{name}".lstrip(".")
                 found[label] = hashlib.sha256(text).hexdigest()

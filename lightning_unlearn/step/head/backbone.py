@@ -106,8 +106,8 @@ class PublicBackbone(nn.Module):
         self.pool = int(pool[0]), int(pool[1])
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
-        self.n_public, self._private = 0, 0
-        self._watched: Callable[[], bool] = _never
+        self.n_public = 0
+        self._is_private: Callable[[], bool] = _never  # what is read now
         device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
         first = to_device(first_batch(public_data, self.batch_size), device)
         self.taps = self._taps(taps, first)
@@ -150,7 +150,7 @@ class PublicBackbone(nn.Module):
         self._check_eval()
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
-        if self._private or self._watched():
+        if self._is_private():
             self._refuse_known(inputs)
         rows = (self._raw(inputs) - self.mean) / self.std
         if self.unit_norm:
@@ -198,15 +198,15 @@ class PublicBackbone(nn.Module):
     @contextmanager
     def reading_private(self) -> Iterator[None]:
         """Inside the block inputs are private: those of `public_data` are refused."""
-        self._private += 1
+        before, self._is_private = self._is_private, _always
         try:
             yield
         finally:
-            self._private -= 1
+            self._is_private = before
 
     def refuse_while(self, private: Callable[[], bool] | None) -> None:
         """Whenever `private()` says so, inputs of `public_data` are refused too."""
-        self._watched = private or _never
+        self._is_private = private or _never
 
     @override
     def train(self, mode: bool = True) -> "PublicBackbone":
@@ -220,7 +220,7 @@ class PublicBackbone(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is watched by nobody yet."""
-        return {**vars(self), "_watched": _never}
+        return {**vars(self), "_is_private": _never}
 
     @override
     def get_extra_state(self) -> dict[str, Any]:
@@ -341,6 +341,10 @@ class PublicBackbone(nn.Module):
 
 def _never() -> bool:
     return False
+
+
+def _always() -> bool:
+    return True
 
 
 def _check_options(

@@ -55,7 +55,7 @@ def capture(
 ) -> FeatureData:
     """Read every sample once and keep what reaches the head.
 
-    Must run inside `scope.passes` with exactly the head's weights in scope. The
+    Must run inside `passes` with exactly the head's weights in scope. The
     head is given fixed weights that depend on no data, so that nothing captured can
     depend on the weights to be unlearned, whatever the module does; that the captured
     rows do not depend on the head at all is then checked against the real weights.
@@ -101,7 +101,7 @@ def check_rows(
 ) -> None:
     """Read some samples afresh and compare them with rows captured earlier.
 
-    Must run inside `scope.passes`, as `capture`.
+    Must run inside `passes`, as `capture`.
 
     Args:
         loss: The module's loss of a batch.

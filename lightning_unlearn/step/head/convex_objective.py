@@ -30,7 +30,7 @@ class ConvexObjective:
     """F of a `ConvexHead` over captured rows; l2-strongly convex when l2 > 0.
 
     Weights are given as flat vectors (p,) float64 in the order weight, bias. Every
-    per-sample Hessian in the logits is positive semidefinite (`heads.LINKS`), an
+    per-sample Hessian in the logits is positive semidefinite (`links.LINKS`), an
     affine map keeps convexity, and ``(l2/2)|w|^2`` covers every weight: mu = l2.
 
     Args:

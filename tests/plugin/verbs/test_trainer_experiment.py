@@ -17,7 +17,7 @@ from lightning_unlearn import (
 )
 from lightning_unlearn.errors import ArgumentError, AuditError, SetupError
 from lightning_unlearn.evaluation import audit
-from lightning_unlearn.plugin.run import compat as _compat
+from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.step.noise import add_noise
 from tests.evaluation.helpers import planted
 from tests.evaluation.helpers.worlds import DELTA
@@ -222,7 +222,7 @@ def test_several_devices_are_spawned_or_refused(monkeypatch):
         with pytest.raises(SetupError, match="one process, or ddp_spawn, got 2"):
             experiment(coins(0))
     with monkeypatch.context() as patch:
-        patch.setattr(_compat, "is_spawning", lambda trainer: True)
+        patch.setattr(compat, "is_spawning", lambda trainer: True)
         with pytest.raises(SetupError, match="one device for white_box=True"):
             experiment(coins(0))
     assert all(t.callbacks[0].requests == 0 for t in watched.trainers)
