@@ -47,19 +47,22 @@ def unique(
     return once
 
 
-def strict_object(text: str, error: type[UnlearningError], what: str) -> dict[str, Any]:
+def strict_object(
+    text: str, error: type[UnlearningError], what: str, most: int = MAX_CHARS
+) -> dict[str, Any]:
     """Parse one JSON object: no NaN, no repeated field, no unbounded size or depth.
 
     Args:
         text: The JSON text.
         error: Raised, with what was expected and got, if it is anything else.
         what: Named in the message, such as "a certificate".
+        most: Characters.
 
     Returns:
         The object.
     """
-    if len(text) > MAX_CHARS:
-        raise error(f"expected {what} of at most {MAX_CHARS} characters: {len(text)}")
+    if len(text) > most:
+        raise error(f"expected {what} of at most {most} characters: {len(text)}")
 
     def refuse(constant: str) -> float:
         raise error(f"expected finite numbers in {what}, got {constant}")

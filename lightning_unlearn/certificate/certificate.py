@@ -163,8 +163,9 @@ def _shown(value: object) -> object:
 
 def _to_plain(certificate: Certificate) -> dict[str, Any]:
     found = {"schema": certificate.schema, **to_plain(certificate)}
-    if certificate.composed_grade is None:  # as in files from before it was stated
-        found.pop("composed_grade")
+    for name in ("composed_grade", "commitment"):  # as in files from before them
+        if found[name] is None:
+            found.pop(name)
     for part in found["public_parts"]:
         if not part["note"]:
             part.pop("note")
@@ -189,7 +190,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 #: Fields that files of this schema lack if they are from before it had them.
-_LATER = frozenset({"composed_grade", "note"})
+_LATER = frozenset({"composed_grade", "commitment", "note"})
 
 
 def _from_plain(plain: dict[str, Any]) -> Certificate:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from lightning_unlearn._base.files import close_output
+from lightning_unlearn._base.files import close_output, create_file
 from lightning_unlearn._base.text import one_line, printable
 from lightning_unlearn.errors import (
     CertificateError,
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_certificates(commands, debug)
+    _add_receipts(commands, debug)
     _add_report(commands, debug)
     _add_ledger(commands, debug)
     return parser
@@ -100,6 +101,11 @@ def _add_certificates(commands: _Commands, debug: argparse.ArgumentParser) -> No
     verify.add_argument(
         "--public-key", metavar="HEX", help="the Ed25519 key that must have signed it"
     )
+    verify.add_argument(
+        "--receipt",
+        type=Path,
+        help="receipts of one person: that the certificate speaks of these samples",
+    )
     verify.set_defaults(run=_verify)
 
     show = commands.add_parser(
@@ -116,6 +122,30 @@ def _add_certificates(commands: _Commands, debug: argparse.ArgumentParser) -> No
     signing.add_argument("certificate", type=Path)
     signing.add_argument("--key", type=Path, required=True, help="private key, PEM")
     signing.set_defaults(run=_sign)
+
+
+def _add_receipts(commands: _Commands, debug: argparse.ArgumentParser) -> None:
+    receipt = commands.add_parser(
+        "receipt",
+        help="write one person's receipts, from the private file of all",
+        description="Take the receipts of one person from clean.receipts.jsonl, which "
+        "is as secret as the data. Who has them can show that the certificate speaks "
+        "of these samples. Nothing is overwritten.",
+        parents=[debug],
+    )
+    receipt.add_argument("receipts", type=Path, help="clean.receipts.jsonl")
+    receipt.add_argument(
+        "--person", action="append", default=[], help="an id that was asked for"
+    )
+    receipt.add_argument(
+        "--position",
+        action="append",
+        type=int,
+        default=[],
+        help="of a sample in the training dataset; may be given several times",
+    )
+    receipt.add_argument("--output", type=Path, required=True, help="a new file")
+    receipt.set_defaults(run=_receipt)
 
 
 def _add_report(commands: _Commands, debug: argparse.ArgumentParser) -> None:
@@ -166,6 +196,7 @@ def _verify(options: argparse.Namespace) -> int:
         _given(options.ledger, _text),
         digest,
         options.public_key,
+        _given(options.receipt, _text),
     )
     return _print_findings(findings)
 
@@ -200,6 +231,19 @@ def _sign(options: argparse.Namespace) -> int:
     temporary.write_text(signed)
     temporary.replace(options.certificate)
     print(f"signed {options.certificate}")
+    return 0
+
+
+def _receipt(options: argparse.Namespace) -> int:
+    from lightning_unlearn.certificate import receipts
+
+    if not (options.person or options.position):
+        raise SetupError("expected --person or --position, got neither: name whose")
+    leaves, request_id = receipts.from_text(_text(options.receipts))
+    places = receipts.chosen(leaves, options.person, options.position)
+    made = [receipts.receipt(leaves, place, request_id).to_json() for place in places]
+    create_file(options.output, "".join(made), 0o600)
+    print(f"receipts of {len(made)} samples written to {options.output}")
     return 0
 
 

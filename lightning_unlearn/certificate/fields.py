@@ -62,6 +62,8 @@ class CertificateFields:
         versions: Software versions.
         composed_grade: What `composed_epsilon` is worth: the lowest grade of these
             releases. None where there is none, or in files from before it was stated.
+        commitment: Root of the hash tree over the forgotten samples that `receipts`
+            open, hexadecimal; None in files from before there were receipts.
         schema: Number of this format.
     """
 
@@ -91,4 +93,5 @@ class CertificateFields:
     created: str
     versions: tuple[tuple[str, str], ...]
     composed_grade: Grade | None = None
+    commitment: str | None = None
     schema: int = SCHEMA

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Entry, Ledger
+from lightning_unlearn.certificate.receipts import read_receipts
 from lightning_unlearn.certificate.signature import signer
 from lightning_unlearn.errors import CertificateError, LedgerError
 from lightning_unlearn.guarantee.claims import lowest
@@ -31,6 +32,7 @@ def verify_text(
     ledger_text: str | None = None,
     weights_digest: str | None = None,
     public_key: str | None = None,
+    receipts: str | None = None,
 ) -> list[Finding]:
     """Check a certificate against itself, its ledger, its checkpoint and its signer.
 
@@ -39,6 +41,7 @@ def verify_text(
         ledger_text: The deletion ledger, if it is to be checked too.
         weights_digest: `state_digest` of the checkpoint's weights, likewise.
         public_key: The raw Ed25519 key, in hexadecimal, that must have signed it.
+        receipts: Receipts of one person, that must fit it.
 
     Returns:
         One finding a check; it is verified if none failed.
@@ -62,6 +65,8 @@ def verify_text(
         findings.append(_ledger(certificate, ledger_text))
     if weights_digest is not None:
         findings.append(_weights(certificate, weights_digest))
+    if receipts is not None:
+        findings.append(_receipts(certificate, receipts))
     findings.append(
         Finding(
             None,
@@ -207,6 +212,19 @@ def _agreement(
 def _same_lowest(certificate: Certificate, entry: Entry, ledger: Ledger) -> bool:
     stated = certificate.composed_grade
     return stated is None or stated is lowest(ledger.grades[: entry.index])
+
+
+def _receipts(certificate: Certificate, text: str) -> Finding:
+    try:
+        found = read_receipts(text)
+        for one in found:
+            one.check(
+                certificate.request_id, certificate.commitment, certificate.n_forget
+            )
+    except CertificateError as error:
+        return Finding(False, f"receipt: {error}")
+    count = "1 sample" if len(found) == 1 else f"{len(found)} samples"
+    return Finding(True, f"receipt: the certificate speaks of {count} it names")
 
 
 def _weights(certificate: Certificate, digest: str) -> Finding:

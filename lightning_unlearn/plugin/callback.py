@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
@@ -29,12 +30,13 @@ from lightning_unlearn.plugin.training.outside import (
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.plugin.training.public_backbones import watch_training
 from lightning_unlearn.plugin.training.trained_marks import (
+    mark_all_trained,
     mark_trained,
     remember_values,
     values_of,
-    was_trained,
 )
 from lightning_unlearn.plugin.training.training_record import (
+    NOT_TO_BE_SERVED,
     STATE_KEY,
     TrainingRecord,
     adopt_record,
@@ -116,10 +118,11 @@ class UnlearningCallback(Callback):
         super().__init__()
         self.options = Options(*args, **options)
         self.attached = Attachment()
-        # Trainings that have ended; processes launched from this one count in it too.
+        # Trainings that ended; processes launched from this one count in it too.
         self._fits = torch.zeros(1).share_memory_()
+        self.serves = False  # whether what is being saved is to be served
         self._steps = -1
-        self._values: dict[str, str] = {}  # of tensors, when the training began
+        self._values: dict[str, str] | None = None  # of tensors, when training began
 
     @property
     def record(self) -> TrainingRecord:
@@ -185,8 +188,9 @@ class UnlearningCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Find the record of a training that a subclass watched."""
+        """Find the record of a training that a subclass watched, or of a request."""
         adopt_record(checkpoint["callbacks"])
+        private_file.complete(checkpoint["callbacks"], trainer.ckpt_path)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,6 +256,7 @@ class UnlearningCallback(Callback):
         """Digest everything outside the scope before the first step moves anything."""
         attached = self.attached
         attached.bound_state = None
+        private_file.check_whole(self.record, trainer.ckpt_path)
         same = attached.is_of(pl_module)
         if not (same or attached.restored or attached.travelled):
             attached.record = TrainingRecord()
@@ -327,7 +332,12 @@ class UnlearningCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Bring the record up to date in a checkpoint written during training."""
+        """Bring the record up to date, or leave out what is not to be served."""
+        if self.serves:
+            private_file.leave_out(checkpoint, self.record)
+            return
+        if self.record.removed:
+            rank_zero_warn(NOT_TO_BE_SERVED)
         if trainer.state.fn != STAGE:
             self.take_sent_record(trainer)
             self._note_changes(trainer, pl_module)
@@ -374,18 +384,14 @@ class UnlearningCallback(Callback):
         merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mark_trained(p for p in pl_module.parameters() if p.requires_grad)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                mark_trained(group["params"])
-        named = pl_module.named_parameters()
-        trained = {name for name, p in named if was_trained(p)}
-        self.record.trained = sorted({*self.record.trained, *trained})
+        marked = mark_all_trained(pl_module, trainer.optimizers)
+        self.record.trained = sorted({*self.record.trained, *marked})
 
     def _remember_values(self, pl_module: LightningModule) -> None:
         """Copies of what this training has made will be known in this process."""
-        remember_values(pl_module, self._values)
-        self._values = {}
+        if self._values is not None:
+            remember_values(pl_module, self._values)
+        self._values = None
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most, processes = self.options.max_norm, strategies.processes_of(trainer)

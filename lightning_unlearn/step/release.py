@@ -39,6 +39,7 @@ class Surroundings:
         n_parameters: Weights in scope, over all processes.
         dot: Inner product of vectors, of which a process may hold a part.
         request_id: Random name of the request.
+        commitment: To the forgotten samples (`certificate.receipts`), or None.
         max_norm: C, radius of the ball of the weights, or None. Not used for a
             strongly convex scope.
         noise_seed: For tests only: ``terms.seeded`` says so.
@@ -57,6 +58,7 @@ class Surroundings:
     request_id: str
     n_parameters: int
     dot: Dot = plain_dot
+    commitment: str | None = None
     max_norm: float | None = None
     noise_seed: int | None = None
 
@@ -126,6 +128,7 @@ def release(
         warnings=(*warnings, *claim.warnings, *step.warnings, *around.warnings),
         weights_digest=around.digest(released),
         request_id=around.request_id,
+        commitment=around.commitment,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
     )

@@ -197,6 +197,19 @@ def _warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
         )
 
 
+def people(dataset: Any, by: str) -> list[str]:
+    """Each sample's id as text.
+
+    Args:
+        dataset: The training dataset.
+        by: Attribute that holds the ids.
+
+    Raises:
+        ForgetSetError: If it has none such.
+    """
+    return [str(value) for value in _ids_of(dataset, by)]
+
+
 def _ids_of(dataset: Any, by: str) -> list[Value]:
     """Each sample's id: of the dataset, or of the one its Subsets pick from."""
     level: Any = dataset

@@ -1,8 +1,8 @@
-"""A clean checkpoint and its certificate, written as files that appear whole."""
+"""A clean checkpoint and what belongs to it, written as files that appear whole."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 
-from lightning_unlearn._base.files import appear, part_of
-from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn._base.files import appear, part_of, remove
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.receipts import from_text, receipts_path
+from lightning_unlearn.errors import CertificateError, DataError, SetupError
+from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
 
@@ -47,7 +51,7 @@ def check_free(target: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raise `SetupError` if a file would be overwritten or the folder is missing."""
-    for target in (path, certificate_path(path)):
+    for target in _targets(path):
         check_free(target)
     if not path.parent.is_dir():
         raise SetupError(
@@ -62,7 +66,7 @@ def stage(
     part: Path,
     optimizers: list[Optimizer],
 ) -> None:
-    """Write the module and our callback's state, and nothing else training left.
+    """Write the module and what may be served of our record, and nothing else.
 
     Optimizer moments, schedulers and other callbacks' states were computed on the
     forgotten samples and are left out. ``trainer.fit(ckpt_path=)`` and
@@ -89,6 +93,7 @@ def _save(
         callbacks.append(RichProgressBar())
     with (
         borrowed(trainer, callbacks=callbacks, optimizers=optimizers),
+        borrowed(callback, serves=True),
         borrowed(trainer.strategy, lr_scheduler_configs=[]),
     ):
         precision.state_dict = dict  # a scaler knows which gradients overflowed
@@ -98,10 +103,26 @@ def _save(
             del precision.state_dict
 
 
+def _targets(path: Path) -> tuple[Path, ...]:
+    """What a request writes, in the order it appears: the checkpoint's name decides."""
+    return private_path(path), receipts_path(path), path, certificate_path(path)
+
+
 def parts(path: Path, request_id: str) -> dict[Path, Path]:
-    """A checkpoint and its certificate -> names only this request stages them by."""
+    """What a request writes, in order -> names only this request stages it by."""
     token = request_id[:16]
-    return {p: part_of(p, token) for p in (path, certificate_path(path))}
+    return {p: part_of(p, token) for p in _targets(path)}
+
+
+def remove_secrets(path: Path, certificate: Certificate) -> None:
+    """Remove private file and receipts of a request whose checkpoint never appeared."""
+    private, opened = private_path(path), receipts_path(path)
+    with suppress(DataError):  # somebody else's
+        if private_file.belongs(private_file.read(private), certificate.to_json()):
+            remove(private)
+    with suppress(CertificateError, OSError, UnicodeDecodeError):
+        if from_text(opened.read_text(encoding="utf-8"))[1] == certificate.request_id:
+            remove(opened)
 
 
 def publish(part: Path, target: Path) -> None:
@@ -120,10 +141,10 @@ def publish(part: Path, target: Path) -> None:
 def record_in(path: Path) -> dict[str, Any]:
     """Our callback's state in a checkpoint; empty if it holds none.
 
-    Nothing else is read from the disk.
+    Nothing else is read from the disk but its private file, if it has one.
 
     Raises:
-        DataError: If it cannot be read as a checkpoint.
+        DataError: If it cannot be read as a checkpoint, or its private file is damaged.
     """
     file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
     try:
@@ -136,4 +157,5 @@ def record_in(path: Path) -> dict[str, Any]:
         state = held["callbacks"][STATE_KEY]
     except (KeyError, TypeError, IndexError, AttributeError):
         return {}
+    state = private_file.completed(state, path)
     return state if isinstance(state, dict) else {}

@@ -2,7 +2,8 @@
 
 A note beside the ledger names the checkpoint and the longer ledger before either is
 written. The checkpoint's name decides: if it is there the request was made and the
-ledger is completed; if not it was not, and what was written of it is removed.
+ledger is completed; if not it was not, and what was written of it is removed. What is
+secret (private file and receipts) appears before the checkpoint, so that it has both.
 """
 
 import json
@@ -130,6 +131,7 @@ def recover(path: Path) -> None:
         )
     else:
         _check_not_taken_away(path, clean, note)
+        checkpoint.remove_secrets(clean, certificate)
         ledgers.rewind(path, before)
     for secret in note.secret:
         if Path(secret).exists():
@@ -145,7 +147,7 @@ def _made(clean: Path, note: Note) -> bool:
     if not os.path.lexists(clean):
         return False
     try:
-        return checkpoint.record_in(clean).get("ledger") == note.ledger
+        return checkpoint.record_in(clean).get("certificate") == note.certificate
     except DataError as problem:
         raise LedgerError(
             f"expected at {clean} nothing, or the checkpoint of a request that was "

@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn.errors import DataError
-from lightning_unlearn.plugin.files import checkpoint
+from lightning_unlearn.plugin.files import checkpoint, private_file
+from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 _PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
@@ -26,6 +27,9 @@ class Stale:
 
     checkpoints: tuple[str, ...]
     logs: tuple[str, ...]
+
+
+NOTHING_STALE = Stale((), ())
 
 
 def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Stale:
@@ -111,6 +115,8 @@ def _problem(
         other = TrainingRecord.from_dict(held)
     except DataError as error:
         return str(error)
+    if not other.whole:
+        return "its private file is not beside it: what it holds is not known"
     if other.lineage != record.lineage:
         return "it is of another training"
     if other.fingerprint is None:
@@ -144,6 +150,11 @@ def _is_shard(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
+    """Remove a checkpoint, and the private file of a clean one."""
+    private = private_path(path)
+    certificate = checkpoint.record_in(path).get("certificate")
+    if private_file.belongs(private_file.read(private), certificate):
+        private.unlink()
     if not path.is_dir():
         path.unlink()
         return

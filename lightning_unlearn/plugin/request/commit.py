@@ -8,17 +8,20 @@ from torch import Tensor
 
 from lightning_unlearn._base import files
 from lightning_unlearn._base.files import write_new
-from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.certificate import ledger as ledgers, receipts
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
+from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files import (
     checkpoint,
     journal,
     prepared_file,
+    private_file,
     solve_file,
 )
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
@@ -36,6 +39,7 @@ class Decided:
     record: TrainingRecord
     buffers: dict[str, Tensor]
     stale: Stale
+    leaves: tuple[Leaf, ...] = ()
 
 
 class Files:
@@ -61,7 +65,7 @@ class Files:
 
     @property
     def parts(self) -> dict[Path, Path]:
-        """Checkpoint and certificate -> the names they are staged under."""
+        """What is written, in order -> the names it is staged under."""
         if self.clean is None:
             return {}
         return checkpoint.parts(self.clean, self.done.certificate.request_id)
@@ -86,14 +90,25 @@ class Files:
             )
 
     def publish(self) -> None:
-        """Make the staged checkpoint, its certificate and the longer ledger appear."""
+        """Make the staged checkpoint, what belongs to it and the ledger appear."""
+        beside = {} if self.clean is None else self._beside(self.clean)
         for target, part in self.parts.items():
-            if target != self.clean:
-                write_new(part, self.done.certificate.to_json())
+            if target in beside:
+                write_new(part, *beside[target])
             self._ours[target] = files.identity(part)
             checkpoint.publish(part, target)
         if self.ledger is not None:
             ledgers.write(self.ledger, self.done.ledger)
+
+    def _beside(self, clean: Path) -> dict[Path, tuple[str, int]]:
+        """Text and mode of what stands beside the checkpoint."""
+        done, mine = self.done, 0o600
+        opened = receipts.to_text(done.leaves, done.certificate.request_id)
+        return {
+            private_path(clean): (private_file.text_of(done.record), mine),
+            receipts.receipts_path(clean): (opened, mine),
+            checkpoint.certificate_path(clean): (done.certificate.to_json(), 0o666),
+        }
 
     def close(self) -> None:
         """Everything is done, or nothing will be."""

@@ -8,7 +8,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.files import prepared_file, solve_file, stale_checkpoints
 from lightning_unlearn.plugin.files.journal import locked_for_all
@@ -44,6 +46,7 @@ class _Released:
 
     weights: Vector
     buffers: dict[str, Tensor]
+    leaves: tuple[Leaf, ...]
     certificate: Certificate
     before: str
     old: stale_checkpoints.Stale
@@ -153,6 +156,8 @@ class Execution:
             ledger=None if file is None else solved.decided.ledger.to_text(),
             ledger_path=file,
             duplicates=solved.copies,
+            stale=solved.decided.stale,
+            leaves=solved.decided.leaves,
         )
 
     def _duplicates(self, plan: Plan) -> tuple[int, ...] | None:
@@ -189,6 +194,7 @@ class Execution:
             context.trainer, context.ckpt_path, context.callback.record
         )
         buffers: dict[str, Tensor] = {}
+        leaves = self.request.leaves(context, plan.chosen)
 
         def digest(weights: Vector) -> str:
             buffers.update(plan.rebuilt_statistics(weights))
@@ -213,11 +219,12 @@ class Execution:
                 n_parameters=plan.scope.n_parameters,
                 dot=plan.scope.dot(context.processes),
                 request_id=uuid.uuid4().hex,
+                commitment=receipts.root(leaves),
                 max_norm=plan.options.max_norm,
                 noise_seed=plan.noise_seed,
             ),
         )
-        return _Released(weights, buffers, certificate, before, old)
+        return _Released(weights, buffers, leaves, certificate, before, old)
 
     def _recorded(self, plan: Plan, own: _Released) -> Decided:
         certificate, record = own.certificate, self.context.callback.record
@@ -230,7 +237,9 @@ class Execution:
         if plan.processes.world > 1:  # every process has a CPU to unpack it on
             weights = weights.cpu()
             buffers = {name: value.cpu() for name, value in buffers.items()}
-        return Decided(weights, certificate, longer, after, buffers, own.old)
+        return Decided(
+            weights, certificate, longer, after, buffers, own.old, own.leaves
+        )
 
 
 def _step(plan: Plan, state: BoundState | None) -> tuple[Step, PreparedHead | None]:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_unlearn.certificate import receipts
+from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.plugin.data import forget_set
+from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.files import checkpoint, journal
 from lightning_unlearn.plugin.request.stage import StageContext
@@ -83,6 +86,28 @@ class Request:
         removed = record.removed
         found = forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
         return forget_set.trained_on(found, drawn, removed, by_id=self.by is not None)
+
+    def leaves(self, context: StageContext, chosen: list[int]) -> tuple[Leaf, ...]:
+        """What the certificate commits to: the samples, and whose they are.
+
+        Args:
+            context: The Trainer's run.
+            chosen: Positions to forget.
+        """
+        dataset: Any = context.loader.dataset
+        named = self.by is not None and _hook(context) is None
+        people = forget_set.people(dataset, self.by) if named and self.by else None
+        # Random samples, or of unknown types, have no digest.
+        hashed = context.callback.record.fingerprint is not None
+        with isolate_rng():
+            return receipts.leaves(
+                (
+                    at,
+                    None if people is None else people[at],
+                    training_data.sample_digest(dataset[at]) if hashed else None,
+                )
+                for at in chosen
+            )
 
 
 def _hook(context: StageContext) -> Hook | None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_unlearn._base.text import number
+from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.certificate.report.evidence import (
     Evidence,
     Quality,
@@ -13,6 +15,7 @@ from lightning_unlearn.certificate.report.evidence import (
 )
 from lightning_unlearn.certificate.report.page import write
 from lightning_unlearn.plugin.files.checkpoint import certificate_path
+from lightning_unlearn.plugin.files.stale_checkpoints import NOTHING_STALE, Stale
 from lightning_unlearn.solvers.base import Solution
 
 
@@ -39,6 +42,10 @@ class UnlearningResult:
         ledger_path: Its file.
         duplicates: Positions of retained samples that equal a forgotten one, or None
             if nobody looked. Internal, as `residuals`.
+        stale: Files from before this request that are known: they hold what was
+            forgotten. Internal, as `residuals`.
+        leaves: What the certificate's commitment is made of. Secret: `receipt` opens
+            one.
     """
 
     certificate: Certificate
@@ -54,6 +61,31 @@ class UnlearningResult:
     ledger: str | None = None
     ledger_path: Path | None = None
     duplicates: tuple[int, ...] | None = None
+    stale: Stale = NOTHING_STALE
+    leaves: tuple[Leaf, ...] = ()
+
+    def receipts(self, *positions: int, person: str | None = None) -> str:
+        """Receipts for samples of one person: that this certificate speaks of them.
+
+        ``lightning-unlearn verify clean.certificate.json --receipt FILE`` checks them.
+
+        Args:
+            positions: Of samples that were forgotten.
+            person: In their place: all samples of an id that was asked for with ``by``.
+
+        Returns:
+            One line of JSON a sample, for that person alone.
+
+        Raises:
+            CertificateError: If one was not forgotten by this request.
+        """
+        persons = [] if person is None else [person]
+        places = receipts.chosen(self.leaves, persons, positions)
+        request_id = self.certificate.request_id
+        return "".join(
+            receipts.receipt(self.leaves, place, request_id).to_json()
+            for place in places
+        )
 
     def report(
         self,

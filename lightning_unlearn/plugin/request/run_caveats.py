@@ -21,11 +21,18 @@ def not_covered(
         deletes: Whether the old checkpoints will be deleted after it.
     """
     callback = context.callback
-    what = "delete it"
+    # Neither names nor numbers of files: a checkpoint for every epoch tells how long
+    # the training was. The user has them in the result and in the private file.
+    what = "delete them (the result and the private file name those that are known)"
     if deletes:
-        what = "to be deleted once this request is done (delete_stale): see that it is"
-    known = tuple(f"the older checkpoint {path}: {what}" for path in stale.checkpoints)
-    known += tuple(f"whatever was logged in {path}" for path in stale.logs)
+        what = (
+            "to be deleted once this request is done (delete_stale): see that they are"
+        )
+    known = ()
+    if stale.checkpoints:
+        known = (f"older checkpoints of this training: {what}",)
+    if stale.logs:
+        known += ("whatever the Trainer's loggers have written",)
     states = trainer_state.kept_states(context.trainer)
     known += tuple(f"the state kept by {name}" for name in states)
     file = callback.options.prepared_path

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.request import trainer_state
 from lightning_unlearn.plugin.run import child_processes, compat, strategies
 from lightning_unlearn.weights.passes import copies, put_back
@@ -67,6 +68,7 @@ class _InEachProcess:
     def work(self) -> Any:
         """Find the data and run the stage."""
         _check_attached(self.trainer, self.callback)
+        private_file.check_whole(self.callback.record, self.ckpt_path)
         loader = self.loader
         if loader is None:
             source = getattr(self.trainer, "datamodule", None) or self.model

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_unlearn.weights.digests import tensors_digest
 
@@ -16,6 +17,15 @@ def mark_trained(parameters: Iterable[nn.Parameter]) -> None:
     """Remember that these parameters were trained on private data."""
     for p in parameters:
         setattr(p, _MARK, True)
+
+
+def mark_all_trained(module: nn.Module, optimizers: Iterable[Optimizer]) -> set[str]:
+    """Mark what a training can move; the names of all in a module that are marked."""
+    mark_trained(p for p in module.parameters() if p.requires_grad)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            mark_trained(group["params"])
+    return {name for name, p in module.named_parameters() if was_trained(p)}
 
 
 def was_trained(tensor: Tensor) -> bool:

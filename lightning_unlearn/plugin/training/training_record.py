@@ -1,7 +1,7 @@
 """What the callback saw of the training run, kept in the checkpoint."""
 
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -44,6 +44,8 @@ class TrainingRecord:
         saved: Checkpoints known to be older than the last request, and its own.
         ledger: The requests so far, as the text of `ledger.Ledger`.
         certificate: The last certificate as JSON, or None.
+        whole: Whether all of this is known: a checkpoint to be served has no more than
+            `public`.
     """
 
     n_train: int | None = None
@@ -69,6 +71,7 @@ class TrainingRecord:
     saved: list[str] = field(default_factory=list)
     ledger: str = ""
     certificate: str | None = None
+    whole: bool = True
 
     @property
     def retained(self) -> list[int]:
@@ -81,6 +84,17 @@ class TrainingRecord:
         """For ``Callback.state_dict``."""
         return asdict(self)
 
+    def public(self) -> dict[str, Any]:
+        """What may be served with the model: nothing that the forgotten samples moved.
+
+        The rest is in a file of its own (`plugin.files.private_file`).
+        """
+        return {
+            "lineage": self.lineage,
+            "certificate": self.certificate,
+            "whole": False,
+        }
+
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "TrainingRecord":
         """From ``Callback.load_state_dict``; strict, as checkpoints may be tampered.
@@ -89,7 +103,9 @@ class TrainingRecord:
             DataError: If a field is missing, unknown or of another type.
         """
         what = "the callback's state in a checkpoint"
-        record = from_plain(cls, state, DataError, what, _LATER)
+        served = state.get("whole") is False
+        later = frozenset(f.name for f in fields(cls)) if served else _LATER
+        record = from_plain(cls, state, DataError, what, later)
         # Nothing was compared by a version that could not.
         record.rows_compared = "rows_compared" in state and record.rows_compared
         for name in ("salt", "lineage", "ledger_key"):
@@ -114,7 +130,7 @@ def adopt_record(states: dict[str, Any]) -> None:
     found = [
         name
         for name, state in states.items()
-        if isinstance(state, dict) and {"removed", "lineage", "ledger_key"} <= {*state}
+        if isinstance(state, dict) and {"lineage", "certificate"} <= {*state}
     ]
     if len(found) > 1:
         raise DataError(
@@ -129,9 +145,19 @@ def adopt_record(states: dict[str, Any]) -> None:
 #: Name of the record among the callbacks' states of a checkpoint.
 STATE_KEY = "UnlearningCallback"
 
+#: Said of a checkpoint that somebody saves by hand after a request.
+NOT_TO_BE_SERVED = (
+    "this checkpoint holds the positions of forgotten samples, for the next request: "
+    "keep it as secret as the data; a checkpoint to be served is what "
+    "unlearn(save_to=) writes"
+)
+
 #: Fields that checkpoints of before them lack.
 _LATER = frozenset(
-    {"drawn", "drawn_problem", "others_before", "rows_changed", "rows_compared"}
+    {
+        *("drawn", "drawn_problem", "others_before"),
+        *("rows_changed", "rows_compared", "whole"),
+    }
 )
 
 

@@ -39,8 +39,7 @@ def test_files_beside_the_one_a_fresh_process_began_with_are_known(tmp_path):
     assert sorted(map(str, files)) == sorted(result.deleted)
     left = [p.name for p in (tmp_path / "k").glob("*.ckpt")]
     assert left == ["other.ckpt"]
-    named = " ".join(result.certificate.not_covered)
-    assert all(str(f) in named for f in files)
+    assert sorted(map(str, files)) == sorted(result.stale.checkpoints)
 
 
 def watched(folder, **options):
@@ -67,9 +66,12 @@ def test_old_files_are_named_and_stay_unless_asked(tmp_path):
     assert result.deleted == ()
     assert names(tmp_path / "run") == before
     told = " ".join(result.certificate.not_covered)
-    for name in before:
-        assert f"the older checkpoint {tmp_path / 'run' / name}: delete it" in told
-    assert f"whatever was logged in {tmp_path / 'logs'}" in told
+    assert "older checkpoints of this training: delete them" in told
+    assert "whatever the Trainer's loggers have written" in told
+    assert str(tmp_path) not in result.certificate.to_json()
+    paths = [str(tmp_path / "run" / name) for name in before]
+    assert sorted(result.stale.checkpoints) == paths
+    assert result.stale.logs == (str(tmp_path / "logs" / "lightning_logs"),)
 
 
 def test_the_checkpoints_of_this_training_are_deleted_and_no_other_file(tmp_path):
@@ -85,8 +87,8 @@ def test_the_checkpoints_of_this_training_are_deleted_and_no_other_file(tmp_path
     with pytest.warns(UserWarning, match="has left .*link.ckpt: it is a link"):
         result = fit_trainer.unlearn([1], save_to=run / "clean.ckpt", delete_stale=True)
     assert names(run) == sorted([
-        "clean.ckpt", "clean.certificate.json",
-        "foreign.ckpt", "link.ckpt", "noise.ckpt", "notes.txt",
+        "clean.ckpt", "clean.certificate.json", "clean.private.json",
+        "clean.receipts.jsonl", "foreign.ckpt", "link.ckpt", "noise.ckpt", "notes.txt",
     ])  # fmt: skip
     assert sorted(result.deleted) == sorted(
         str(run / n) for n in before if n.startswith(("epoch", "last"))
@@ -101,6 +103,9 @@ def test_the_checkpoints_of_this_training_are_deleted_and_no_other_file(tmp_path
     # The next request finds the clean checkpoint of this one old.
     again = fit_trainer.unlearn([2], save_to=tmp_path / "two.ckpt", delete_stale=True)
     assert again.deleted == (str(run / "clean.ckpt"),)
+    # With its private file; receipts may not have been handed out yet.
+    assert not (run / "clean.private.json").exists()
+    assert (run / "clean.receipts.jsonl").exists()
     assert torch.load(tmp_path / "two.ckpt", weights_only=True)
 
 

@@ -164,6 +164,9 @@ def left(folder, old):
     found["removed"] = own.record.removed
     names = [p.name for p in folder.iterdir()]
     found["hidden"] = [n for n in names if n.startswith(".") and "lock" not in n]
+    found["secret"] = sum(
+        n in names for n in ("clean.private.json", "clean.receipts.jsonl")
+    )
     found["certificate"] = (folder / "clean.certificate.json").exists()
     return found
 

@@ -65,7 +65,8 @@ def world(folder, monkeypatch, *, forgotten_differ, kind=Watched, extra=()):
     fit_trainer.fit(net, train, DataLoader(data, 100))
     trained = {k: v.clone() for k, v in net.state_dict().items()}
     result = fit_trainer.unlearn(FORGOTTEN, save_to="clean.ckpt")
-    fit_trainer.save_checkpoint("later.ckpt")
+    with pytest.warns(UserWarning, match="holds the positions of forgotten samples"):
+        fit_trainer.save_checkpoint("later.ckpt")
     return trained, result.certificate, [
         torch.load(name, weights_only=True)
         for name in ("clean.ckpt", "later.ckpt")
@@ -76,6 +77,7 @@ def world(folder, monkeypatch, *, forgotten_differ, kind=Watched, extra=()):
 # is made of them.
 DIGESTS = (
     "weights_digest",
+    "commitment",  # to the samples, with new salts
     "weights_after",
     "certificate_digest",
     "hash",
@@ -162,7 +164,9 @@ class Average(Callback):
 
 
 def as_they_are(trainer, callback, optimizers, path):
+    callback.serves = True
     trainer.save_checkpoint(path)
+    callback.serves = False
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,7 @@ def test_a_planted_leak_is_found(planted, where, named, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["head", "network"])
 def test_no_file_holds_a_forgotten_sample_its_position_or_a_seed(kind, tmp_path):
-    """By default, and but for the positions in the checkpoint, which must stay gone."""
+    """By default, but in the two files that are for the controller alone."""
     X, y = digits(300).tensors
     X = X.clone()
     secret = 1234
@@ -226,16 +230,22 @@ def test_no_file_holds_a_forgotten_sample_its_position_or_a_seed(kind, tmp_path)
     names = {p.name for p in files}
     assert {"clean.ckpt", "clean.certificate.json", "ledger.jsonl"} <= names
     assert "solve.state" not in names
+    secret_files = {"clean.private.json", "clean.receipts.jsonl"}
+    assert secret_files <= names
+    for name in secret_files:
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
     raw = X[123].numpy()
     wide = X[123].double().numpy()
     for path in files:
         held = path.read_bytes()
         for piece in (raw[:8], wide[:8]):
             assert piece.tobytes() not in held, path
-        if path.suffix in (".json", ".jsonl"):
+        if path.name not in secret_files and path.suffix in (".json", ".jsonl"):
             assert not re.search(rb"\b(123|1234)\b", held), path
     saved = torch.load(tmp_path / "clean.ckpt", weights_only=True)
-    assert saved["callbacks"]["UnlearningCallback"]["removed"] == [123]
+    served = saved["callbacks"]["UnlearningCallback"]
+    assert set(served) == {"lineage", "certificate", "whole"}
+    assert json.loads((tmp_path / "clean.private.json").read_text())["removed"] == [123]
     assert saved["optimizer_states"] == []
     assert saved["lr_schedulers"] == []
 
@@ -255,7 +265,8 @@ def test_the_scale_of_mixed_precision_is_forgotten(tmp_path):
         {**scaler.state_dict(), "scale": 512.0, "_growth_tracker": 4}
     )
     result = fit_trainer.unlearn([1], save_to=tmp_path / "clean.ckpt")
-    fit_trainer.save_checkpoint(tmp_path / "later.ckpt")
+    with pytest.warns(UserWarning, match="a checkpoint to be served is what"):
+        fit_trainer.save_checkpoint(tmp_path / "later.ckpt")
     assert result.certificate.grade is Grade.CERTIFIED
     clean = torch.load(tmp_path / "clean.ckpt", weights_only=True)
     assert "MixedPrecision" not in clean

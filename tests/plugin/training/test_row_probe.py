@@ -342,3 +342,28 @@ def test_the_same_initial_values_are_no_copy():
     _, fit_trainer, _, _ = fitted(other)
     assert fit_trainer.unlearn([1]).certificate.grade is Grade.CERTIFIED
     assert isinstance(other.head, ConvexHead)
+
+
+class Broken(HeadNet):
+    """Cannot be set up, until its author has mended it."""
+
+    broken = True
+
+    def on_fit_start(self):
+        if self.broken:
+            raise RuntimeError("a typing error")
+
+
+def test_a_fit_that_never_began_has_trained_nothing():
+    """As in a notebook: an error, mended, and the cell run again with one backbone."""
+    net = Broken()
+    with pytest.raises(RuntimeError, match="a typing error"):
+        trainer(UnlearningCallback()).fit(net, loader(digits(300)))
+    net.setup = lambda stage: (_ for _ in ()).throw(RuntimeError("another"))
+    with pytest.raises(RuntimeError, match="another"):
+        trainer(UnlearningCallback()).fit(net, loader(digits(300)))
+    again = HeadNet()
+    again.load_state_dict(net.state_dict())
+    own = trainer(UnlearningCallback())
+    own.fit(again, loader(digits(300)))
+    assert own.unlearn([1]).certificate.grade is Grade.CERTIFIED

@@ -1,0 +1,115 @@
+"""The private file of a clean checkpoint: what the next request needs to know.
+
+A checkpoint that is served says nothing that depends on the forgotten samples: which
+they were, and where older checkpoints lie, stands in a file of its own beside it
+(``clean.private.json``), as secret as the data.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_unlearn._base.strict_json import strict_object
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.plugin.training.training_record import (
+    STATE_KEY,
+    TrainingRecord,
+)
+
+_MOST = 1_000_000_000  # characters: positions of every sample may stand in it
+
+
+def private_path(checkpoint: Path) -> Path:
+    """Where the private file of a checkpoint stands: ``clean.private.json``."""
+    return checkpoint.with_name(f"{checkpoint.stem}.private.json")
+
+
+def text_of(record: TrainingRecord) -> str:
+    """What stands in it."""
+    return json.dumps(record.to_dict()) + "\n"
+
+
+def leave_out(checkpoint: dict[str, Any], record: TrainingRecord) -> None:
+    """Leave in a checkpoint only what may be served."""
+    # The clock says how long the training was, and so how well it went.
+    checkpoint.update(epoch=0, global_step=0)
+    checkpoint.pop("loops", None)
+    checkpoint["callbacks"][STATE_KEY] = record.public()
+
+
+def complete(states: dict[str, Any], checkpoint: str | Path | None) -> None:
+    """Add to the callbacks' states of a checkpoint what its private file holds."""
+    if STATE_KEY in states and checkpoint is not None:
+        states[STATE_KEY] = completed(states[STATE_KEY], Path(checkpoint))
+
+
+def completed(state: Any, checkpoint: Path) -> Any:
+    """A callback's state in a checkpoint, with what its private file adds.
+
+    Args:
+        state: As the checkpoint has it.
+        checkpoint: Its path.
+
+    Returns:
+        The whole state; as it was if it is whole, or no file beside it belongs to it.
+
+    Raises:
+        DataError: If the private file is there and damaged.
+    """
+    if not isinstance(state, dict) or state.get("whole") is not False:
+        return state
+    beside = private_path(checkpoint)
+    # Under its own name, or that of a checkpoint that was renamed since.
+    for path in (beside, *sorted(beside.parent.glob("*.private.json"))):
+        private = read(path)
+        if belongs(private, state.get("certificate")):
+            return private
+    return state
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What stands in a private file, or None if there is none.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(f"expected a private file at {path}: {problem}") from None
+    private = strict_object(text, DataError, f"the private file {path}", _MOST)
+    return TrainingRecord.from_dict(private).to_dict()
+
+
+def belongs(private: dict[str, Any] | None, certificate: object) -> bool:
+    """Whether a private file is of the request with this certificate."""
+    return (
+        private is not None
+        and certificate is not None
+        and private["certificate"] == certificate
+    )
+
+
+def check_whole(record: TrainingRecord, checkpoint: object) -> None:
+    """Refuse to go on from a clean checkpoint without its private file.
+
+    Args:
+        record: As it was loaded.
+        checkpoint: The path it was loaded from, for the message.
+
+    Raises:
+        DataError: If it is not whole.
+    """
+    if record.whole:
+        return
+    where = "it"
+    if isinstance(checkpoint, (str, Path)):
+        where = str(private_path(Path(checkpoint)))
+    raise DataError(
+        f"expected {where} beside the clean checkpoint, as its request wrote both, got "
+        "none that belongs to it: it says which samples are forgotten, and a training "
+        "or a request that goes on must know; put it back (to validate, test, predict "
+        "or serve, the checkpoint alone is enough)"
+    )
