@@ -22,7 +22,7 @@ from lightning_unlearn._base.text import one_line
 from lightning_unlearn.certificate.report.page import check_path
 from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
-from lightning_unlearn.plugin.files.checkpoint import certificate_path
+from lightning_unlearn.plugin.files import checkpoint
 from lightning_unlearn.plugin.verbs.preflight import preflight
 from lightning_unlearn.plugin.verbs.unlearn import unlearn
 
@@ -148,15 +148,24 @@ class LightningCLI(_LightningCLI):
                 evaluate=report is not None,
                 **options,
             )
-            written = [save_to, str(certificate_path(Path(save_to)))]
+            clean = Path(save_to)
+            written = [save_to, str(checkpoint.certificate_path(clean))]
             problem = None
             if report is not None and self.trainer.is_global_zero:
                 try:
                     written.append(str(result.report(report)))
                 except Exception as error:  # the model has moved all the same
                     problem = error
-            deleted = "".join(f"\ndeleted {path}" for path in result.deleted)
-            _say(f"{result.certificate}\n\nwrote {', '.join(written)}{deleted}")
+            secret = ", ".join(map(str, checkpoint.secrets(clean)))
+            told = [f"wrote {', '.join(written)}"]
+            told += [f"wrote {secret}: as secret as the data"]
+            told += [f"deleted {path}" for path in result.deleted]
+            told += [
+                f"older checkpoint, holds what was forgotten: {path}"
+                for path in result.stale.checkpoints
+                if path not in result.deleted
+            ]
+            _say("\n".join([str(result.certificate), "", *told]))
             if problem is not None:
                 raise SetupError(
                     f"the request is done and {save_to} is written, but its report is "
@@ -260,10 +269,10 @@ def _listed(forget: str) -> str | list[Any]:
 def _check_report(report: str, save_to: str) -> None:
     path = check_path(report).resolve()
     clean = Path(save_to)
-    if path in (clean.resolve(), certificate_path(clean).resolve()):
+    if path in [taken.resolve() for taken in checkpoint.targets(clean)]:
         raise SetupError(
             f"expected a file of its own for the report, got {report}, which is the "
-            "checkpoint or its certificate: name another"
+            "checkpoint or belongs to it: name another"
         )
 
 

@@ -38,7 +38,9 @@ def test_a_request_from_fit_to_the_clean_checkpoint(project, capsys):
     assert sorted(project.rglob("config.yaml")) == before  # none that names samples
     out = capsys.readouterr().out
     assert out.startswith("CERTIFIED")
-    assert out.endswith("wrote clean.ckpt, clean.certificate.json\n")
+    assert "\nwrote clean.ckpt, clean.certificate.json\n" in out
+    assert "clean.private.json, clean.receipts.jsonl: as secret as the data\n" in out
+    assert out.endswith(f"holds what was forgotten: {project / 'run.ckpt'}\n")
     assert json.loads((project / "clean.certificate.json").read_text())["n_forget"] == 3
     assert len((project / "deletions.jsonl").read_text().splitlines()) == 1
     verb("unlearn", "--save_to", "two.ckpt", "--by", "user_id", "--delete_stale=true",

@@ -51,7 +51,7 @@ def check_free(target: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raise `SetupError` if a file would be overwritten or the folder is missing."""
-    for target in _targets(path):
+    for target in targets(path):
         check_free(target)
     if not path.parent.is_dir():
         raise SetupError(
@@ -103,15 +103,20 @@ def _save(
             del precision.state_dict
 
 
-def _targets(path: Path) -> tuple[Path, ...]:
+def targets(path: Path) -> tuple[Path, ...]:
     """What a request writes, in the order it appears: the checkpoint's name decides."""
-    return private_path(path), receipts_path(path), path, certificate_path(path)
+    return *secrets(path), path, certificate_path(path)
+
+
+def secrets(path: Path) -> tuple[Path, Path]:
+    """What belongs to a clean checkpoint and is as secret as the data."""
+    return private_path(path), receipts_path(path)
 
 
 def parts(path: Path, request_id: str) -> dict[Path, Path]:
     """What a request writes, in order -> names only this request stages it by."""
     token = request_id[:16]
-    return {p: part_of(p, token) for p in _targets(path)}
+    return {p: part_of(p, token) for p in targets(path)}
 
 
 def remove_secrets(path: Path, certificate: Certificate) -> None:
