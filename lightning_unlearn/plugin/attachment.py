@@ -3,11 +3,15 @@
 import weakref
 from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import UnlearningError
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.training.training_record import TrainingRecord

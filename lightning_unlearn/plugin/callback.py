@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -15,6 +13,14 @@ from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    check_package,
+)
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
@@ -236,6 +242,7 @@ class UnlearningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give a request the data and layers that ``setup("fit")`` makes."""
         datamodule, attached = getattr(trainer, "datamodule", None), self.attached
+        check_package(trainer, pl_module, datamodule, *trainer.callbacks)  # type: ignore[attr-defined]
         known = attached.set_up() if attached.set_up is not None else None
         if stage == "fit":
             attached.restored = False  # a checkpoint is loaded after this, if at all

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 
 from lightning_unlearn._base.files import appear, part_of
 from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn.plugin.lightning import Callback, RichProgressBar, Trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
 

@@ -9,12 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -22,6 +16,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.plugin.lightning import (
+    DDPStrategy,
+    LightningModule,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Trainer,
+)
 from lightning_unlearn.plugin.training.trained_marks import mark_trained, was_trained
 from lightning_unlearn.weights.large_arrays import free_bytes
 from lightning_unlearn.weights.processes import Processes
