@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from lightning_unlearn.cli import LightningCLI
-from tests.helpers.lightning import in_package
+from tests.helpers.lightning import PACKAGE, in_package
 
 ROOT = Path(__file__).parents[2]
 
 
-def copy_to(folder):
-    """The project, as its author would have written it for the package in use."""
+def copy_to(folder, package=PACKAGE):
+    """The project, as its author would have written it for a package."""
     shutil.copytree(ROOT / "examples" / "cli", folder)
     for path in (folder / "train.py", folder / "config.yaml"):
-        path.write_text(in_package(path.read_text()))
+        path.write_text(in_package(path.read_text(), package))
 
 
 _FOLDER = tempfile.TemporaryDirectory()

@@ -46,9 +46,9 @@ else:
     __getattr__, __dir__, __all__ = lazy_names(__name__, partial(module_in, PACKAGE))
 
 
-def in_package(text: str) -> str:
-    """A user's file, written for `lightning`, as one for the package in use."""
-    if PACKAGE == "lightning":
+def in_package(text: str, package: str = PACKAGE) -> str:
+    """A user's file, written for `lightning`, as one for a package."""
+    if package == "lightning":
         return text
     text = text.replace("import lightning as", "import pytorch_lightning as")
     return text.replace("lightning.pytorch", "pytorch_lightning")

@@ -22,6 +22,7 @@ from lightning_unlearn.plugin.lightning import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Trainer,
+    check_package,
 )
 from lightning_unlearn.plugin.training.trained_marks import mark_trained, was_trained
 from lightning_unlearn.weights.large_arrays import free_bytes
@@ -302,6 +303,7 @@ def adapter(trainer: Trainer, curvature: str = "hessian") -> Replicated:
     Raises:
         StrategyError: If requests cannot run under it.
     """
+    check_package(trainer)
     strategy = trainer.strategy
     names = [cls.__name__ for cls in type(strategy).__mro__]
     refused = next((name for name in names if name in _INSTEAD), None)
