@@ -104,7 +104,7 @@ def test_a_folder_of_that_name_is_not_the_package(tmp_path, monkeypatch):
                                                ("3.0", True)])  # fmt: skip
 def test_an_old_version_is_refused_by_name(version, good, monkeypatch):
     module = ModuleType(OLD)
-    module.__version__ = version
+    vars(module)["__version__"] = version
     monkeypatch.setitem(sys.modules, OLD, module)
     if good:
         check_version(OLD)
