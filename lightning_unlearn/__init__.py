@@ -2,7 +2,8 @@
 
 Names are imported when they are first used, so that certificates can be read without
 torch. Importing any part of the plugin, such as `UnlearningCallback`, adds ``unlearn``
-and ``preflight`` to `lightning.pytorch.Trainer`.
+and ``preflight`` to Lightning's Trainer, be it `lightning.pytorch` or
+`pytorch_lightning` (see `plugin.which_lightning`).
 """
 
 from typing import TYPE_CHECKING

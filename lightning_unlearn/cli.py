@@ -8,12 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI as _LightningCLI,
-)
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
@@ -23,6 +17,15 @@ from lightning_unlearn.certificate.report.page import check_path
 from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files import checkpoint
+from lightning_unlearn.plugin.lightning import (
+    ArgsType,
+    Callback,
+    LightningArgumentParser,
+    LightningCLI as _LightningCLI,
+    LightningModule,
+    Trainer,
+    check_package,
+)
 from lightning_unlearn.plugin.verbs.preflight import preflight
 from lightning_unlearn.plugin.verbs.unlearn import unlearn
 
@@ -53,6 +56,7 @@ class LightningCLI(_LightningCLI):
 
     @override
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        check_package(self._model_class, self._datamodule_class, self.trainer_class)
         super().add_core_arguments_to_parser(parser)
         parser.add_lightning_class_args(UnlearningCallback, _GROUP)
 

@@ -1,20 +1,29 @@
-"""Every test: one thread (small tensors), a fixed seed, no Lightning chatter."""
+"""Every test: one thread (small tensors), a fixed seed, no Lightning chatter.
+
+Where LIGHTNING_UNLEARN_LIGHTNING says pytorch_lightning, `lightning` cannot be
+imported: whatever the package and its tests need must be in the one it names.
+"""
 
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+if os.environ.get("LIGHTNING_UNLEARN_LIGHTNING") == "pytorch_lightning":
+    sys.modules["lightning"] = None  # type: ignore[assignment]
+
 
 @pytest.fixture(autouse=True)
 def _calm():
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in (
+        *("lightning.pytorch", "lightning.fabric"),
+        *("pytorch_lightning", "lightning_fabric"),
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     return
 
@@ -37,7 +46,9 @@ def real_data():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """The example's folder, and ``python train.py`` for the current process."""
-    shutil.copytree(Path(__file__).parent.parent / "examples" / "cli", tmp_path / "cli")
+    from tests.helpers.cli_project import copy_to  # it imports torch's whole family
+
+    copy_to(tmp_path / "cli")
     monkeypatch.chdir(tmp_path / "cli")
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("COLUMNS", "80")

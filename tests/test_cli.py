@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import LightningCLI as PlainCLI
 
 from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer, cli
 from tests.helpers.cli_project import (
@@ -22,6 +21,7 @@ from tests.helpers.cli_project import (
     shell,
     verb,
 )
+from tests.helpers.lightning import LightningCLI as PlainCLI, in_package
 
 
 def state(path):
@@ -261,7 +261,7 @@ def test_python_cli_and_a_fresh_process_take_the_same_step(project):
     (project / "deletions.jsonl").unlink()
     shell("train.py", "unlearn", "--config", "config.yaml", "--ckpt_path", "run.ckpt",
           "--forget", "forget.txt", "--save_to", "cli.ckpt", *BARE)  # fmt: skip
-    shell("-c", FRESH)
+    shell("-c", in_package(FRESH))
     one, two, three = (state(f"{n}.ckpt") for n in ("python", "cli", "fresh"))
     original = state("run.ckpt")
     for name, weights in one.items():

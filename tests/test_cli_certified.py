@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_unlearn import CertifiedClassifier
 from lightning_unlearn.cli import LightningCLI
+from tests.helpers.lightning import LightningDataModule, pl
 from tests.plugin.helpers.publics import held_out, private, split
 
 
@@ -58,7 +58,7 @@ def config(**init):
     backbone = {"model": {"class_path": f"{here}.Net"}, "taps": ["2", "3"],
                 "public_data": {"class_path": f"{here}.Public"}}  # fmt: skip
     named = {"class_path": "lightning_unlearn.PublicBackbone", "init_args": backbone}
-    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    saver = {"class_path": f"{pl.__name__}.callbacks.ModelCheckpoint",
              "init_args": {"dirpath": ".", "filename": "run"}}  # fmt: skip
     return {
         "seed_everything": 0,

@@ -11,7 +11,7 @@ NO_TORCH = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "lightning"):
+        if name.split(".")[0] in ("torch", "lightning", "pytorch_lightning"):
             raise ImportError(f"{name} must not be imported here")
 sys.meta_path.insert(0, Refuse())
 """

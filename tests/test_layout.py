@@ -16,7 +16,7 @@ ROOT = Path(lightning_unlearn.__file__).parent
 TORCH = {"torch", "jaxtyping"}
 LIGHTNING = {
     *("torch", "torchmetrics", "numpy", "filelock", "typing_extensions", "safetensors"),
-    *("lightning", "lightning_utilities"),
+    "lightning_utilities",
 }
 BASE = ("errors", "_base")
 BELOW_STEP = (*BASE, "guarantee", "certificate", "weights", "solvers")
@@ -52,12 +52,15 @@ ROOMS = {
     ),
 }
 PLUGIN = (
+    *("which_lightning", "lightning"),
     *("data", "mixin", "options", "training", "run", "plan", "files", "attachment"),
     *("callback", "request", "certified", "verbs"),
 )
 for _i, _room in enumerate(PLUGIN):
     _below = (f"plugin/{name}" for name in PLUGIN[:_i])
     ROOMS[f"plugin/{_room}"] = ((*BELOW_PLUGIN, *_below), LIGHTNING)
+ROOMS["plugin/which_lightning"] = (BASE, set())
+ROOMS["plugin/lightning"] = ((*BASE, "plugin/which_lightning"), {"lightning"})
 ROOMS["cli"] = ((*BELOW_PLUGIN, "plugin/*"), LIGHTNING)
 STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "concurrent", "contextlib",
@@ -67,6 +70,7 @@ STANDARD = {
     "shutil", "sys", "tempfile", "textwrap", "time", "traceback", "types", "typing",
     "unicodedata", "uuid", "warnings", "weakref",
 }  # fmt: skip
+HERE = "lightning_unlearn.plugin.lightning"
 #: Files that hand on the names of a package and define nothing.
 FACES = {
     *("__init__", "certificate/__init__", "evaluation/__init__", "guarantee/__init__"),
@@ -172,11 +176,26 @@ def test_solvers_do_not_know_the_data():
 
 
 def test_private_lightning_names_stay_in_compat():
-    private = ("trainer._", "strategy._", "_connector.", "trainer.call import")
+    private = ("trainer._", "strategy._", "_connector.")
     for path in (ROOT / "plugin").rglob("*.py"):
         if path.name != "compat.py":
             text = path.read_text()
             assert not [name for name in private if name in text], path
+            assert not list(private_names(ast.parse(text))), path
+
+
+def private_names(tree):
+    """Those that a file takes from the one that lists Lightning's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == HERE:
+            yield from (a.name for a in node.names if a.name.startswith("_"))
+
+
+def test_one_place_says_which_lightning_it_is():
+    """By its imports (ROOMS), and in strings that name a module of it."""
+    named = re.compile(r"""["'](lightning\.(pytorch|fabric)|pytorch_lightning)\b""")
+    naming = {place for place, path in FILES.items() if named.search(path.read_text())}
+    assert naming == {"plugin/which_lightning"}
 
 
 def test_no_file_is_long():

@@ -3,11 +3,16 @@
 import weakref
 from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import UnlearningError
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
@@ -42,6 +47,30 @@ class Attachment:
     travelled: bool = False
     fits_seen: int = 0
     requests: int = 0
+
+    def begin_fit(self, module: LightningModule, fits: int, loads: bool) -> bool:
+        """A training of a module begins.
+
+        Args:
+            module: The module.
+            fits: Trainings that have ended in any process.
+            loads: Whether it begins with a checkpoint.
+
+        Returns:
+            Whether something has trained the module that no record tells of.
+        """
+        unknown = loads and not self.restored
+        if fits != self.fits_seen and not self.restored:
+            rank_zero_warn(
+                "this callback has watched a training in other processes whose record "
+                "stayed with its Trainer: what lies outside the scope is not known to "
+                "be public; pass ckpt_path= of a checkpoint of that training"
+            )
+            self.record, unknown = TrainingRecord(), True
+            self.fits_seen = fits
+        self.restored = self.travelled = False
+        self.module = weakref.ref(module)
+        return unknown
 
     def probe_rows(
         self,

@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -16,6 +14,14 @@ from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    check_package,
+)
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
@@ -240,6 +246,7 @@ class UnlearningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give a request the data and layers that ``setup("fit")`` makes."""
         datamodule, attached = getattr(trainer, "datamodule", None), self.attached
+        check_package(trainer, pl_module, datamodule, *trainer.callbacks)  # type: ignore[attr-defined]
         known = attached.set_up() if attached.set_up is not None else None
         if stage == "fit":
             attached.restored = False  # a checkpoint is loaded after this, if at all
@@ -261,17 +268,8 @@ class UnlearningCallback(Callback):
         if not (same or attached.restored or attached.travelled):
             attached.record = TrainingRecord()
         self.take_sent_record(trainer)
-        resumed = trainer.ckpt_path is not None and not attached.restored
-        if int(self._fits) != attached.fits_seen and not attached.restored:
-            rank_zero_warn(
-                "this callback has watched a training in other processes whose record "
-                "stayed with its Trainer: what lies outside the scope is not known to "
-                "be public; pass ckpt_path= of a checkpoint of that training"
-            )
-            attached.record, resumed = TrainingRecord(), True
-            attached.fits_seen = int(self._fits)
-        attached.restored = attached.travelled = False
-        attached.module = weakref.ref(pl_module)
+        loads = trainer.ckpt_path is not None
+        resumed = attached.begin_fit(pl_module, int(self._fits), loads)
         self._values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:

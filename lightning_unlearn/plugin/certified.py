@@ -6,10 +6,6 @@ import warnings
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -22,6 +18,13 @@ from lightning_unlearn.errors import ArgumentError, DataError, SetupError
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    LightningOptimizer,
+    OptimizerLRScheduler,
+    isolate_rng,
+    pl,
+)
 from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.request.resolution import resolve
@@ -31,7 +34,7 @@ from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.inputs import inputs_of, split_batch
 from lightning_unlearn.step.head.links import LossName
 
-_log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
+_log = logging.getLogger(f"{pl.__name__}.unlearn")  # shown as Lightning's own are
 
 
 class _CertifiedModule(UnlearnableMixin, LightningModule):

@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 import torchmetrics
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_unlearn.errors import ModelError
+from lightning_unlearn.plugin.lightning import LightningModule, is_overridden
 
 
 class UnlearnableMixin:

@@ -1,19 +1,35 @@
 """The example's LightningCLI project, for tests."""
 
+import atexit
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_unlearn.cli import LightningCLI
+from tests.helpers.lightning import PACKAGE, in_package
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = runpy.run_path(str(ROOT / "examples" / "cli" / "train.py"))
+
+
+def copy_to(folder, package=PACKAGE):
+    """The project, as its author would have written it for a package."""
+    shutil.copytree(ROOT / "examples" / "cli", folder)
+    for path in (folder / "train.py", folder / "config.yaml"):
+        path.write_text(in_package(path.read_text(), package))
+
+
+_FOLDER = tempfile.TemporaryDirectory()
+atexit.register(_FOLDER.cleanup)
+copy_to(Path(_FOLDER.name) / "cli")
+EXAMPLE = runpy.run_path(str(Path(_FOLDER.name) / "cli" / "train.py"))
 Classifier, Digits = EXAMPLE["Classifier"], EXAMPLE["Digits"]
 QUIET = ["--trainer.enable_progress_bar=false"]
 

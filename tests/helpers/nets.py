@@ -1,6 +1,5 @@
 """Lightning modules and Trainers for the plugin's tests."""
 
-import lightning as L
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -8,6 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import ConvexHead, UnlearnableMixin, UnlearningCallback
+from tests.helpers.lightning import L
 
 
 def digits(n=None):

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 from torch import nn
@@ -23,6 +22,7 @@ from lightning_unlearn.errors import (
     ModelError,
     SetupError,
 )
+from tests.helpers.lightning import ModelCheckpoint
 from tests.helpers.nets import trainer
 from tests.plugin.helpers.publics import (
     Extra,

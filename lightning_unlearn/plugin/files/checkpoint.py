@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 
 from lightning_unlearn._base.files import appear, part_of, remove
@@ -18,6 +16,7 @@ from lightning_unlearn.certificate.receipts import from_text, receipts_path
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
 from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.files.private_file import private_path
+from lightning_unlearn.plugin.lightning import Callback, RichProgressBar, Trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
 

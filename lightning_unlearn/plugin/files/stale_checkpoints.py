@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import checkpoint, private_file
 from lightning_unlearn.plugin.files.private_file import private_path
+from lightning_unlearn.plugin.lightning import Checkpoint, Trainer
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 _PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")

@@ -2,10 +2,9 @@
 
 import math
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.plugin.lightning import LightningModule, Trainer, isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.network_plan import objective_over

@@ -6,13 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.report.evidence import Quality
 from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.plugin.lightning import MisconfigurationException
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.weights.passes import passes

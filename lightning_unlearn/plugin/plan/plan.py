@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +16,11 @@ from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
 from lightning_unlearn.guarantee.proofs import Claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    SIGTERMException,
+    Trainer,
+)
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.run import strategies

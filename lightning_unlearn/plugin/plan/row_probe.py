@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.plugin.lightning import LightningModule, Trainer, isolate_rng
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.plan import PassContext

@@ -1,6 +1,5 @@
 """Which guarantee a module and its options allow."""
 
-from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -12,6 +11,7 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.guarantee.claims import NO_SENSITIVITY
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
+from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.training.training_record import TrainingRecord

@@ -4,7 +4,6 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.files import prepared_file, solve_file, stale_checkpoints
 from lightning_unlearn.plugin.files.journal import locked_for_all
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan

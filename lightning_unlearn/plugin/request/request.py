@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
-
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.files import checkpoint, journal
+from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord

@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    check_package,
+    is_overridden,
+    isolate_rng,
+    pl,
+)
 from lightning_unlearn.plugin.request import trainer_state
 from lightning_unlearn.plugin.run import child_processes, compat, strategies
 from lightning_unlearn.weights.passes import copies, put_back
@@ -127,6 +131,7 @@ def run_in_trainer(
     Raises:
         SetupError: If the callback, the model or the data is missing.
     """
+    check_package(datamodule)
     callback = callback_of(trainer, model)
     model = model or trainer.lightning_module
     if not isinstance(model, LightningModule):
@@ -228,9 +233,10 @@ def callback_of(
     """Ours, of the Trainer or of the model.
 
     Raises:
-        SetupError: If there is none.
+        SetupError: If there is none, or Trainer and model are not of our Lightning.
     """
     candidates = list(trainer.callbacks)  # type: ignore[attr-defined]
+    check_package(trainer, model, *candidates)
     if model is not None:
         extra = model.configure_callbacks()
         candidates += extra if isinstance(extra, (list, tuple)) else [extra]

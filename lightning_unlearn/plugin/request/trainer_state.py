@@ -4,17 +4,18 @@ from pathlib import Path
 
 import torch
 import torchmetrics
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    EarlyStopping,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.lightning import (
+    Checkpoint,
+    EarlyStopping,
+    LightningModule,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Trainer,
+    is_overridden,
+)
 
 _AVERAGING = {"WeightAveraging", "EMAWeightAveraging"}  # classes of Lightning >= 2.6
 

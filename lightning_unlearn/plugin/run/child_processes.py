@@ -7,10 +7,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerStatus
-
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.plugin.lightning import LightningModule, Trainer, TrainerStatus
 from lightning_unlearn.weights.passes import copies
 
 _RECORD = "unlearning_record"

@@ -6,21 +6,35 @@ were compared over Lightning 2.4 to 2.6; the one difference is found by inspecti
 """
 
 import dataclasses
+import functools
+import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.trainer.call import _call_and_handle_interrupt
-from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
 from lightning_utilities.core.enums import StrEnum as LightningEnum
 
 from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin.lightning import (
+    PACKAGE,
+    BatchSizeFinder,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    TrainerStatus,
+    _call_and_handle_interrupt,
+    _maybe_unwrap_optimized,
+    _MultiProcessingLauncher,
+)
+from lightning_unlearn.plugin.which_lightning import (
+    PACKAGES,
+    installed,
+    refuse_mixed,
+)
 
 
 # What hooks such as ``setup(stage)`` receive; not one of Lightning's own stages, so
@@ -185,3 +199,64 @@ def clock_moved(trainer: Trainer) -> Iterator[None]:
         loop.max_batches = before
         for counter, values in zip(counters, shown, strict=True):
             vars(counter).update(values)
+
+
+def name_mixed_packages() -> None:
+    """Let both packages name who mixes them, where Lightning's words are vague.
+
+    A module of `lightning` in a Trainer of `pytorch_lightning` ends in "expected a
+    LightningModule", a lone callback in "not iterable". Only what is about to fail so
+    is looked at.
+    """
+    for package in filter(installed, PACKAGES):
+        if f"{PACKAGES[package]}.{_LAST}" in sys.modules:
+            _name_mixed(package)
+        else:
+            sys.meta_path.insert(0, _Arrival(package))
+
+
+_LAST = "_graveyard"  # what a package imports when all else is there
+
+
+class _Arrival(MetaPathFinder):
+    """Sees the other package being imported later; finds nothing itself."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == f"{PACKAGES[self.package]}.{_LAST}":
+            _name_mixed(self.package)
+
+
+def _name_mixed(package: str) -> None:
+    def private(name: str) -> Any:
+        return importlib.import_module(f"{PACKAGES[package]}.{name}")
+
+    def refuse(thing: object) -> None:
+        refuse_mixed(thing, package, used=PACKAGE)
+
+    # Lightning calls this for what is not its own; it knows its own classes by name,
+    # but not those that users derive from them.
+    for module in map(private, ("utilities.model_helpers", "utilities.compile")):
+        module._check_mixed_imports = _after(refuse, module._check_mixed_imports)
+
+    def refuse_lone(connector: Any, *_: object) -> None:
+        if not isinstance(connector.trainer.callbacks, list):
+            refuse(connector.trainer.callbacks)
+
+    connector = private("trainer.connectors.callback_connector")._CallbackConnector
+    connector._configure_checkpoint_callbacks = _after(
+        refuse_lone, connector._configure_checkpoint_callbacks
+    )
+
+
+def _after(first: Callable[..., None], own: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Lightning's after a look of ours at its arguments."""
+
+    @functools.wraps(own)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        first(*args)
+        return own(*args, **kwargs)
+
+    return both

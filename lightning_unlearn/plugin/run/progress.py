@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    Logger,
+    ProgressBar,
+    RichProgressBar,
+    SIGTERMException,
+    TQDMProgressBar,
+    Trainer,
+)
 from lightning_unlearn.solvers.observer import NOBODY, Observer, State
 from lightning_unlearn.weights.processes import Processes
 

@@ -9,12 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -22,6 +16,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.plugin.lightning import (
+    DDPStrategy,
+    LightningModule,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Trainer,
+    check_package,
+)
 from lightning_unlearn.plugin.training.trained_marks import mark_trained, was_trained
 from lightning_unlearn.weights.large_arrays import free_bytes
 from lightning_unlearn.weights.processes import Processes
@@ -301,6 +303,7 @@ def adapter(trainer: Trainer, curvature: str = "hessian") -> Replicated:
     Raises:
         StrategyError: If requests cannot run under it.
     """
+    check_package(trainer)
     strategy = trainer.strategy
     names = [cls.__name__ for cls in type(strategy).__mro__]
     refused = next((name for name in names if name in _INSTEAD), None)

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from lightning.pytorch import LightningModule
 
+from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.step.step import project
 from lightning_unlearn.weights.dtensors import in_shards

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.weights.objective import Batches, LossFunction
 from lightning_unlearn.weights.passes import passes

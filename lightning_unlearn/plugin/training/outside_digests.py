@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torchmetrics
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.weights.digests import tensors_digest
 
 #: Ends the name of a plain number: settings, mostly, shown only if training moves them.

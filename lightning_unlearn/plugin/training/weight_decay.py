@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unlearn.errors import ModelError
+from lightning_unlearn.plugin.lightning import LightningModule
 
 # Their weight_decay adds `weight_decay * w` to the gradient: the gradient of
 # (weight_decay/2)|w|^2, which is what F means by l2.

@@ -5,9 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning.pytorch as pl
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.printed import PREMISE, so_far
@@ -18,6 +15,12 @@ from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.data.forget_set import Forget
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    isolate_rng,
+    pl,
+)
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan import measure
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan

@@ -5,12 +5,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning.pytorch as pl
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    isolate_rng,
+    pl,
+)
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
@@ -18,7 +21,7 @@ from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 
-_log = logging.getLogger("lightning.pytorch.unlearn")  # shown as Lightning's own are
+_log = logging.getLogger(f"{pl.__name__}.unlearn")  # shown as Lightning's own are
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -18,6 +15,12 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation.audits.experiment import Outcome
 from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    check_package,
+    isolate_rng,
+    pl,
+)
 from lightning_unlearn.plugin.mixin import hooks, quiet, scope_of
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
@@ -149,6 +152,7 @@ class TrainerExperiment:
 def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | None]:
     """What ``train`` returned, if its training can be one of many runs."""
     trainer, loader = made if isinstance(made, tuple) else (made, None)
+    check_package(trainer)
     if not isinstance(trainer, pl.Trainer):
         raise ArgumentError(
             "expected train to return the Trainer that was fit, got "

@@ -3,11 +3,10 @@
 import warnings
 from pathlib import Path
 
-import lightning.pytorch as pl
-from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.plugin.data.forget_set import Forget
+from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule, pl
 from lightning_unlearn.plugin.request.execution import Execution
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.result import UnlearningResult
@@ -112,14 +111,14 @@ _unlearn, _preflight = unlearn, preflight
 
 
 class Trainer(pl.Trainer):
-    """`lightning.pytorch.Trainer` with `unlearn` and `preflight`, for type checkers."""
+    """Lightning's Trainer with `unlearn` and `preflight`, for type checkers."""
 
     unlearn = _unlearn
     preflight = _preflight
 
 
 def attach() -> None:
-    """Add our methods to `lightning.pytorch.Trainer`, unless a name is taken."""
+    """Add our methods to Lightning's Trainer, unless a name is taken."""
     for method in (unlearn, preflight):
         name = method.__name__
         present = getattr(pl.Trainer, name, method)
@@ -127,7 +126,7 @@ def attach() -> None:
             setattr(pl.Trainer, name, method)
         else:
             warnings.warn(
-                f"lightning.pytorch.Trainer already has a method `{name}` of another "
+                f"{pl.__name__}.Trainer already has a method `{name}` of another "
                 f"package; use lightning_unlearn.{name}(trainer, ...)",
                 stacklevel=3,
             )

@@ -1,6 +1,5 @@
 """Accuracy gaps: against counting, merged, logged by Lightning, in a collection."""
 
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -9,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation import AccuracyGaps, OutputDivergence
+from tests.helpers.lightning import L
 
 SPLITS = ("forget", "retain", "test")
 

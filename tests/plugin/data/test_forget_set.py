@@ -3,7 +3,6 @@
 import json
 import re
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 from lightning_unlearn import UnlearningCallback, preflight
 from lightning_unlearn.errors import DataError, ForgetSetError, SetupError
 from lightning_unlearn.plugin.data import forget_set
+from tests.helpers.lightning import L
 from tests.helpers.nets import HeadNet, digits, fitted, loader, trainer
 from tests.plugin.request.test_refusals import refused
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_unlearn._base import files
 from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import LedgerError, SetupError, UnlearningError
 from lightning_unlearn.plugin.files import checkpoint, journal
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
+from tests.helpers.lightning import SIGTERMException
 from tests.helpers.nets import (
     HeadNet,
     UnlearningCallback,

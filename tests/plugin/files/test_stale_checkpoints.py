@@ -5,12 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import TensorDataset
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.files import stale_checkpoints
+from tests.helpers.lightning import CSVLogger, ModelCheckpoint
 from tests.helpers.nets import (
     HeadNet,
     UnlearningCallback,

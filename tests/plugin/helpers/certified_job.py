@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lightning_unlearn import CertifiedClassifier, UnlearningCallback
+from tests.helpers.lightning import ModelParallelStrategy
 from tests.helpers.nets import trainer
 from tests.plugin.helpers.publics import backbone, loader, private
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import Subset
 
 from lightning_unlearn.plugin.request.stage import run_in_trainer
 from lightning_unlearn.weights.digests import state_digest
+from tests.helpers.lightning import ModelParallelStrategy
 from tests.helpers.nets import UnlearningCallback, digits, loader, trainer
 from tests.plugin.helpers.distributed_nets import dataset, model
 from tests.plugin.helpers.vectors import Vectors

@@ -2,11 +2,12 @@
 
 import math
 
-import lightning as L
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+
+from tests.helpers.lightning import L
 
 CONTEXT, WIDTH = 12, 16
 TEXT = (

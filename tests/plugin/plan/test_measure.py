@@ -1,6 +1,5 @@
 """``evaluate=True``: the metric before and after, measured once and independently."""
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -9,6 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_unlearn import ConvexHead, UnlearningCallback, preflight
 from lightning_unlearn.plugin.plan import measure
+from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
     HeadNet,

@@ -1,20 +1,20 @@
 """What stays true after a request, a failed one, or another training."""
 
-import lightning as L
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import (
-    Callback,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import UnlearningCallback, preflight
 from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import (
+    Callback,
+    L,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from tests.helpers.nets import (
     MLP,
     HeadNet,

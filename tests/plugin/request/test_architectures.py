@@ -2,10 +2,8 @@
 
 import re
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn import CG, UnlearningCallback
 from lightning_unlearn.errors import ModelError
+from tests.helpers.lightning import BatchSizeFinder, L
 from tests.helpers.nets import MLP, digits, fitted, same, trainer, weights
 
 N = 120

@@ -8,9 +8,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-)
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
@@ -19,6 +16,9 @@ from lightning_unlearn.errors import BudgetError, DataError, GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.weights.digests import state_digest
+from tests.helpers.lightning import (
+    Callback,
+)
 from tests.helpers.nets import (
     MLP,
     HeadNet,

@@ -5,8 +5,6 @@ import re
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn.certificate.certificate import Certificate
@@ -14,6 +12,7 @@ from lightning_unlearn.certificate.report.evidence import Evidence
 from lightning_unlearn.certificate.report.page import write
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import CSVLogger, EarlyStopping, ModelCheckpoint
 from tests.helpers.nets import HeadNet, UnlearningCallback, digits, loader, trainer
 
 FORGOTTEN = [3, 14, 15, 65, 92]

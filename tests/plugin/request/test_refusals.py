@@ -4,11 +4,9 @@ import copy
 import signal
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_unlearn import ConvexHead, UnlearningCallback, preflight, prepare
@@ -24,6 +22,7 @@ from lightning_unlearn.errors import (
     UnlearningError,
 )
 from lightning_unlearn.plugin.run import strategies
+from tests.helpers.lightning import DDPStrategy, FSDPStrategy, L
 from tests.helpers.nets import (
     MLP,
     HeadNet,

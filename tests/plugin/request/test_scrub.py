@@ -4,16 +4,20 @@ import itertools
 import json
 import re
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unlearn.guarantee.claims import Bound, Grade
+from tests.helpers.lightning import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    L,
+    MixedPrecision,
+    ModelCheckpoint,
+)
 from tests.helpers.nets import MLP, HeadNet, UnlearningCallback, digits, fitted, trainer
 
 FORGOTTEN = [3, 17, 42]

@@ -1,6 +1,5 @@
 """Models and options that allow no request, or no claim: refused by name."""
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from lightning_unlearn import (
 )
 from lightning_unlearn.errors import GuaranteeError, ModelError, SolverError
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
     HeadNet,

@@ -1,6 +1,5 @@
 """The main job, end to end, on the digits bundled with scikit-learn."""
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from lightning_unlearn import (
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.weights.digests import state_digest
+from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
     HeadNet,

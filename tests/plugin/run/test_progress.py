@@ -5,17 +5,18 @@ import io
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import (
-    CSVLogger,
-    Logger,
-    MLFlowLogger,
-    TensorBoardLogger,
-)
 
 from lightning_unlearn import preflight, prepare
 from lightning_unlearn.errors import ForgetSetError
 from lightning_unlearn.plugin.run import progress
+from tests.helpers.lightning import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    RichProgressBar,
+    TensorBoardLogger,
+    TQDMProgressBar,
+)
 from tests.helpers.nets import MLP, HeadNet, fitted
 
 BAR = {"enable_progress_bar": True}

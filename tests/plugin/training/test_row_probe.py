@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning import Callback
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from lightning_unlearn import ConvexHead
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import Callback
 from tests.helpers.nets import (
     HeadNet,
     UnlearningCallback,

@@ -1,12 +1,12 @@
 """How a request is reached: the method, the subclass, callbacks and data modules."""
 
-import lightning as L
 import pytest
 
 import lightning_unlearn
 from lightning_unlearn import UnlearningCallback
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import L
 from tests.helpers.nets import (
     HeadNet,
     digits,

@@ -2,7 +2,6 @@
 
 import copy
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn import NewtonStep, UnlearningCallback, preflight
 from lightning_unlearn.errors import ForgetSetError, GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
     HeadNet,

@@ -11,6 +11,7 @@ from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Scope
+from tests.helpers.lightning import pl
 from tests.helpers.nets import (
     MLP,
     HeadNet,
@@ -313,7 +314,7 @@ def test_preflight_uses_it_and_leaves_it():
 
 def test_it_says_what_it_cost(caplog):
     _, fit_trainer, _, _ = fitted()
-    with caplog.at_level("INFO", logger="lightning.pytorch"):
+    with caplog.at_level("INFO", logger=pl.__name__):
         done = prepare(fit_trainer)
     assert str(done) in caplog.text
     assert done.seconds > 0

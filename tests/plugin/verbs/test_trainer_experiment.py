@@ -2,7 +2,6 @@
 
 import functools
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.step.noise import add_noise
 from tests.evaluation.helpers import planted
 from tests.evaluation.helpers.worlds import DELTA
+from tests.helpers.lightning import pl
 from tests.helpers.nets import MLP, HeadNet, digits, loader, trainer, weights
 from tests.helpers.oracles import retrain_softmax_head
 
