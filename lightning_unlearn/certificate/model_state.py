@@ -83,6 +83,8 @@ def check_model(c: Certificate, state: State) -> list[Finding]:
     if not moved and not rest:
         n = len(listed) - len(away)
         found = f"public parts: digests of all {n} entries outside the scope hold"
+        if not n:
+            found = "public parts: no entry is outside the scope"
         findings.append(Finding(True, found))
     if away:
         findings.append(
