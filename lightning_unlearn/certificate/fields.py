@@ -54,7 +54,7 @@ class CertificateFields:
     """What one unlearning request proves, and every number it rests on.
 
     Args:
-        grade: What the claim is worth (docs/theory.md section 7).
+        grade: What the claim is worth (docs/theory.md section 9).
         epsilon: Proved privacy parameter, or None for grade ``none``.
         delta: Its failure probability, or None for grade ``none``.
         noise_std: Standard deviation of the noise on each weight in scope.

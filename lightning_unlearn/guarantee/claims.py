@@ -27,7 +27,7 @@ from lightning_unlearn.guarantee.strength import promised_mu, protects
 
 
 class Grade(str, enum.Enum):
-    """What a certificate is worth (docs/theory.md section 7)."""
+    """What a certificate is worth (docs/theory.md section 9)."""
 
     CERTIFIED = "certified"
     CONDITIONAL = "conditional"
@@ -211,7 +211,7 @@ def decide(
 
 
 def _grade(terms: Terms, basis: Basis, noise: NoiseSource) -> Grade:
-    """The grade of docs/theory.md section 7: the worst that applies."""
+    """The grade of docs/theory.md section 9: the worst that applies."""
     if (
         terms.noise_std is not None
         or noise is not NoiseSource.OS_ENTROPY
