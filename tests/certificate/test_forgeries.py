@@ -404,8 +404,23 @@ HONEST = {
     "by hand": (MLP, {"noise_std": 0.0}, "none"),
     "weak": (HeadNet, {"epsilon": 8.0}, "certified"),
     "strength": (HeadNet, {"epsilon": 32.0}, "vacuous"),
-    "delta": (HeadNet, {"delta": 0.01}, "vacuous"),
 }  # fmt: skip
+
+
+def test_a_large_delta_is_told_before_the_training_and_by_the_certificate():
+    with pytest.warns(UserWarning, match="delta = 0.01 is not below 1/n = 0.0017"):
+        _, fit_trainer, _, _ = fitted(delta=0.01)
+    look = fit_trainer.preflight([1, 2])
+    assert "which is graded vacuous: lower delta" in look.advice[0]
+    assert fit_trainer.unlearn([1, 2]).certificate.grade is Grade.VACUOUS
+
+
+def test_a_large_epsilon_is_told_by_the_preflight():
+    _, fit_trainer, _, _ = fitted(epsilon=32.0)
+    look = fit_trainer.preflight([1, 2])
+    assert look.grade is Grade.VACUOUS
+    assert "of 100, which is graded vacuous: lower epsilon" in look.advice[0]
+    assert not any("ConvexHead" in text for text in look.advice)
 
 
 @pytest.mark.parametrize("name", list(HONEST))
