@@ -90,6 +90,12 @@ def make(**changes):
     return dataclasses.replace(plain, warnings=(*standing, *plain.warnings))
 
 
+def rewarned(certificate):
+    """With the standing warnings of its numbers, as whoever forged them would say."""
+    standing = tuple(warnings_of_noise(certificate))
+    return dataclasses.replace(certificate, warnings=standing)
+
+
 BALL = (constant(Bound.NORM_BALL, "max_norm", 20.0),)
 NOTHING = {
     "grade": Grade.NONE, "epsilon": None, "delta": None, "release_mus": (),
