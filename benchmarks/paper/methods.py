@@ -34,14 +34,15 @@ def rows() -> dict[str, Row]:
 def facts(result: lu.UnlearningResult) -> dict:
     """What the certificate says, in plain numbers."""
     c, solution = result.certificate, result.solution
-    ratio = [k.reason for k in c.constants if k.name == "measured_residual"]
     return {
         "grade": c.grade.value,
         "epsilon": c.epsilon,
         "noise_std": c.noise_std,
         "sensitivity": c.sensitivity,
         "constants": {k.name: k.value for k in c.constants},
-        "residual_of_gradient": float(ratio[0].split(", ")[1].split(" of")[0]),
+        "residual_of_gradient": {k.name: k.value for k in c.constants}[
+            "measured_relative_residual"
+        ],
         "passes": solution.matvecs,
         "status": solution.status.name,
     }

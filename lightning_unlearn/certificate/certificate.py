@@ -13,7 +13,13 @@ from lightning_unlearn._base.strict_json import (
     strict_object,
     to_plain,
 )
-from lightning_unlearn.certificate.fields import SCHEMA, CertificateFields
+from lightning_unlearn.certificate.derived import check_derived
+from lightning_unlearn.certificate.fields import (
+    LATER_IN_SCHEMA_1,
+    SCHEMA,
+    CertificateFields,
+    fields_after,
+)
 from lightning_unlearn.certificate.printed import render
 from lightning_unlearn.errors import (
     ArgumentError,
@@ -79,13 +85,15 @@ class Certificate(CertificateFields):
         return _from_plain(_parse(text))
 
     def verify(self) -> None:
-        """Recompute the sensitivity, the noise and the grade from the constants.
+        """Recompute numbers, grade and words from the constants and the bound.
 
         Needs neither the data nor the model. It does not show that the constants
-        are true: each says why it should be believed.
+        are true: each says why it should be believed. What a certificate of schema 1
+        is compared with, its reasons and its limits are its maker's words.
 
         Raises:
-            CertificateError: If a number is not what the constants support.
+            CertificateError: If a number is not what the constants support, or a text
+                is not what follows from the bound.
         """
         try:
             _verify(self)
@@ -101,11 +109,15 @@ class Certificate(CertificateFields):
 def _verify(c: Certificate) -> None:
     stated = {field.name: getattr(c, field.name) for field in fields(Decision)}
     given = c.noise_std if c.epsilon is None else None
-    decided = dict(vars(decide(_terms(c), _basis(c), given)))
-    if c.composed_grade is None:  # older files do not state it
+    first = c.schema == 1  # which did not ask how strong a claim is
+    decision = decide(_terms(c), _basis(c), given, by_strength=not first)
+    decided = dict(vars(decision))
+    if first and c.composed_grade is None:  # older files do not state it
         decided.pop("composed_grade")
     for name in decided:
         _require(name, stated[name], decided[name])
+    if not first:
+        check_derived(c)
 
 
 def _terms(c: Certificate) -> Terms:
@@ -127,6 +139,7 @@ def _basis(c: Certificate) -> Basis:
     return Basis(
         bound=c.bound,
         constants=c.constants,
+        n_retain=c.n_retain,
         public_parts_enforced=all(p.origin is Origin.ENFORCED for p in c.public_parts),
         unscrubbed=c.unscrubbed,
         release=c.release,
@@ -162,22 +175,25 @@ def _shown(value: object) -> object:
 
 
 def _to_plain(certificate: Certificate) -> dict[str, Any]:
+    """As a file of its schema has it."""
+    absent = fields_after(certificate.schema)
     found = {"schema": certificate.schema, **to_plain(certificate)}
-    for name in ("composed_grade", "commitment"):  # as in files from before them
-        if found[name] is None:
-            found.pop(name)
-    for part in found["public_parts"]:
-        if not part["note"]:
-            part.pop("note")
+    for part in (found, *found["public_parts"]):
+        for name in absent & {*part}:
+            part.pop(name)
+        for name in LATER_IN_SCHEMA_1 & {*part} if certificate.schema == 1 else ():
+            if not part[name]:
+                part.pop(name)
     return found
 
 
 def _parse(text: str) -> dict[str, Any]:
     plain = strict_object(text, CertificateError, "a certificate")
-    if plain.get("schema") != SCHEMA:
+    schema = plain.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise CertificateError(
-            f"expected a certificate of schema {SCHEMA}, got {plain.get('schema')!r}: "
-            "a newer lightning_unlearn may read it"
+            f"expected a certificate of schema 1 to {SCHEMA}, got {schema!r}: a newer "
+            "lightning_unlearn may read it"
         )
     plain.pop("signature", None)  # of the digest: certificate.signature checks it
     stated = plain.pop("digest", None)
@@ -189,15 +205,22 @@ def _parse(text: str) -> dict[str, Any]:
     return plain
 
 
-#: Fields that files of this schema lack if they are from before it had them.
-_LATER = frozenset({"composed_grade", "commitment", "note"})
-
-
 def _from_plain(plain: dict[str, Any]) -> Certificate:
+    may_lack = fields_after(plain["schema"])
+    if plain["schema"] == 1:
+        may_lack |= LATER_IN_SCHEMA_1
     try:
-        return from_plain(Certificate, plain, CertificateError, "a certificate", _LATER)
+        found = from_plain(
+            Certificate, plain, CertificateError, "a certificate", may_lack
+        )
     except ArgumentError as error:
         raise CertificateError(f"malformed certificate: {error}") from None
+    if canonical_digest(_to_plain(found)) != canonical_digest(plain):
+        raise CertificateError(
+            f"expected the fields of schema {found.schema}, got others besides: it was "
+            "altered; use it as it was first written"
+        )
+    return found
 
 
 def _check_numbers(c: CertificateFields) -> None:
@@ -219,6 +242,8 @@ def _check_numbers(c: CertificateFields) -> None:
     named = [c.weights_digest, c.request_id, c.created]
     named += [text for p in c.public_parts for text in (p.name, p.digest)]
     named += [text for pair in c.versions for text in pair]
+    named += [text for p in c.public_parts for pair in p.entries for text in pair]
+    named += [*c.scope, *c.rebuilt]
     if not all(named):
         raise CertificateError(
             "expected names, digests and times that are not empty, got some that are"

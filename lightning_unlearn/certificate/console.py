@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lightning_unlearn._base.files import close_output, create_file
 from lightning_unlearn._base.text import one_line, printable
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lightning_unlearn.certificate.verification import Finding
 
 # Commands import what they need: neither scipy nor torch is there for the others.
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 _MAX_BYTES = 50_000_000
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -92,12 +94,24 @@ def _add_certificates(commands: _Commands, debug: argparse.ArgumentParser) -> No
     verify = commands.add_parser(
         "verify",
         help="recompute a certificate's claim; exit status 0 if it holds",
-        description="Recompute every bound, the noise, the grade and the chain.",
+        description="Recompute every bound, the noise, the grade, the words and the "
+        "chain. The last line says what was checked, and whose word the rest is.",
         parents=[debug],
     )
     verify.add_argument("certificate", type=Path)
     verify.add_argument("--ledger", type=Path, help="the deletion ledger (JSON lines)")
-    verify.add_argument("--checkpoint", type=Path, help="the released checkpoint")
+    verify.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="the released checkpoint: its weights, and every entry outside the scope",
+    )
+    verify.add_argument(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="the published weights that a public part must be: a state_dict "
+        "(torch.save) or safetensors",
+    )
     verify.add_argument(
         "--public-key", metavar="HEX", help="the Ed25519 key that must have signed it"
     )
@@ -188,25 +202,39 @@ def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lightning_unlearn.certificate.verification import verify_text
+    from lightning_unlearn.certificate.certificate import Certificate
+    from lightning_unlearn.certificate.verification import verdict, verify_text
 
-    digest = _given(options.checkpoint, _checkpoint_digest)
+    text = _text(options.certificate)
+    state = _given(options.checkpoint, _model)
+    published = _given(options.backbone, _model)
     findings = verify_text(
-        _text(options.certificate),
+        text,
         _given(options.ledger, _text),
-        digest,
+        _given(state, _digest),
         options.public_key,
         _given(options.receipt, _text),
     )
-    return _print_findings(findings)
+    if any(finding.text.startswith("certificate: ") for finding in findings):
+        return _print_findings(findings, verdict(findings))
+    certificate = Certificate.from_json(text)
+    if state is not None or published is not None:
+        from lightning_unlearn.certificate import model_state
+
+        if state is not None:
+            findings += model_state.check_model(certificate, state)
+        if published is not None:
+            file = options.backbone.name
+            findings += model_state.check_published(certificate, published, file)
+    public = [part.name for part in certificate.public_parts]
+    return _print_findings(findings, verdict(findings, public))
 
 
-def _print_findings(findings: Sequence["Finding"]) -> int:
+def _print_findings(findings: Sequence["Finding"], verdict: str) -> int:
     for finding in findings:
         print(printable(str(finding)))
-    failed = any(finding.holds is False for finding in findings)
-    print("NOT VERIFIED" if failed else "VERIFIED")
-    return int(failed)
+    print(printable(verdict))
+    return int(any(finding.holds is False for finding in findings))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -279,17 +307,17 @@ def _show_ledger(options: argparse.Namespace) -> int:
 def _check_ledger(options: argparse.Namespace) -> int:
     from lightning_unlearn.certificate.verification import verify_ledger
 
-    digest = _given(options.checkpoint, _checkpoint_digest)
+    digest = _given(_given(options.checkpoint, _model), _digest)
     findings = verify_ledger(_text(options.ledger), digest)
     failed = [finding.text for finding in findings if finding.holds is False]
     if failed:
         raise LedgerError(failed[0])
-    return _print_findings(findings)
+    return _print_findings(findings, "VERIFIED")
 
 
-def _given(path: Path | None, read: Callable[[Path], str]) -> str | None:
+def _given(value: _A | None, read: Callable[[_A], _B]) -> _B | None:
     """What is read of a file, if one was named."""
-    return None if path is None else read(path)
+    return None if value is None else read(value)
 
 
 def _text(path: Path) -> str:
@@ -303,18 +331,13 @@ def _text(path: Path) -> str:
         raise CertificateError(f"expected text in {path}: {error}") from None
 
 
-def _checkpoint_digest(path: Path) -> str:
-    if not path.is_file():
-        raise SetupError(f"expected a checkpoint at {path}, found none there")
-    import torch
+def _model(path: Path) -> dict[str, object]:
+    from lightning_unlearn.certificate.model_state import load
 
+    return load(path)
+
+
+def _digest(state: dict[str, object]) -> str:
     from lightning_unlearn.weights.digests import state_digest
 
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return state_digest(content["state_dict"])
-    except Exception as error:  # torch.load raises whatever a damaged file provokes
-        raise SetupError(
-            f"expected a Lightning checkpoint at {path} that torch.load(weights_only="
-            f"True) reads: {type(error).__name__}"
-        ) from None
+    return state_digest(state)

@@ -1,11 +1,30 @@
 """What stands in a certificate: its fields, in the order they are written."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_unlearn.guarantee.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.guarantee.constants import Constant, Origin
 
-SCHEMA = 1
+SCHEMA = 2
+
+#: Fields, those of public parts included, by the schema that brought them. A file of
+#: an earlier schema has none of them, one of its own schema has all.
+SINCE = {2: frozenset({"scope", "rebuilt", "entries", "commitment"})}
+#: Fields that files of schema 1 may lack: it had them only later.
+LATER_IN_SCHEMA_1 = frozenset({"composed_grade", "note"})
+
+
+def fields_after(schema: int) -> frozenset[str]:
+    """Fields that files of a schema do not have."""
+    return frozenset().union(*(new for since, new in SINCE.items() if since > schema))
+
+
+def entries_digest(entries: Iterable[tuple[str, str]]) -> str:
+    """The digest of a public part, from the names and digests of its entries."""
+    joined = "|".join(f"{name}={digest}" for name, digest in entries)
+    return hashlib.sha256(joined.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,16 +33,20 @@ class PublicPart:
 
     Args:
         name: Entry of the module, such as ``backbone.0.weight``, or a group of them.
-        digest: SHA-256 of its bytes at the time of the request.
+        digest: SHA-256 of its bytes at the time of the request: `entries_digest` of
+            its entries.
         origin: ENFORCED if the callback saw it unchanged from the first training
             step on, ASSUMED if nothing shows it.
         note: What in it is assumed public, in words; "" where its name says it all.
+        entries: What it is made of: (name, SHA-256), by the names of the state_dict.
+            Since schema 2.
     """
 
     name: str
     digest: str
     origin: Origin
     note: str = ""
+    entries: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +54,7 @@ class CertificateFields:
     """What one unlearning request proves, and every number it rests on.
 
     Args:
-        grade: What the claim is worth (docs/theory.md section 7).
+        grade: What the claim is worth (docs/theory.md section 9).
         epsilon: Proved privacy parameter, or None for grade ``none``.
         delta: Its failure probability, or None for grade ``none``.
         noise_std: Standard deviation of the noise on each weight in scope.
@@ -63,7 +86,10 @@ class CertificateFields:
         composed_grade: What `composed_epsilon` is worth: the lowest grade of these
             releases. None where there is none, or in files from before it was stated.
         commitment: Root of the hash tree over the forgotten samples that `receipts`
-            open, hexadecimal; None in files from before there were receipts.
+            open, hexadecimal; None where nobody committed to them. Since schema 2.
+        scope: Entries of the state_dict that are the weights in scope. Since schema 2.
+        rebuilt: Entries that were made anew from the released weights and the retained
+            samples. Since schema 2.
         schema: Number of this format.
     """
 
@@ -94,4 +120,6 @@ class CertificateFields:
     versions: tuple[tuple[str, str], ...]
     composed_grade: Grade | None = None
     commitment: str | None = None
+    scope: tuple[str, ...] = ()
+    rebuilt: tuple[str, ...] = ()
     schema: int = SCHEMA

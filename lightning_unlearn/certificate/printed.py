@@ -4,6 +4,15 @@ import textwrap
 
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.certificate.standing_caveats import not_covered
+from lightning_unlearn.certificate.strength_words import (
+    Level,
+    finding,
+    level,
+    most_in_100,
+    why_vacuous,
+    worth,
+)
 from lightning_unlearn.guarantee.claims import Bound, Grade, NoiseSource
 from lightning_unlearn.guarantee.constants import Origin
 
@@ -11,25 +20,39 @@ _WIDTH = 78
 
 
 def headline(c: CertificateFields) -> str:
-    """The claim in one sentence; `epsilon` never stands without its grade."""
+    """The claim in one sentence, as strong as it is; `epsilon` with its grade."""
     samples = f"these {c.n_forget:,} samples" if c.n_forget > 1 else "this sample"
-    if c.grade is Grade.CERTIFIED:
+    grade, strength = worth(c), level(c)
+    if grade is Grade.NONE:
+        return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
+    if grade is Grade.VACUOUS:
+        called = "" if c.grade is grade else f", though graded {c.grade.value}"
         return (
-            f"CERTIFIED: indistinguishable from retraining without {samples}, "
+            f"VACUOUS: {_promise(c)} says nothing useful (vacuous{called}): "
+            f"{why_vacuous(c)}, {taking(c)}"
+        )
+    name = f"{c.grade.name}, BUT WEAK" if strength is Level.WEAK else c.grade.name
+    tested = ""
+    if strength in (Level.MODERATE, Level.WEAK):
+        tested = f" ({finding(c)})"
+    if grade is Grade.CERTIFIED:
+        return (
+            f"{name}: {_TOLD[strength]} retraining without {samples}{tested}, "
             f"{_promise(c)}, {taking(c)}"
         )
-    if c.grade is Grade.CONDITIONAL:
-        return (
-            f"CONDITIONAL: {_promise(c)} against "
-            f"retraining without {samples}, {taking(c)}, ONLY IF what is marked "
-            "assumed or estimated below is true"
-        )
-    if c.grade is Grade.VACUOUS:
-        return (
-            f"VACUOUS: {_promise(c)} says nothing useful (vacuous): the noise is "
-            f"sized for any two models in the norm ball, {taking(c)}"
-        )
-    return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
+    return (
+        f"{name}: {_promise(c)} against "
+        f"retraining without {samples}{tested}, {taking(c)}, ONLY IF what is marked "
+        "assumed or estimated below is true"
+    )
+
+
+#: How the released model compares with retraining, by the strength of the claim.
+_TOLD: dict[Level | None, str] = {
+    Level.STRONG: "indistinguishable from",
+    Level.MODERATE: "hard to tell from",
+    Level.WEAK: "may well be told from",
+}
 
 
 def _promise(c: CertificateFields) -> str:
@@ -92,6 +115,10 @@ def _facts(c: CertificateFields) -> list[str]:
         ("noise_std", f"{number(c.noise_std)} per weight"),
         ("release", _release(c)),
     ]
+    strength = level(c)
+    if strength is not None and worth(c) is not Grade.VACUOUS:
+        found = f"at most {most_in_100(c)} of 100 found at 1% false alarms"
+        rows.append(("strength", f"{strength.value}: {found}"))
     return [f"  {name:<21} {value}" for name, value in rows]
 
 
@@ -129,9 +156,24 @@ def composed_worth(c: CertificateFields) -> str:
     return alone if c.release == 1 else f"{alone}, if the earlier releases were"
 
 
+#: What a reader of an old certificate must know.
+SCHEMA_1 = (
+    "A certificate of schema 1: what it is compared with, the reasons below and which "
+    "parts of the model are public are its maker's words; nothing derives them."
+)
+
+
+def limits(c: CertificateFields) -> tuple[str, ...]:
+    """What the claim does not reach: the standing list, said or not, then the run's."""
+    standing = not_covered(c.bound)
+    return (*standing, *(text for text in c.not_covered if text not in standing))
+
+
 def render(c: CertificateFields) -> str:
     """The printed form of a certificate, at most 78 columns wide."""
     lines = [*_wrap(headline(c), ""), "", *_facts(c)]
+    if c.schema == 1:
+        lines += ["", *_wrap(SCHEMA_1, "  ")]
     if c.reference:
         lines += ["", "  compared with:", *_wrap(c.reference, "    ")]
     width = max([8, *(len(constant.name) for constant in c.constants)])
@@ -153,7 +195,7 @@ def render(c: CertificateFields) -> str:
             origin = seen.get(p.origin, p.origin.value)
             lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
             lines += _wrap(printable(p.note), " " * 6)
-    for title, entries in (("warnings", c.warnings), ("not covered", c.not_covered)):
+    for title, entries in (("warnings", c.warnings), ("not covered", limits(c))):
         if entries:
             lines += ["", f"  {title}:"]
         for entry in entries:

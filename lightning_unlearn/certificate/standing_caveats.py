@@ -2,8 +2,14 @@
 
 from importlib import metadata
 
-from lightning_unlearn.guarantee.claims import Bound, Decision, Grade
-from lightning_unlearn.guarantee.constants import Constant
+from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.certificate.strength_words import (
+    Level,
+    finding,
+    is_capped,
+    level,
+)
+from lightning_unlearn.guarantee.claims import Bound, Grade
 
 NOT_COVERED = (
     "models released before this request, and their difference from this one: it "
@@ -31,27 +37,13 @@ def not_covered(bound: Bound) -> tuple[str, ...]:
     return (*NOT_COVERED, _MEASURED)
 
 
-def warnings_of_noise(
-    decision: Decision,
-    bound: Bound,
-    constants: tuple[Constant, ...],
-    n_parameters: int,
-    n_retain: int,
-) -> list[str]:
-    """What the size of the noise means for the model and for the claim.
-
-    Args:
-        decision: What is claimed.
-        bound: The theorem it comes from.
-        constants: All that the certificate lists.
-        n_parameters: Weights in scope.
-        n_retain: Samples retained.
-    """
-    std, found = decision.noise_std, []
-    values = {constant.name: constant.value for constant in constants}
+def warnings_of_noise(c: CertificateFields) -> list[str]:
+    """What the size of the noise means for the model and for the claim."""
+    std, found = c.noise_std, []
+    values = {constant.name: constant.value for constant in c.constants}
     if "max_norm" in values:
-        ratio = std * n_parameters**0.5 / values["max_norm"]
-        found += _noise_in_ball(decision.grade, bound, ratio)
+        ratio = std * c.n_parameters**0.5 / values["max_norm"]
+        found += _noise_in_ball(c.grade, c.bound, is_capped(c), ratio)
     logit_noise = std * values.get("feature_norm", 0.0)
     if logit_noise > 0.1:
         found.append(
@@ -59,21 +51,23 @@ def warnings_of_noise(
             "feature_norm), which costs accuracy: lower the tolerance, raise l2 or "
             "scale the features down"
         )
-    if decision.delta is not None and not decision.delta < 1 / n_retain:
+    if c.delta is not None and not c.delta * c.n_retain < 1:
         found.append(
-            f"delta = {decision.delta:g} is not below 1/n_retain = {1 / n_retain:.2g}: "
-            "a delta this large allows a mechanism that publishes a sample"
+            f"delta = {c.delta:g} is not below 1/n_retain = {1 / c.n_retain:.2g}: "
+            "a delta this large allows a mechanism that publishes a sample; lower it"
         )
+    elif level(c) is Level.WORTHLESS and c.release_mus:
+        found.append(f"{finding(c)}: lower epsilon, and the tolerance with it")
     return found
 
 
-def _noise_in_ball(grade: Grade, bound: Bound, ratio: float) -> list[str]:
+def _noise_in_ball(grade: Grade, bound: Bound, capped: bool, ratio: float) -> list[str]:
     """Of noise that is `ratio` times the largest weight norm allowed."""
     times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
     costs = "" if ratio < 0.1 else ": expect a large loss of accuracy"
     if ratio >= 1:
         costs = ": the released model has forgotten everything, not only the forget set"
-    if grade is Grade.VACUOUS:
+    if capped and grade is Grade.VACUOUS:
         return [
             "Delta/(2C) = 1: no bound better than the norm ball is proved. The noise "
             f"is {times} times the largest weight norm allowed (noise_std sqrt(p) / "

@@ -1,5 +1,6 @@
 """What an auditor checks, without the data and without trusting whoever made it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_unlearn.certificate.certificate import Certificate
@@ -7,7 +8,8 @@ from lightning_unlearn.certificate.ledger import Entry, Ledger
 from lightning_unlearn.certificate.receipts import read_receipts
 from lightning_unlearn.certificate.signature import signer
 from lightning_unlearn.errors import CertificateError, LedgerError
-from lightning_unlearn.guarantee.claims import lowest
+from lightning_unlearn.guarantee.claims import at_strength, lowest
+from lightning_unlearn.guarantee.gaussian import compose_mu
 
 
 @dataclass(frozen=True)
@@ -51,30 +53,73 @@ def verify_text(
         certificate = Certificate.from_json(certificate_json)
         findings.append(Finding(True, "digest: no field was changed since it was made"))
         certificate.verify()
-        findings.append(
-            Finding(
-                True,
-                f"claim: sensitivity, noise and grade ({certificate.grade.value}) are "
-                "what the constants give",
-            )
-        )
     except CertificateError as error:
         return [*findings, Finding(False, f"certificate: {error}")]
+    findings.append(
+        Finding(
+            True,
+            f"claim: sensitivity, noise and grade ({certificate.grade.value}) are what "
+            "the constants give",
+        )
+    )
+    findings.append(_words(certificate))
     findings.append(_signature(certificate_json, public_key))
     if ledger_text is not None:
         findings.append(_ledger(certificate, ledger_text))
+    else:
+        findings.append(_no_ledger(certificate))
     if weights_digest is not None:
         findings.append(_weights(certificate, weights_digest))
     if receipts is not None:
         findings.append(_receipts(certificate, receipts))
-    findings.append(
-        Finding(
-            None,
-            "that the constants are true is not checked here: each says why it should "
-            "be believed",
-        )
-    )
     return findings
+
+
+def verdict(findings: Sequence[Finding], public_parts: Iterable[str] = ()) -> str:
+    """The last line: whether it holds, what was checked, and whose word the rest is.
+
+    Args:
+        findings: All of them.
+        public_parts: Names of what the certificate takes as public.
+    """
+    if any(finding.holds is False for finding in findings):
+        return "NOT VERIFIED"
+    checked = dict.fromkeys(_subject(f) for f in findings if f.holds)
+    words = dict.fromkeys(_subject(f) for f in findings if f.holds is None)
+    open_points = [
+        *(f"the rest of {word}" if word in checked else word for word in words),
+        "that the constants are true",
+        "how samples were read",
+        *(f"that {name} never saw the samples" for name in public_parts),
+    ]
+    return (
+        f"VERIFIED: {', '.join(checked)}; on the word of whoever made it: "
+        f"{', '.join(open_points)}"
+    )
+
+
+def _subject(finding: Finding) -> str:
+    return finding.text.split(":")[0]
+
+
+def _words(certificate: Certificate) -> Finding:
+    if certificate.schema == 1:
+        return Finding(
+            None,
+            "words: schema 1 derives none; what it compares with, its reasons and its "
+            "limits are its maker's",
+        )
+    return Finding(
+        True, "words: what it compares with, reasons and standing limits are derived"
+    )
+
+
+def _no_ledger(certificate: Certificate) -> Finding:
+    earlier = certificate.release - 1
+    known = f"that its {earlier} earlier releases were as it says"
+    if not earlier:
+        known = "that no release came before it"
+    return Finding(None, f"earlier releases: without a ledger, {known} is its word")
 
 
 def verify_ledger(ledger_text: str, weights_digest: str | None = None) -> list[Finding]:
@@ -210,8 +255,14 @@ def _agreement(
 
 
 def _same_lowest(certificate: Certificate, entry: Entry, ledger: Ledger) -> bool:
-    stated = certificate.composed_grade
-    return stated is None or stated is lowest(ledger.grades[: entry.index])
+    stated, delta = certificate.composed_grade, certificate.delta
+    grades = ledger.grades[: entry.index]
+    if stated is None or delta is None:
+        return stated is None
+    if certificate.schema == 1:
+        return stated is lowest(grades)
+    mu = compose_mu(*certificate.release_mus)
+    return stated is at_strength(grades, mu, delta, certificate.n_retain)
 
 
 def _receipts(certificate: Certificate, text: str) -> Finding:

@@ -23,10 +23,11 @@ from lightning_unlearn.guarantee.gaussian import (
     gaussian_epsilon,
     gaussian_sigma,
 )
+from lightning_unlearn.guarantee.strength import promised_mu, protects
 
 
 class Grade(str, enum.Enum):
-    """What a certificate is worth (docs/theory.md section 7)."""
+    """What a certificate is worth (docs/theory.md section 9)."""
 
     CERTIFIED = "certified"
     CONDITIONAL = "conditional"
@@ -111,6 +112,7 @@ class Basis:
     Args:
         bound: The theorem the sensitivity comes from.
         constants: Those it needs, each name once; others are for the reader.
+        n_retain: Samples retained.
         public_parts_enforced: Whether every part outside the scope is known not to
             have changed in training (true if there is none).
         unscrubbed: Names of state that may still depend on the forgotten samples.
@@ -121,6 +123,7 @@ class Basis:
 
     bound: Bound
     constants: tuple[Constant, ...]
+    n_retain: int
     public_parts_enforced: bool = True
     unscrubbed: tuple[str, ...] = ()
     release: int = 1
@@ -143,7 +146,13 @@ class Decision:
     composed_grade: Grade | None
 
 
-def decide(terms: Terms, basis: Basis, noise_std: float | None = None) -> Decision:
+def decide(
+    terms: Terms,
+    basis: Basis,
+    noise_std: float | None = None,
+    *,
+    by_strength: bool = True,
+) -> Decision:
     """Sensitivity, noise, grade and composition of one release.
 
     Args:
@@ -151,6 +160,8 @@ def decide(terms: Terms, basis: Basis, noise_std: float | None = None) -> Decisi
         basis: What the claim rests on.
         noise_std: Of a release whose terms are not known any more, because nothing is
             claimed of it; else it follows from them.
+        by_strength: False for a certificate of schema 1, whose grade did not depend on
+            how strong the claim is.
 
     Returns:
         What may be said.
@@ -180,7 +191,12 @@ def decide(terms: Terms, basis: Basis, noise_std: float | None = None) -> Decisi
         composed = gaussian_epsilon(compose_mu(*mus), terms.delta)
     if claimed:
         _check_budget(terms, basis, composed)
-    grades = (grade, *basis.earlier_grades)
+    together = lowest((grade, *basis.earlier_grades))
+    if claimed and by_strength and terms.delta is not None:
+        announced = promised_mu(sensitivity / noise_std, terms.releases)
+        grade = at_strength((grade,), announced, terms.delta, basis.n_retain)
+        grades = (grade, *basis.earlier_grades)
+        together = at_strength(grades, compose_mu(*mus), terms.delta, basis.n_retain)
     return Decision(
         sensitivity=None if basis.bound is Bound.NO_BOUND else sensitivity,
         noise_std=noise_std,
@@ -190,12 +206,12 @@ def decide(terms: Terms, basis: Basis, noise_std: float | None = None) -> Decisi
         delta=terms.delta if claimed else None,
         release_mus=mus,
         composed_epsilon=composed,
-        composed_grade=None if composed is None else lowest(grades),
+        composed_grade=None if composed is None else together,
     )
 
 
 def _grade(terms: Terms, basis: Basis, noise: NoiseSource) -> Grade:
-    """The grade of docs/theory.md section 7: the worst that applies."""
+    """The grade of docs/theory.md section 9: the worst that applies."""
     if (
         terms.noise_std is not None
         or noise is not NoiseSource.OS_ENTROPY
@@ -210,6 +226,14 @@ def _grade(terms: Terms, basis: Basis, noise: NoiseSource) -> Grade:
     if trusted and basis.public_parts_enforced:
         return Grade.CERTIFIED
     return Grade.CONDITIONAL
+
+
+def at_strength(
+    grades: Iterable[Grade], mu: float, delta: float, n_retain: int
+) -> Grade:
+    """The lowest of some grades, no better than the strength of their claim allows."""
+    lowered = () if protects(mu, delta, n_retain) else (Grade.VACUOUS,)
+    return lowest((*grades, *lowered))
 
 
 def _is_trivial(basis: Basis) -> bool:

@@ -8,7 +8,7 @@ from lightning_unlearn.errors import CertificateError
 
 
 class Origin(enum.Enum):
-    """Why a constant is believed (docs/theory.md section 7)."""
+    """Why a constant is believed (docs/theory.md section 9)."""
 
     ENFORCED = "enforced"  # made true by the code: a projection, a stopping test
     PROVED = "proved"  # follows from the model class; the proof is cited

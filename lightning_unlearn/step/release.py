@@ -1,7 +1,7 @@
 """The release: noise of the proved size, and the certificate that says so."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import torch
@@ -13,6 +13,7 @@ from lightning_unlearn.certificate.standing_caveats import (
     versions,
     warnings_of_noise,
 )
+from lightning_unlearn.certificate.theorems import REFERENCES
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.guarantee.claims import Basis, Bound, Grade, Terms, decide
 from lightning_unlearn.guarantee.constants import Origin
@@ -26,6 +27,7 @@ class Surroundings:
     """What a release is given besides the step and the terms.
 
     Args:
+        scope: Entries of the state_dict that are the weights in scope.
         n_forget: Samples forgotten by this request.
         n_retain: Samples retained.
         release: Which release this is, from 1 on.
@@ -42,9 +44,11 @@ class Surroundings:
         commitment: To the forgotten samples (`certificate.receipts`), or None.
         max_norm: C, radius of the ball of the weights, or None. Not used for a
             strongly convex scope.
+        rebuilt: Entries that were made anew with the released weights.
         noise_seed: For tests only: ``terms.seeded`` says so.
     """
 
+    scope: tuple[str, ...]
     n_forget: int
     n_retain: int
     release: int
@@ -60,6 +64,7 @@ class Surroundings:
     dot: Dot = plain_dot
     commitment: str | None = None
     max_norm: float | None = None
+    rebuilt: tuple[str, ...] = ()
     noise_seed: int | None = None
 
 
@@ -92,6 +97,7 @@ def release(
         Basis(
             bound=claim.bound,
             constants=step.constants,
+            n_retain=around.n_retain,
             public_parts_enforced=all(
                 part.origin is Origin.ENFORCED for part in around.public_parts
             ),
@@ -106,16 +112,11 @@ def release(
     released = _with_noise(
         step.weights, decision.noise_std, radius, around.dot, around.noise_seed
     )
-    warnings = warnings_of_noise(
-        decision, claim.bound, step.constants, around.n_parameters, around.n_retain
-    )
-    if convex and around.max_norm is not None:
-        warnings.append("max_norm plays no role for a strongly convex scope")
-    certificate = Certificate(
+    plain = Certificate(
         **vars(decision),
         noise_by_hand=terms.noise_std is not None,
         bound=claim.bound,
-        reference=claim.reference,
+        reference=REFERENCES[claim.bound],
         constants=step.constants,
         n_forget=around.n_forget,
         n_retain=around.n_retain,
@@ -125,13 +126,20 @@ def release(
         public_parts=around.public_parts,
         unscrubbed=around.unscrubbed,
         not_covered=(*not_covered(claim.bound), *around.not_covered),
-        warnings=(*warnings, *claim.warnings, *step.warnings, *around.warnings),
+        warnings=(),
         weights_digest=around.digest(released),
         request_id=around.request_id,
         commitment=around.commitment,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
+        scope=around.scope,
+        rebuilt=around.rebuilt,
     )
+    warnings = warnings_of_noise(plain)
+    if convex and around.max_norm is not None:
+        warnings.append("max_norm plays no role for a strongly convex scope")
+    warnings += [*claim.warnings, *step.warnings, *around.warnings]
+    certificate = replace(plain, warnings=tuple(warnings))
     certificate.verify()
     Certificate.from_json(certificate.to_json())  # or nobody could read it again
     return released, certificate

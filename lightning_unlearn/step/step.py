@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_unlearn.certificate.theorems import Claim
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.constants import Constant
-from lightning_unlearn.guarantee.proofs import Claim
 from lightning_unlearn.solvers.base import Solution
 from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.weights.dtensors import gathered
 
@@ -30,3 +31,14 @@ def state_digest(state: Mapping[str, object]) -> str:
         for name, value in sorted(state.items())
         if isinstance(value, Tensor)
     )
+
+
+def entry_digest(name: str, value: object) -> str:
+    """SHA-256 of one entry of a ``state_dict``: a tensor, or extra state."""
+    if isinstance(value, Tensor):
+        return tensors_digest([(name, value)])
+    sha = hashlib.sha256()
+    for leaf in tree_leaves(value):
+        part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
+        sha.update(part.encode())
+    return sha.hexdigest()

@@ -58,6 +58,14 @@ class Scope:
         self.sizes = [p.numel() for p in self.parameters]
         self.size = self.n_parameters = sum(self.sizes)
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The module's state_dict entries that are these weights, each weight once."""
+        wanted = {id(p) for p in self.parameters}
+        state = self.module.state_dict(keep_vars=True)
+        found = {id(v): k for k, v in reversed(state.items()) if id(v) in wanted}
+        return tuple(sorted(found.values()))
+
     def flatten(self, dtype: torch.dtype = torch.float64) -> Vector:
         """A copy of the weights, shape (p,), on their device."""
         device = self.parameters[0].device

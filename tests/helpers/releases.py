@@ -2,8 +2,8 @@
 
 import torch
 
+from lightning_unlearn.certificate.theorems import Claim
 from lightning_unlearn.guarantee.claims import Bound
-from lightning_unlearn.guarantee.proofs import Claim
 from lightning_unlearn.solvers.base import Solution, Status
 from lightning_unlearn.step.release import Surroundings
 from lightning_unlearn.step.step import Step
@@ -22,15 +22,14 @@ def step(bound=Bound.STRONGLY_CONVEX, constants=None, weights=None):
         claim=Claim(
             bound=bound,
             constants=convex_constants() if constants is None else constants,
-            reference="retrained",
         ),
     )
 
 
 def around(**changes):
     fields = {
-        "n_forget": 5, "n_retain": 100_000, "release": 1, "earlier_mus": (),
-            "earlier_grades": (),
+        "scope": ("head.weight",), "n_forget": 5, "n_retain": 50_000, "release": 1,
+        "earlier_mus": (), "earlier_grades": (),
         "public_parts": (), "unscrubbed": (), "not_covered": (), "warnings": (),
         "digest": lambda w: "d" * 64, "request_id": "r", "n_parameters": P, **changes,
     }  # fmt: skip

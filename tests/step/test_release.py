@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.errors import (
     ArgumentError,
     CertificateError,
@@ -15,7 +14,7 @@ from lightning_unlearn.guarantee.claims import Bound, Grade, Terms
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.guarantee.gaussian import gaussian_delta
 from lightning_unlearn.step.release import release
-from tests.helpers.certificates import BALL, convex_constants
+from tests.helpers.certificates import BALL, constant, convex_constants, part
 from tests.helpers.releases import P, around, step
 
 TERMS = Terms(epsilon=1.0, delta=1e-5)
@@ -104,7 +103,7 @@ def test_vacuous_says_so_with_numbers_and_stays_in_the_ball():
 
 
 def test_a_part_only_assumed_public_is_conditional():
-    parts = (PublicPart(name="body", digest="a", origin=Origin.ASSUMED),)
+    parts = (part("body", Origin.ASSUMED),)
     assert release(step(), TERMS, around(public_parts=parts))[1].grade is (
         Grade.CONDITIONAL
     )
@@ -115,11 +114,7 @@ def test_warnings_about_delta_and_logit_noise():
     assert not any("delta" in w for w in certificate.warnings)
     certificate = release(step(), Terms(epsilon=1.0, delta=0.01), around())[1]
     assert any("not below 1/n_retain" in w for w in certificate.warnings)
-    from lightning_unlearn.guarantee.constants import Constant
-
-    rows = Constant(
-        name="feature_norm", value=100.0, origin=Origin.MEASURED, reason="rows"
-    )
+    rows = constant(Bound.STRONGLY_CONVEX, "feature_norm", 100.0)
     loud = release(step(constants=(*convex_constants(), rows)), TERMS, around())[1]
     assert any("moves a logit by about" in w for w in loud.warnings)
 

@@ -6,13 +6,19 @@ from dataclasses import dataclass, replace
 
 from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.printed import headline
+from lightning_unlearn.certificate.printed import headline, limits as limits
 from lightning_unlearn.certificate.report.evidence import Evidence
+from lightning_unlearn.certificate.strength_words import (
+    Level,
+    finding,
+    in_100,
+    is_capped,
+    level,
+    why_vacuous,
+    worth,
+)
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound, Grade, NoiseSource
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
-from lightning_unlearn.guarantee.gaussian import gaussian_power_upper
-
-_FALSE_ALARMS = 0.01
 
 
 @dataclass(frozen=True)
@@ -130,10 +136,40 @@ _BOUNDS = {
 
 
 def explained(c: Certificate) -> Explanation:
-    """The grade of a certificate in words, with the premise it rests on."""
-    plain = GRADES[c.grade]
-    if c.grade is not Grade.CERTIFIED or not c.public_parts:
+    """The grade of a certificate in words: as strong as it is, with its premise."""
+    grade = worth(c)
+    plain = GRADES[grade]
+    if grade is Grade.VACUOUS and not is_capped(c):
+        return _worthless(c)
+    if grade is Grade.CERTIFIED and c.public_parts:
+        plain = _with_parts(plain)
+    strength = level(c)
+    if strength is Level.STRONG or grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
         return plain
+    if grade is Grade.CERTIFIED:
+        if_public = "If what is taken as public never saw your data: a"
+    else:
+        if_public = "If certain assumptions hold, which you should name: a"
+    tell = (
+        f"{if_public}{finding(c)[1:]} of those whose data had been in the model, where "
+        "guessing finds 1. Say as well what happened to the other copies (box 6)."
+    )
+    if strength is Level.MODERATE:
+        summary = f"{plain.summary} How well: {finding(c)}."
+        return replace(plain, summary=summary, tell=tell)
+    return replace(
+        plain,
+        name=f"{plain.name}, BUT WEAK",
+        mark="\N{ALMOST EQUAL TO}",
+        summary=f"A weak promise: {finding(c)}, where guessing finds 1.",
+        means="The released weights hide only in part whether the samples were used. "
+        + plain.means,
+        tell="Do not say that the model is as if your data had not been used. " + tell,
+    )
+
+
+def _with_parts(plain: Explanation) -> Explanation:
+    """A certified model that has other parts besides the one in scope."""
     return replace(
         plain,
         summary="Proved, provided that the parts listed in box 2, and how samples are "
@@ -147,6 +183,19 @@ def explained(c: Certificate) -> Explanation:
         "learned from it was changed so that it is, provably and within stated limits, "
         "as if your data had not been used; the other parts never saw it. Say as well "
         "what happened to the other copies (box 6).",
+    )
+
+
+def _worthless(c: Certificate) -> Explanation:
+    """A claim that is true, and too weak to say anything."""
+    plain = GRADES[Grade.VACUOUS]
+    called = "" if c.grade is Grade.VACUOUS else f" (graded {c.grade.value})"
+    return replace(
+        plain,
+        name=f"{plain.name}{called}",
+        summary=f"This guarantee is true but worthless: {why_vacuous(c)}.",
+        means="The numbers of this claim allow too much: whoever looks for the samples "
+        "may find them, and the claim would still be true.",
     )
 
 
@@ -223,7 +272,7 @@ def conditions(c: Certificate) -> tuple[str, ...]:
 
 def promise(c: Certificate) -> str | None:
     """What epsilon and delta say; None unless they say something."""
-    if c.grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
+    if worth(c) not in (Grade.CERTIFIED, Grade.CONDITIONAL):
         return None
     if c.epsilon is None or c.delta is None:
         return None
@@ -252,17 +301,15 @@ def attacks(c: Certificate) -> tuple[str, ...]:
         held.append((f"these weights and one day those of all {more} later", later))
     return tuple(
         f"{who} who holds {what} and looks for samples that had once been in the model "
-        f"finds at most {_in_100(mu)} of 100, with 1 false alarm in 100 for samples "
+        f"finds at most {in_100(mu)} of 100, with 1 false alarm in 100 for samples "
         "that never were (blind guessing finds 1 of 100)."
         for what, mu in held
     )
 
 
-def is_weak(c: Certificate) -> bool:
-    """Whether the best attacker finds more than half of the true cases."""
-    if promise(c) is None:
-        return False
-    return gaussian_power_upper(_FALSE_ALARMS, _later_mu(c)) > 0.5
+def look(c: Certificate) -> str:
+    """The classes of the page's colours: green is for what protects."""
+    return f"{worth(c).value} weak" if level(c) is Level.WEAK else worth(c).value
 
 
 def _later_mu(c: Certificate) -> float:
@@ -273,8 +320,3 @@ def _later_mu(c: Certificate) -> float:
     """
     releases = 1 if c.releases is None else c.releases - c.release + 1
     return c.release_mus[-1] * math.sqrt(releases)
-
-
-def _in_100(mu: float) -> str:
-    power = gaussian_power_upper(_FALSE_ALARMS, mu)
-    return f"{math.ceil(power * 1000) / 10:g}"

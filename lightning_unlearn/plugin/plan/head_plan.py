@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
+from lightning_unlearn.certificate.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.guarantee.kinds import StronglyConvex
-from lightning_unlearn.guarantee.proofs import Claim, strongly_convex_claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.run import compat

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_unlearn.certificate.theorems import Claim, step_claim
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
-from lightning_unlearn.guarantee.proofs import Claim, step_claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.plan.plan import PassContext, Plan
 from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable

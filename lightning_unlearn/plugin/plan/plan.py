@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.ledger import Ledger
+from lightning_unlearn.certificate.theorems import Claim
 from lightning_unlearn.guarantee.claims import Basis
 from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
-from lightning_unlearn.guarantee.proofs import Claim
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.lightning import (
     LightningModule,
@@ -219,6 +219,7 @@ class Plan(PassContext, ABC):
         return Basis(
             bound=self.claim().bound,
             constants=constants,
+            n_retain=len(self.retained),
             public_parts_enforced=all(p.origin is Origin.ENFORCED for p in parts),
             unscrubbed=self.outside.unscrubbed,
             release=len(self.ledger.entries) + 1,

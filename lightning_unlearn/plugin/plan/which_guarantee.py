@@ -106,6 +106,13 @@ def warn_early(
             "the one it is of: its requests would be refused; name a new file in "
             "ledger="
         )
+    n = record.n_train or 0
+    if options.noise_std is None and not options.delta * n < 1:
+        rank_zero_warn(
+            f"delta = {options.delta:g} is not below 1/n = {1 / n:.2g} of the training "
+            "samples: a certificate would be graded vacuous; lower delta in the "
+            "UnlearningCallback"
+        )
     try:
         if record.drawn_problem is not None:
             raise DataError(record.drawn_problem)

@@ -204,6 +204,8 @@ class Execution:
             step,
             plan.options.terms,
             Surroundings(
+                scope=plan.scope.entries,
+                rebuilt=plan.outside.rebuilt_entries(context.module),
                 n_forget=len(plan.chosen),
                 n_retain=len(plan.retained),
                 release=len(plan.ledger.entries) + 1,

@@ -1,11 +1,11 @@
 """What lies outside the weights in scope, and whether training changed it."""
 
-import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.certificate.fields import PublicPart, entries_digest
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
 from lightning_unlearn.plugin.training.outside_digests import NUMBER, outside_digests
@@ -14,6 +14,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
     was_trained,
 )
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.weights.processes import Processes
 from lightning_unlearn.weights.scope import Scope
 
@@ -33,6 +34,16 @@ class Outside:
     public_parts: tuple[PublicPart, ...]
     unscrubbed: tuple[str, ...]
     rebuilt: tuple[str, ...] = ()
+
+    def rebuilt_entries(self, module: nn.Module) -> tuple[str, ...]:
+        """Of the module's state_dict: the statistics that are taken anew."""
+        made_anew = _statistics(self.rebuilt)
+        return tuple(name for name in module.state_dict() if name in made_anew)
+
+
+def _statistics(layers: Iterable[str]) -> set[str]:
+    """Names of the buffers that layers of batch normalisation keep."""
+    return {f"{name}.{buffer}" for name in layers for buffer in batch_norm.BUFFERS}
 
 
 def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
@@ -111,9 +122,7 @@ def outside_of(
         changed = [*moved, *(name for name in trained if name not in moved)]
     known = before is not None
     rebuilt = tuple(batch_norm.stale_layers(module, scope, changed, known, rebuilds))
-    made_anew = {
-        f"{name}.{buffer}" for name in rebuilt for buffer in batch_norm.BUFFERS
-    }
+    made_anew = _statistics(rebuilt)
     changed = [name for name in changed if name not in made_anew]
     now = {name: digest for name, digest in now.items() if name not in made_anew}
     kept = {
@@ -121,17 +130,19 @@ def outside_of(
         for name, digest in now.items()
         if name not in changed and not name.endswith(NUMBER)
     }
-    backbones, groups = public_backbones.backbones(module), dict[str, list[str]]()
+    backbones = public_backbones.backbones(module)
+    groups: dict[str, list[tuple[str, str]]] = {}
     for name, digest in kept.items():
         group = public_backbones.part_of(name, backbones)
-        groups.setdefault(group, []).append(f"{name}={digest}")
+        groups.setdefault(group, []).append((name, digest))
     origin = Origin.ASSUMED if before is None else Origin.ENFORCED
     parts = tuple(
         PublicPart(
             name=name,
-            digest=backbones[name].digest if name in backbones else _join(entries),
+            digest=entries_digest(entries),
             origin=origin,
-            note=backbones[name].description if name in backbones else "",
+            note=_note(backbones[name]) if name in backbones else "",
+            entries=tuple(entries),
         )
         for name, entries in groups.items()
     )
@@ -151,5 +162,6 @@ _UNCOMPARED = PublicPart(
 )
 
 
-def _join(entries: list[str]) -> str:
-    return hashlib.sha256("|".join(entries).encode()).hexdigest()
+def _note(backbone: PublicBackbone) -> str:
+    """What a certificate says of a backbone, and the digest it was made with."""
+    return f"{backbone.description}; PublicBackbone.digest {backbone.digest}"

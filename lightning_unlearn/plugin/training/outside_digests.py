@@ -10,10 +10,9 @@ import numpy as np
 import torch
 import torchmetrics
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.plugin.lightning import LightningModule
-from lightning_unlearn.weights.digests import tensors_digest
+from lightning_unlearn.weights.digests import entry_digest, tensors_digest
 
 #: Ends the name of a plain number: settings, mostly, shown only if training moves them.
 NUMBER = " (number)"
@@ -43,7 +42,7 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     }
     for name, value in module.state_dict().items():
         if name.endswith("_extra_state"):
-            found[name] = _content_digest(value)
+            found[name] = entry_digest(name, value)
     return found
 
 
@@ -112,11 +111,3 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
                 label = f"{prefix}.{name}".lstrip(".")
                 found[label] = hashlib.sha256(text).hexdigest()
     return found
-
-
-def _content_digest(value: object) -> str:
-    sha = hashlib.sha256()
-    for leaf in tree_leaves(value):
-        part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
-        sha.update(part.encode())
-    return sha.hexdigest()

@@ -8,9 +8,11 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.printed import PREMISE, so_far
+from lightning_unlearn.certificate.strength_words import in_100
 from lightning_unlearn.guarantee import claims
-from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.guarantee.claims import Decision, Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
+from lightning_unlearn.guarantee.strength import promised_mu, protects
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.data.forget_set import Forget
@@ -235,7 +237,7 @@ def _look(
         memory_bytes=forecast.memory_bytes(plan),
         n_forget=len(plan.chosen),
         n_retain=len(plan.retained),
-        advice=_advice(plan, decision.grade, callback, logit),
+        advice=(*_strength(plan, decision), *_advice(plan, decision, callback, logit)),
         release=basis.release,
         releases=options.releases,
         composed_epsilon=decision.composed_epsilon,
@@ -293,22 +295,34 @@ def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
     return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
 
 
+def _strength(plan: Plan, decision: Decision) -> tuple[str, ...]:
+    """What a test finds under this claim, and what to change if that is too much."""
+    if decision.delta is None:
+        return ()
+    mu, n = promised_mu(decision.release_mus[-1], plan.options.releases), plan.retained
+    found = f"a test with 1% false alarms finds at most {in_100(mu)} of 100"
+    if protects(mu, decision.delta, len(n)):
+        return ()
+    if not decision.delta * len(n) < 1:
+        found = f"delta is not below 1/n_retain = {1 / len(n):.2g}"
+        return (f"{found}, which is graded vacuous: lower delta",)
+    return (f"{found}, which is graded vacuous: lower epsilon",)
+
+
 def _advice(
     plan: Plan,
-    grade: Grade,
+    decision: Decision,
     callback: UnlearningCallback,
     logit: float | None,
 ) -> tuple[str, ...]:
-    options, found = plan.options, []
+    options, found, grade = plan.options, [], decision.grade
     if plan.outside.unscrubbed:
         found.append(
             f"{', '.join(plan.outside.unscrubbed[:3])} changed in training outside "
             "the scope: freeze it before training on private data, or bring it into "
             "scope"
         )
-    if grade is Grade.VACUOUS or (
-        grade is Grade.NONE and not isinstance(plan, HeadPlan)
-    ):
+    if grade in (Grade.VACUOUS, Grade.NONE) and not isinstance(plan, HeadPlan):
         l2 = plan.l2 if plan.l2 > 0 else 1e-3
         std = 2 * options.tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
         found.append(

@@ -3,9 +3,8 @@ r"""Newton to a fixed gradient norm in a strongly convex scope."""
 from collections.abc import Callable
 
 from lightning_unlearn._base import validate
+from lightning_unlearn.certificate.theorems import reported, strongly_convex_claim
 from lightning_unlearn.errors import GuaranteeError, SolverError
-from lightning_unlearn.guarantee.constants import Constant, Origin
-from lightning_unlearn.guarantee.proofs import strongly_convex_claim
 from lightning_unlearn.solvers.base import Solution, Solver, Status
 from lightning_unlearn.solvers.observer import NOBODY, Observer
 from lightning_unlearn.step.head.descent import (
@@ -106,7 +105,7 @@ def minimise(
             method=at.method,
         ),
         claim=strongly_convex_claim(tolerance, objective.l2),
-        measured=(_feature_norm(objective),),
+        measured=(reported("feature_norm", objective.feature_norm),),
     )
 
 
@@ -122,13 +121,3 @@ def _check_worthwhile(at: Iterate, tolerance: float, max_steps: int) -> None:
             f"Newton steps, got {at.norm:.3g}: raise l2, max_steps "
             "or the tolerance; nothing was released"
         )
-
-
-def _feature_norm(objective: StronglyConvexObjective) -> Constant:
-    return Constant(
-        name="feature_norm",
-        value=objective.feature_norm,
-        origin=Origin.MEASURED,
-        reason="largest feature row retained; the noise moves a logit by about "
-        "noise_std times it",
-    )

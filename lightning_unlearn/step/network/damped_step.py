@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 
+from lightning_unlearn.certificate.theorems import reported, step_claim
 from lightning_unlearn.errors import GuaranteeError
-from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
-from lightning_unlearn.guarantee.proofs import check_residual, check_start, step_claim
+from lightning_unlearn.guarantee.proofs import check_residual, check_start
 from lightning_unlearn.solvers.base import Solution, Solver
 from lightning_unlearn.solvers.flexible import FlexibleCG
 from lightning_unlearn.solvers.observer import NOBODY, Observer
@@ -98,7 +98,7 @@ def damped_step(
     solve = way_to_solve(objective, known.gradient, chosen, observer, measure)
     del known  # where memory is short, the gradient lies on the disk now
     observer.stage("solving")
-    solution, reported = solve_damped(solve, norm, damping, ends, passes)
+    solution, told = solve_damped(solve, norm, damping, ends, passes)
     if isinstance(guarantee, NewtonStep):
         check_residual(solution.residual, guarantee)
         _refute(objective, guarantee, solution)
@@ -122,8 +122,9 @@ def damped_step(
         solution=solution,
         claim=claim,
         measured=(
-            *(constant for constant in reported if constant.name not in claimed),
-            _measured_residual(solution, relative),
+            *(constant for constant in told if constant.name not in claimed),
+            reported("measured_residual", solution.residual),
+            reported("measured_relative_residual", relative),
         ),
         warnings=tuple(found),
     )
@@ -144,13 +145,7 @@ def with_difference_error(step: Step, error: float) -> Step:
         step: The step.
         error: Estimated |error of Hv| / |Hv| along it.
     """
-    stated = Constant(
-        name="measured_difference_error",
-        value=error,
-        origin=Origin.MEASURED,
-        reason="curvature is formed by differences of gradients: |error of H x| / "
-        "|H x| along the step, estimated from half the step width",
-    )
+    stated = reported("measured_difference_error", error)
     warnings = list(step.warnings)
     if not error <= _RTOL:
         warnings.append(
@@ -158,18 +153,6 @@ def with_difference_error(step: Step, error: float) -> Step:
             "rough approximation of the Newton step"
         )
     return replace(step, measured=(*step.measured, stated), warnings=tuple(warnings))
-
-
-def _measured_residual(solution: Solution, relative: float) -> Constant:
-    return Constant(
-        name="measured_residual",
-        value=solution.residual,
-        origin=Origin.MEASURED,
-        reason=(
-            f"|(H + damping I) x - g|, {relative:.2g} of |g|: one more pass over the "
-            "retained samples"
-        ),
-    )
 
 
 def _check_possible(objective: Objective, max_norm: float) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from lightning_unlearn.certificate.theorems import reported
 from lightning_unlearn.errors import SolverError
-from lightning_unlearn.guarantee.constants import Constant, Origin
+from lightning_unlearn.guarantee.constants import Constant
 from lightning_unlearn.solvers.base import (
     Damped,
     Solution,
@@ -84,41 +85,29 @@ def solve_damped(
     Raises:
         SolverError: If the solve did not end as converged.
     """
-    reported: list[Constant] = []
+    told: list[Constant] = []
     auto = damping is None
-    reason, floor = "given by the user", 0.0
+    floor = 0.0
     if damping is None:
         assert ends is not None  # `look` was asked for them
-        lowest, highest, products, samples = ends
+        lowest, highest, _, samples = ends
         damping, floor = 2 * max(-lowest, 0.0), 1e-4 * max(-lowest, highest)
-        reason = (
-            f"twice the negative part of lambda_min = {lowest:.3g}, estimated by "
-            f"Lanczos on {samples:,} samples (lambda_max {highest:.3g})"
-        )
-        reported.append(
-            Constant(
-                name="ritz_min",
-                value=lowest,
-                origin=Origin.ESTIMATED,
-                reason=f"{products} Lanczos steps on {samples:,} samples; a Ritz "
-                "value lies above the true one",
-            )
-        )
+        told += [
+            reported("ritz_min", lowest),
+            reported("ritz_max", highest),
+            reported("lanczos_samples", samples),
+        ]
     solution, raises = solve(damping), 0
     while auto and solution.status is Status.INDEFINITE and raises < _RAISES:
         damping, raises = max(2 * damping, floor), raises + 1
         spent += solution.matvecs
         solution = solve(damping)
     solution = replace(solution, matvecs=solution.matvecs + spent)
-    if raises:
-        reason += f"; doubled {raises} times on negative curvature"
     if solution.status is not Status.CONVERGED:
         raise SolverError(
             f"expected (H + damping I) x = g to be solved with damping={damping:.6g}, "
             f"got residual {solution.residual:.3g} for |g| = "
             f"{norm:.3g}: the solver {solution.status.value}"
         )
-    reported.append(
-        Constant(name="damping", value=damping, origin=Origin.ENFORCED, reason=reason)
-    )
-    return solution, reported
+    reason = 0 if not auto else 1 if not raises else 2
+    return solution, [*told, reported("damping", damping, reason)]

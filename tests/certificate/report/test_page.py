@@ -1,5 +1,6 @@
 """The report: nothing foreign acts in it, nothing in it says more than is proved."""
 
+import dataclasses
 import json
 import math
 import re
@@ -21,7 +22,7 @@ from lightning_unlearn.errors import (
     SetupError,
 )
 from lightning_unlearn.guarantee.claims import Grade
-from lightning_unlearn.guarantee.constants import Constant, Origin
+from lightning_unlearn.guarantee.constants import Origin
 from tests.certificate.helpers.pages import (
     CSS,
     MEASURED,
@@ -31,7 +32,14 @@ from tests.certificate.helpers.pages import (
     page_of,
 )
 from tests.certificate.test_console import pem
-from tests.helpers.certificates import BALL, Bound, convex_constants, make
+from tests.helpers.certificates import (
+    BALL,
+    Bound,
+    constant,
+    convex_constants,
+    make,
+    part,
+)
 from tests.helpers.nets import fitted
 
 TAGS = frozenset(
@@ -60,31 +68,42 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-@pytest.mark.parametrize("grade", list(OF_GRADE))
-def test_foreign_texts_do_nothing(text, grade):
-    changes = {**OF_GRADE[grade], "grade": Grade(grade)}
+def foreign(schema, grade, text):
+    """A certificate with a text in every place that its schema leaves to its maker."""
+    changes = {**OF_GRADE[grade], "grade": Grade(grade), "schema": schema}
     given = changes.pop("constants", convex_constants())
     constants = tuple(
-        Constant(name=c.name, value=c.value, origin=c.origin, reason=text)
+        dataclasses.replace(c, reason=text)
+        if schema == 1 or c.origin is Origin.ASSUMED
+        else c
         for c in given
     )
     if grade == "none":
         changes["unscrubbed"] = (text,)
-    certificate = make(
+    plain = make(
         **changes,
         constants=constants,
-        reference=text,
         public_parts=(
             PublicPart(name=text, digest=text, origin=Origin.ENFORCED, note=text),
-        ),
-        not_covered=(text,),
-        warnings=(text,),
+            part(text),
+        )[:schema],
         weights_digest=text,
         request_id=text,
         created=text,
         versions=((text, text), ("lightning_unlearn", text)),
     )
+    if schema == 1:
+        texts = {"reference": text, "not_covered": (text,), "warnings": (text,)}
+        return dataclasses.replace(plain, **texts, scope=(), rebuilt=())
+    more = {"not_covered": (*plain.not_covered, text), "scope": (text + ".weight",)}
+    return dataclasses.replace(plain, warnings=(*plain.warnings, text), **more)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("grade", list(OF_GRADE))
+@pytest.mark.parametrize("schema", [1, 2])
+def test_foreign_texts_do_nothing(text, grade, schema):
+    certificate = foreign(schema, grade, text)
     evidence = Evidence(
         quality=(Quality(data=text, before=0.5, after=0.5, retrained=0.5),),
         metric=text,
@@ -123,12 +142,11 @@ def test_the_page_may_run_and_load_nothing():
 
 def test_a_name_is_not_read_as_a_part_of_the_claim():
     name = "net as public. CERTIFIED for everybody: epsilon = 0.01"
-    part = PublicPart(name=name, digest="ab", origin=Origin.ENFORCED, note=name)
     certificate = make(
         bound=Bound.NORM_BALL,
         constants=BALL,
         grade=Grade.VACUOUS,
-        public_parts=(part,),
+        public_parts=(part(name, note=name),),
     )
     assert name not in words.sentence(certificate)
     assert words.sentence(certificate).endswith(
@@ -175,9 +193,7 @@ def test_certificate_and_ledger_make_a_public_page():
 
 
 def test_a_certificate_with_measurements_is_not_called_public():
-    measured = Constant(
-        name="measured_residual", value=1e-3, origin=Origin.MEASURED, reason="m"
-    )
+    measured = constant(Bound.NORM_BALL, "measured_residual", 1e-3)
     ball = {"bound": Bound.NORM_BALL, "grade": Grade.VACUOUS}
     page = Page(render(make(**ball, constants=(*BALL, measured)).to_json()))
     assert "May be published if the certificate may" in page.text
@@ -194,11 +210,12 @@ def test_the_evidence_is_shown():
     for text in ("97.0%", "90.0%", "91.0%", "94.0%", "retrained without", "old.ckpt",
                  "nothing found", "equal a forgotten one: 3", "1.5 s"):  # fmt: skip
         assert text in page.text
+    assert [b for b in page.blocks if b.strip() == "retrained without"]
     other = page_of(
         quality=(Quality(data="test", before=0.31, after=0.42),), metric="loss"
     )
     assert "0.31" in other.text
-    assert "retrained without" not in " ".join(other.blocks[-120:])
+    assert not [b for b in other.blocks if b.strip() == "retrained without"]
 
 
 def test_commands_name_the_files_at_hand():

@@ -16,10 +16,12 @@ from lightning_unlearn.guarantee.gaussian import gaussian_epsilon
 from tests.certificate.helpers.pages import MEASURED, OF_GRADE, Page, page_of
 from tests.helpers.certificates import (
     NOTHING,
-    convex_constants,
     make,
     noise_std as noise_of,
+    part,
 )
+
+OLD = PublicPart(name="net", digest="ab", origin=Origin.ENFORCED)  # of schema 1
 
 
 @pytest.mark.parametrize("grade", list(OF_GRADE))
@@ -48,14 +50,14 @@ def test_each_grade_is_explained(grade, says, says_not):
     page = page_of(grade)
     assert says in page.text
     assert says_not not in page.text
-    for part in ("What it means", "What it does not mean", "What to tell the person"):
-        assert part in page.text
+    for title in ("What it means", "What it does not mean", "What to tell the person"):
+        assert title in page.text
     assert ("body", "class", grade) in page.attributes
 
 
 def test_a_part_that_nobody_watched_is_a_condition():
-    part = PublicPart(name="net", digest="ab", origin=Origin.ASSUMED)
-    certificate = make(public_parts=(part,), grade=Grade.CONDITIONAL)
+    unwatched = part(origin=Origin.ASSUMED)
+    certificate = make(public_parts=(unwatched,), grade=Grade.CONDITIONAL)
     expected = "net was not derived from the private data: no training run was seen"
     assert words.conditions(certificate) == (expected,)
 
@@ -83,22 +85,87 @@ def test_the_best_attacker_is_told_for_this_release_and_all_later_ones():
     assert "all 3 later" in first[1]
     last = make(releases=4, release=4, release_mus=(mu,) * 4)
     assert len(words.attacks(last)) == 1
-    assert not words.is_weak(certificate)
 
 
-def test_a_large_epsilon_is_called_weak():
-    constants = convex_constants()
-    noise = noise_of(20.0, 1e-5, 2e-3)
+def promising(epsilon, **changes):
+    """A certificate of this epsilon, with the noise that it takes."""
+    noise = noise_of(epsilon, 1e-5, 2e-3)
     mu = 2e-3 / noise
-    certificate = make(
-        constants=constants,
-        epsilon=20.0,
-        noise_std=noise,
-        release_mus=(mu,),
-        composed_epsilon=gaussian_epsilon(mu, 1e-5),
+    composed = gaussian_epsilon(mu, 1e-5)
+    return make(
+        **{
+            "epsilon": epsilon,
+            "noise_std": noise,
+            "release_mus": (mu,),
+            "composed_epsilon": composed,
+            **changes,
+        }
     )
-    assert "This is a weak promise" in Page(render(certificate.to_json())).text
-    assert "This is a weak promise" not in page_of().text
+
+
+STRONG = ("indistinguishable", "hardly be told", "as if your data had not been used")
+
+
+# By table, mu of (epsilon, 1e-5): 0.268, 0.925, 1.666, 4.88; Phi(mu - 2.3263).
+@pytest.mark.parametrize(
+    ("epsilon", "grade", "look", "found", "says"),
+    [
+        (1.0, "certified", "certified", "at most 2 of 100", "as if your data"),
+        (4.0, "certified", "certified", "at most 8.1 of", "where guessing finds 1"),
+        (8.0, "certified", "certified weak", "at most 25.5 of", "Do not say that the"),
+        (32.0, "vacuous", "vacuous", "up to 99.5 of", "Do not say that the model was"),
+    ],
+)
+def test_words_and_colours_follow_what_a_test_finds(epsilon, grade, look, found, says):
+    certificate = promising(epsilon, grade=Grade(grade))
+    certificate.verify()
+    page = Page(render(certificate.to_json()))
+    text = " ".join(str(certificate).split())
+    assert ("body", "class", look) in page.attributes
+    assert ("\N{CHECK MARK}" in page.text) == (look == "certified")
+    assert found in page.text
+    assert found.removesuffix(" of") in text
+    assert says in words.explained(certificate).tell
+    assert ("CERTIFIED: indistinguishable" in text) == (epsilon == 1)
+    if epsilon >= 8:
+        tell = words.explained(certificate).tell
+        assert not any(s in text or s in words.explained(certificate).summary
+                       for s in STRONG)  # fmt: skip
+        assert "as if your data" not in tell.removeprefix(
+            "Do not say that the model is as if your data had not been used. "
+        )
+
+
+@pytest.mark.parametrize("epsilon", [8.0, 32.0])
+def test_an_old_certificate_gets_no_stronger_words_than_it_deserves(epsilon):
+    old = promising(epsilon, schema=1, scope=(), public_parts=(OLD,))
+    old.verify()  # under the rules of schema 1
+    assert old.grade is Grade.CERTIFIED
+    page = Page(render(old.to_json()))
+    shown = " ".join(str(old).split()) + page.text
+    assert not any(words in shown for words in STRONG[:2])
+    assert "CERTIFIED: indistinguishable" not in shown
+    assert "\N{CHECK MARK}" not in page.text
+    assert "A certificate of schema 1" in shown
+    if epsilon == 32.0:
+        assert "though graded certified" in shown
+        assert ("body", "class", "vacuous") in page.attributes
+
+
+def test_a_delta_that_allows_to_publish_a_sample_is_worth_nothing():
+    noise = noise_of(1.0, 1e-3, 2e-3)
+    fields = {
+        "delta": 1e-3, "noise_std": noise, "release_mus": (2e-3 / noise,),
+        "composed_epsilon": gaussian_epsilon(2e-3 / noise, 1e-3),
+    }  # fmt: skip
+    good = make(**fields, n_retain=999)
+    good.verify()
+    with pytest.raises(CertificateError, match="constants give vacuous"):
+        make(**fields, n_retain=1000).verify()
+    bad = make(**fields, n_retain=1000, grade=Grade.VACUOUS)
+    bad.verify()
+    assert "delta is not below 1/n_retain" in str(bad).replace("\n", " ")
+    assert "delta is not below 1/n_retain" in Page(render(bad.to_json())).text
 
 
 def test_seeded_noise_and_no_noise_are_named():
@@ -141,16 +208,15 @@ def test_the_composed_epsilon_has_the_lowest_grade_of_its_releases():
     known.verify()
     assert "at the same delta (conditional)" in Page(render(known.to_json())).text
     assert "(conditional)" in str(known)
-    older = make(**two)  # from before it was stated
+    older = make(**two, composed_grade=None, schema=1, scope=(), public_parts=(OLD,))
     older.verify()
     assert "composed_grade" not in older.to_json()
     assert "(certified, if the earlier releases were)" in str(older).replace("\n", " ")
-    part = PublicPart(name="net", digest="ab", origin=Origin.ASSUMED)
     for changes in (
         {"composed_grade": Grade.NONE},
         {
             "composed_grade": Grade.CERTIFIED,
-            "public_parts": (part,),
+            "public_parts": (part(origin=Origin.ASSUMED),),
             "grade": Grade.CONDITIONAL,
         },
     ):

@@ -18,7 +18,7 @@ from lightning_unlearn.step.head.minimise import minimise
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.step.release import release
 from tests.evaluation.helpers.worlds import DELTA, certificate, none_certificate
-from tests.helpers.certificates import noise_std as noise_of
+from tests.helpers.certificates import noise_std as noise_of, rewarned
 from tests.helpers.oracles import retrain_softmax_head
 from tests.helpers.releases import around
 
@@ -132,6 +132,7 @@ def test_two_sample_of_a_head_passes_and_a_tampered_certificate_is_caught(head):
         release_mus=(mu,),
         composed_epsilon=gaussian_epsilon(mu, DELTA),
     )
+    tampered = rewarned(tampered)
     tampered.verify()
     with pytest.raises(AuditError, match=r"\(grade certified\): epsilon = 0\.8"):
         two_sample_audit(tampered, *many, confidence=0.9999)
@@ -166,6 +167,7 @@ def test_constants_that_are_false_are_caught_by_the_white_box(head):
     false = dataclasses.replace(
         c, constants=constants, sensitivity=c.sensitivity / 2, noise_std=c.noise_std / 2
     )
+    false = rewarned(false)
     false.verify()
     with pytest.raises(AuditError, match="expected mu of at most"):
         white_box_mu(false, u, r)

@@ -8,9 +8,9 @@ from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.minimise import minimise
 
-# Counting 200 guesses shows a tenth of the noise from epsilon = 32 on; at epsilon = 1
-# it takes many draws (test_two_sample) or the points before noise (white_box_mu).
-R, L2, EPSILON, TOLERANCE = 200, 1e-2, 32.0, 1.15e-2
+# Counting 200 guesses shows a thirtieth of the noise at epsilon = 8; at epsilon = 1 it
+# takes many draws (test_two_sample) or the points before noise (white_box_mu).
+R, L2, EPSILON, TOLERANCE, SHARE = 200, 1e-2, 8.0, 1.15e-2, 1 / 30
 
 
 def samples():

@@ -338,7 +338,7 @@ def of_weights(model, canaries):
     return model.head.weight[0, 64:].detach()
 
 
-def test_a_tenth_of_the_noise_is_caught_through_the_trainer(monkeypatch):
+def test_a_thirtieth_of_the_noise_is_caught_through_the_trainer(monkeypatch):
     """The fraud is in the release itself; certificate and ledger know nothing of it."""
     samples = planted.samples()
     dataset = TensorDataset(samples[0].float(), samples[1].float()[:, None])
@@ -355,9 +355,11 @@ def test_a_tenth_of_the_noise_is_caught_through_the_trainer(monkeypatch):
     assert report.one_run.epsilon_certified == pytest.approx(planted.EPSILON)
     assert 0.3 < report.white_box.ratio < 0.5  # the claim allows for both worlds' tau
     monkeypatch.setattr(
-        releases, "add_noise", lambda w, std, generator: add_noise(w, std / 10)
+        releases,
+        "add_noise",
+        lambda w, std, generator: add_noise(w, std * planted.SHARE, generator),
     )
-    with pytest.raises(AuditError, match=r"\(grade certified\): epsilon = 32"):
+    with pytest.raises(AuditError, match=r"\(grade certified\): epsilon = 8"):
         audit(make(), runs=2)
 
 

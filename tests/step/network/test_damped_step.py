@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_unlearn.certificate.theorems import check
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Bound
@@ -50,7 +51,10 @@ def test_damping_is_taken_from_the_spectrum():
     assert constants["ritz_min"].value == pytest.approx(lowest, rel=1e-3)
     assert constants["ritz_min"].origin is Origin.ESTIMATED
     assert constants["damping"].value == pytest.approx(-2 * lowest, rel=1e-3)
-    assert "Lanczos" in constants["damping"].reason
+    assert constants["damping"].reason == "twice the negative part of ritz_min"
+    assert "Lanczos" in constants["ritz_min"].reason
+    assert constants["lanczos_samples"].value == len(X)
+    check(Bound.NO_BOUND, "", step.constants)
 
 
 def test_damping_below_minus_lambda_min_is_said_by_the_solver():

@@ -1,0 +1,70 @@
+"""What in a certificate follows from the rest of it, and is never taken on its word."""
+
+from collections import Counter
+
+from lightning_unlearn.certificate import theorems
+from lightning_unlearn.certificate.fields import CertificateFields, entries_digest
+from lightning_unlearn.certificate.standing_caveats import (
+    not_covered,
+    warnings_of_noise,
+)
+from lightning_unlearn.errors import CertificateError
+from lightning_unlearn.guarantee.claims import Bound
+
+_CHANGED = "it was changed or made by another program"
+
+
+def check_derived(c: CertificateFields) -> None:
+    """Refuse words that are not those of the bound, and lists that contradict others.
+
+    Args:
+        c: Of schema 2 or later.
+
+    Raises:
+        CertificateError: If what it compares with, a reason, a standing limit or a
+            standing warning is another, or the entries of the model do not add up.
+    """
+    theorems.check(c.bound, c.reference, c.constants)
+    _check_begins("not_covered", c.not_covered, not_covered(c.bound))
+    _check_begins("warnings", c.warnings, tuple(warnings_of_noise(c)))
+    _check_entries(c)
+
+
+def _check_begins(
+    name: str, stated: tuple[str, ...], standing: tuple[str, ...]
+) -> None:
+    """The standing texts come first; those of the run may follow."""
+    for i, text in enumerate(standing):
+        if stated[i : i + 1] != (text,):
+            raise CertificateError(
+                f"expected {name} to say {text!r}, got "
+                f"{stated[i] if i < len(stated) else 'nothing'!r}: {_CHANGED}"
+            )
+
+
+def _check_entries(c: CertificateFields) -> None:
+    """Every entry of the model stands in one place, and makes up its part's digest."""
+    if not c.scope:
+        raise CertificateError(
+            "expected scope to name the entries of the weights in scope, got none: "
+            f"{_CHANGED}"
+        )
+    if c.rebuilt and c.bound not in (Bound.NORM_BALL, Bound.NO_BOUND):
+        raise CertificateError(
+            f"expected nothing rebuilt under the bound {c.bound.value}, got "
+            f"{', '.join(c.rebuilt[:3])}: only a claim that rests on nothing but the "
+            "noise allows it"
+        )
+    listed = [name for part in c.public_parts for name, _ in part.entries]
+    twice = [n for n, k in Counter([*c.scope, *c.rebuilt, *listed]).items() if k > 1]
+    if twice:
+        raise CertificateError(
+            f"expected every entry of the model in one place, got {twice[0]} in "
+            f"several: {_CHANGED}"
+        )
+    for part in c.public_parts:
+        if part.entries and part.digest != entries_digest(part.entries):
+            raise CertificateError(
+                f"expected the digest of the public part {part.name} to be that of "
+                f"its entries, got {part.digest[:16]}: {_CHANGED}"
+            )

@@ -1,0 +1,249 @@
+"""What a step may claim, in numbers and words: of the step and of whoever verifies.
+
+A `Claim` is made here before the step is taken, and `check` derives its words again
+from a certificate: what it is compared with, and why each number is believed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning_unlearn.errors import CertificateError, GuaranteeError
+from lightning_unlearn.guarantee.claims import REQUIRED, Bound
+from lightning_unlearn.guarantee.constants import Constant, Origin
+from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
+
+#: What a release of each bound is compared with.
+REFERENCES = {
+    Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
+    "from any start, to the same tolerance, with the same noise",
+    Bound.NEWTON_STEP: "the network retrained without the forgotten samples inside "
+    "the same norm ball, with the same noise",
+    Bound.NORM_BALL: "any weights in the norm ball, the retrained ones among them, "
+    "with the same noise",
+    Bound.NO_BOUND: "",
+}
+
+_BALL = (
+    Origin.ENFORCED,
+    "the weights are projected onto the ball before noise is added",
+)
+_GIVEN = (Origin.ENFORCED, "given by the user")
+_LANCZOS = (
+    Origin.ESTIMATED,
+    "Lanczos on lanczos_samples of the retained samples; the true one may lie beyond",
+)
+_NOT_REFUTED = "given by the user; sampled values did not refute it"
+
+#: Why a number is believed, word for word: for each bound what it rests on ...
+REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
+    Bound.STRONGLY_CONVEX: {
+        "tolerance": (
+            (
+                Origin.ENFORCED,
+                "set before the request, which fails unless |grad F| on the retained "
+                "samples plus its rounding bound is below it",
+            ),
+        ),
+        "strong_convexity": (
+            (
+                Origin.PROVED,
+                "= l2: affine head, loss convex in the logits, (l2/2)|w|^2 on every "
+                "weight in scope",
+            ),
+        ),
+    },
+    Bound.NEWTON_STEP: {
+        "max_norm": (_BALL,),
+        "residual": (
+            (
+                Origin.ENFORCED,
+                "set before the request, which fails unless the solver reaches it",
+            ),
+        ),
+        "damping": (_GIVEN,),
+    },
+    Bound.NORM_BALL: {"max_norm": (_BALL,)},
+    Bound.NO_BOUND: {},
+}
+
+#: ... and beside every bound what no claim rests on. A number a reason needs is a
+#: constant of its own.
+REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
+    "feature_norm": (
+        (
+            Origin.MEASURED,
+            "largest feature row retained; the noise moves a logit by about noise_std "
+            "times it",
+        ),
+    ),
+    "damping": (
+        _GIVEN,
+        (Origin.ENFORCED, "twice the negative part of ritz_min"),
+        (
+            Origin.ENFORCED,
+            "twice the negative part of ritz_min, then doubled on negative curvature",
+        ),
+    ),
+    "ritz_min": (_LANCZOS,),
+    "ritz_max": (_LANCZOS,),
+    "lanczos_samples": ((Origin.MEASURED, "samples that Lanczos read"),),
+    "measured_residual": (
+        (
+            Origin.MEASURED,
+            "|(H + damping I) x - g|: one more pass over the retained samples",
+        ),
+    ),
+    "measured_relative_residual": ((Origin.MEASURED, "measured_residual / |g|"),),
+    "measured_difference_error": (
+        (
+            Origin.MEASURED,
+            "curvature is formed by differences of gradients: |error of H x| / |H x| "
+            "along the step, estimated from half the step width",
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a step claims: known before it is taken, true once its checks have passed.
+
+    Args:
+        bound: The theorem that applies.
+        constants: What it rests on.
+        warnings: What the reader must know.
+    """
+
+    bound: Bound = Bound.NO_BOUND
+    constants: tuple[Constant, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def strongly_convex_claim(tolerance: float, l2: float) -> Claim:
+    """Of a convex head for which `guarantee.proofs.is_stationary` holds.
+
+    Args:
+        tolerance: tau.
+        l2: Coefficient of (l2/2)|w|^2 on every weight in scope, > 0.
+    """
+    values = {"tolerance": tolerance, "strong_convexity": l2}
+    return Claim(
+        bound=Bound.STRONGLY_CONVEX,
+        constants=tuple(
+            _constant(Bound.STRONGLY_CONVEX, name, value)
+            for name, value in values.items()
+        ),
+    )
+
+
+def step_claim(
+    guarantee: NormBall | NewtonStep | None,
+    *,
+    max_norm: float | None,
+    damping: float | None,
+    kinks: tuple[str, ...] = (),
+) -> Claim:
+    """Of a damped Newton step that has been projected onto the norm ball.
+
+    Args:
+        guarantee: What is asked for; None claims nothing.
+        max_norm: C, or None.
+        damping: lambda, or None if it is taken from the data.
+        kinks: Functions without a Lipschitz second derivative the model calls.
+
+    Raises:
+        GuaranteeError: If a hypothesis of the bound does not hold.
+    """
+    if guarantee is None:
+        return Claim()
+    if max_norm is None:
+        raise GuaranteeError(
+            "expected max_norm for this guarantee, got None: without a norm ball no "
+            "finite distance to the retrained weights is known"
+        )
+    if isinstance(guarantee, NormBall):
+        ball = _constant(Bound.NORM_BALL, "max_norm", max_norm)
+        return Claim(bound=Bound.NORM_BALL, constants=(ball,), warnings=_kinked(kinks))
+    if kinks:
+        raise GuaranteeError(
+            "expected a network with a Lipschitz Hessian for guarantee=NewtonStep, "
+            f"got {', '.join(kinks)}: use smooth activations (GELU, tanh) and average "
+            "pooling, or guarantee=NormBall()"
+        )
+    if damping is None:
+        raise GuaranteeError(
+            "expected damping as a number for guarantee=NewtonStep, got 'auto': a "
+            "damping taken from the data would make the noise depend on it; 0.0 is "
+            "best where lambda_min > 0"
+        )
+    values = {"max_norm": max_norm, **vars(guarantee), "damping": damping}
+    return Claim(
+        bound=Bound.NEWTON_STEP,
+        constants=tuple(
+            _constant(Bound.NEWTON_STEP, name, value) for name, value in values.items()
+        ),
+    )
+
+
+def reported(name: str, value: float, reason: int = 0) -> Constant:
+    """A number for the reader that no claim rests on.
+
+    Args:
+        name: One of `REPORTED`.
+        value: Its value.
+        reason: Which of its reasons holds.
+    """
+    origin, text = REPORTED[name][reason]
+    return Constant(name=name, value=value, origin=origin, reason=text)
+
+
+def check(bound: Bound, reference: str, constants: Iterable[Constant]) -> None:
+    """Refuse words that are not those of the theorem.
+
+    The reason of an assumed number is free: it says whose word it is.
+
+    Args:
+        bound: The theorem that a certificate names.
+        reference: What it compares with.
+        constants: What it lists.
+
+    Raises:
+        CertificateError: If it compares with anything else, or gives another reason
+            for a number, or lists a number that no theorem here knows.
+    """
+    if reference != REFERENCES[bound]:
+        raise CertificateError(
+            f"expected reference={REFERENCES[bound]!r} of the bound {bound.value}, got "
+            f"{reference!r}: it was changed or made by another program"
+        )
+    for constant in constants:
+        name = constant.name
+        if constant.origin is Origin.ASSUMED and name in REQUIRED[bound]:
+            continue
+        known = REASONS[bound].get(name, ())
+        if name not in REQUIRED[bound]:
+            known = REPORTED.get(name, ())
+        if (constant.origin, constant.reason) not in known:
+            expected = " or ".join(f"{o.value}: {text!r}" for o, text in known)
+            raise CertificateError(
+                f"expected for the constant {name} of the bound {bound.value} "
+                f"{expected or 'no reason: no theorem here gives one'}; got "
+                f"{constant.origin.value}: {constant.reason!r}"
+            )
+
+
+def _constant(bound: Bound, name: str, value: float) -> Constant:
+    """What a bound rests on; a number without a reason of its own is assumed."""
+    found = REASONS[bound].get(name, ((Origin.ASSUMED, _NOT_REFUTED),))
+    origin, text = found[0]
+    return Constant(name=name, value=value, origin=origin, reason=text)
+
+
+def _kinked(kinks: tuple[str, ...]) -> tuple[str, ...]:
+    if not kinks:
+        return ()
+    return (
+        f"the network calls {', '.join(kinks)}: its Hessian has no Lipschitz constant, "
+        "so no bound better than the norm ball exists; smooth activations (GELU, tanh) "
+        "and average pooling are needed for more",
+    )
