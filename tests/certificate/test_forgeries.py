@@ -195,7 +195,7 @@ def test_forged_earlier_releases_are_its_word_until_the_ledger_is_there():
 def test_schema_1_verifies_and_says_less(head, capsys):
     def downgrade(plain):
         plain["schema"] = 1
-        for name in ("scope", "rebuilt"):
+        for name in ("scope", "rebuilt", "commitment"):
             plain.pop(name)
         for part in plain["public_parts"]:
             part.pop("entries")
