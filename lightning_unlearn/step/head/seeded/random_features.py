@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, ModelError
 from lightning_unlearn.step.head.backbone import PublicBackbone
-from lightning_unlearn.step.head.inputs import batches, sample_names
+from lightning_unlearn.step.head.inputs import batches, in_order, sample_names
 from lightning_unlearn.step.head.seeded.columns import (
     Columns,
     Numbers,
@@ -110,6 +110,8 @@ class RandomFeatures(PublicBackbone):
     ) -> None:
         sizes = checked_shape(shape, kind)
         validate.count(batch_size=batch_size)
+        if isinstance(public_data, DataLoader):  # the same whether it shuffles or not
+            public_data = in_order(public_data, batch_size)
         stated = {"mean": mean, "std": std, "low": low, "high": high}
         columns, deviation = _columns(
             sizes, kind, stated, categories or {}, public_data, batch_size

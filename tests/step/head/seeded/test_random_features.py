@@ -10,6 +10,7 @@ import torch
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.metrics.pairwise import rbf_kernel
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import PublicBackbone, RandomFeatures
 from lightning_unlearn.errors import (
@@ -187,6 +188,15 @@ def test_public_samples_scale_the_columns_and_their_distance_is_the_length_scale
     assert "80 public samples" in made.description
     stated = RandomFeatures(64, shape=5, public_data=PUBLIC, mean=0.0, std=1.0)
     torch.testing.assert_close(stated.model.columns(PUBLIC), PUBLIC)
+
+
+def test_a_loader_that_shuffles_gives_what_its_samples_in_order_give():
+    many = torch.cat([PUBLIC + i for i in range(20)])  # more than are paired
+    data = TensorDataset(many, torch.zeros(len(many)))
+    one = RandomFeatures(64, shape=5, public_data=data)
+    two = RandomFeatures(64, shape=5, public_data=DataLoader(data, 7, shuffle=True))
+    assert one.digest == two.digest
+    assert one.n_public == two.n_public == 1600
 
 
 def test_the_length_scale_without_public_samples_is_of_the_columns_number_alone():
