@@ -58,7 +58,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         self.automatic_optimization = False
         self.backbone = backbone
         self.head = ConvexHead(backbone.n_features, n_outputs, loss)
-        self.l2, self.sample_weights = float(l2), bool(sample_weights)
+        self.l2, self.sample_weights = float(l2), labels.yes(sample_weights)
         self.register_buffer("class_weights", None)
         self._solved = False
 

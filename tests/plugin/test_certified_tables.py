@@ -286,6 +286,7 @@ def yes_or_no(**options):
         (lambda: yes_or_no(class_weights="balanced"), "remember the ones to be"),
         (lambda: yes_or_no(class_weights=[1.0]), "expected 2 class_weights.*of no and"),
         (lambda: yes_or_no(class_weights=[0.0, 0.0]), "not all 0"),
+        (lambda: yes_or_no(sample_weights=torch.ones(9)), "True or False, got Tensor"),
         (lambda: yes_or_no(class_weights=[1.0, -1.0]), "class_weights_1 to be a finit"),
         (
             lambda: yes_or_no(class_weights=[1.0, float("nan")]),

@@ -53,6 +53,21 @@ def yes_or_no(targets: Tensor, K: int) -> Tensor:
     return found
 
 
+def yes(sample_weights: object) -> bool:
+    """Whether batches have weights of their samples.
+
+    Raises:
+        ArgumentError: If it is the weights themselves, or something else.
+    """
+    if not isinstance(sample_weights, bool):
+        raise ArgumentError(
+            "expected sample_weights=True or False, got "
+            f"{type(sample_weights).__name__}: the weights themselves are a column of "
+            "the data, the third part of each batch"
+        )
+    return sample_weights
+
+
 def class_weights(given: Sequence[float], count: int) -> Tensor:
     """Weights of classes (count,).
 
