@@ -56,5 +56,8 @@ if TYPE_CHECKING:
         HeadComparison as HeadComparison,
         compare_heads as compare_heads,
     )
+    from lightning_unlearn.step.head.seeded.random_features import (
+        RandomFeatures as RandomFeatures,
+    )
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

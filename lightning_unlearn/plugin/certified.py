@@ -3,20 +3,18 @@
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.regression import MeanSquaredError
 from typing_extensions import override
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
 from lightning_unlearn.guarantee.kinds import StronglyConvex
-from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.data import labels, training_data
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.lightning import (
     LightningModule,
@@ -31,8 +29,8 @@ from lightning_unlearn.plugin.request.resolution import resolve
 from lightning_unlearn.plugin.request.stage import StageContext, callback_of
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
-from lightning_unlearn.step.head.inputs import inputs_of, split_batch
-from lightning_unlearn.step.head.links import LossName
+from lightning_unlearn.step.head.inputs import inputs_of, split_batch, split_weights
+from lightning_unlearn.step.head.links import LossName, class_weighted
 
 _log = logging.getLogger(f"{pl.__name__}.unlearn")  # shown as Lightning's own are
 
@@ -42,21 +40,29 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     _metric: ClassVar[str]
 
+    class_weights: Tensor | None
+
     def __init__(
-        self, backbone: PublicBackbone, n_outputs: int, loss: LossName, l2: float
+        self,
+        backbone: PublicBackbone,
+        n_outputs: int,
+        loss: LossName,
+        l2: float,
+        sample_weights: bool,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, PublicBackbone):
             raise ArgumentError(
                 f"expected backbone to be a PublicBackbone, got "
                 f"{type(backbone).__name__}: wrap it, PublicBackbone(model, "
-                "public_data=...)"
+                "public_data=...), or take RandomFeatures(shape=...) of rows of numbers"
             )
         validate.positive(l2=l2)
         self.automatic_optimization = False
         self.backbone = backbone
         self.head = ConvexHead(backbone.n_features, n_outputs, loss)
-        self.l2 = float(l2)
+        self.l2, self.sample_weights = float(l2), labels.yes(sample_weights)
+        self.register_buffer("class_weights", None)
         self._solved = False
 
     def forward(self, inputs: Any) -> Tensor:
@@ -68,12 +74,21 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
         Args:
             batch: ``(inputs, targets)``, or a mapping whose "labels" are the targets
-                and whose other entries are keywords of the model.
+                and whose other entries are keywords of the model; without weights.
 
         Raises:
             DataError: If it is neither.
         """
         return split_batch(batch)
+
+    def weights_of(self, batch: Any) -> tuple[Any, Tensor | None]:
+        """A batch without the weights of its samples, and these (n,), or None.
+
+        With `sample_weights` they are the third part, or the "sample_weight" of a
+        mapping; override it for batches of another form. A weight is the sample's own:
+        >= 0, the same every time, and computed from no other private sample.
+        """
+        return split_weights(batch) if self.sample_weights else (batch, None)
 
     # -- unlearning ------------------------------------------------------------
 
@@ -83,8 +98,24 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     def unlearning_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """The losses of a batch, (n,): those that are solved for, and certified."""
-        inputs, targets = self.inputs_and_targets(batch)
-        return self.head.loss(self.backbone(inputs), self.head_targets(targets))
+        plain, weights = self.weights_of(batch)
+        if self.sample_weights and weights is None:
+            raise DataError(
+                "expected batches (inputs, targets, weights), or mappings with "
+                '"sample_weight", for sample_weights=True, got one without weights'
+            )
+        inputs, targets = self.inputs_and_targets(plain)
+        return self._losses(self.backbone(inputs), self.head_targets(targets), weights)
+
+    def _losses(
+        self, features: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Losses (n,) of features and the head's targets, all weights in them."""
+        if self.class_weights is not None:
+            targets, weights = class_weighted(
+                self.head.loss_name, targets, self.class_weights, weights
+            )
+        return self.head.loss(features, targets, weights)
 
     def unlearning_l2(self) -> float:
         """Coefficient of (l2/2)|w|^2, over the weights of the head and its bias."""
@@ -192,33 +223,47 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
 
     # -- metrics ---------------------------------------------------------------
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``val_loss``, and ``val_acc`` or ``val_mse``."""
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Log ``val_loss``, and ``val_acc`` or ``val_mse``.
+
+        Of several loaders Lightning names them ``val_acc/dataloader_idx_1`` and so on.
+        """
         self._measure(batch, "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log ``test_loss``, and ``test_acc`` or ``test_mse``."""
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log ``test_loss``, and ``test_acc`` or ``test_mse``, as for validation."""
         self._measure(batch, "test")
 
     def _measure(self, batch: Any, stage: str) -> None:
+        plain, weights = self.weights_of(batch)
+        inputs, targets = self.inputs_and_targets(plain)
+        features, targets = self.backbone(inputs), self.head_targets(targets)
+        losses = self._losses(features, targets, weights)
+        n = len(losses)
+        self.log(f"{stage}_loss", losses.mean(), batch_size=n, sync_dist=True)
+        score = self._scores(self.head(features), targets).float().mean()
         name = f"{stage}_{self._metric}"
-        metric: Metric = getattr(self, name)
-        inputs, targets = self.inputs_and_targets(batch)
-        features = self.backbone(inputs)
-        losses = self.head.loss(features, self.head_targets(targets))
-        self.log(f"{stage}_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
-        self._update(metric, self.head(features), targets)
-        self.log(name, metric, prog_bar=True, batch_size=len(losses))
+        self.log(name, score, prog_bar=True, batch_size=n, sync_dist=True)
 
-    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    def _scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of each sample, or of each of its outputs; their mean is the metric."""
         raise NotImplementedError
 
-    def predict_step(self, batch: Any) -> Tensor:
-        """Outputs (n, K) of a batch, with or without targets."""
+    def predict_step(
+        self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Outputs (n, K) of a batch, with or without targets: logits of a classifier.
+
+        "cross_entropy" and "mse": the class is where they are largest. "bce": yes
+        where they are above 0, with probability ``sigmoid``.
+        """
+        plain, _ = self.weights_of(batch)
         try:
-            inputs, _ = self.inputs_and_targets(batch)
+            inputs, _ = self.inputs_and_targets(plain)
         except DataError:
-            inputs = inputs_of(batch)
+            inputs = inputs_of(plain)
         return self(inputs)
 
 
@@ -235,12 +280,20 @@ class CertifiedClassifier(_CertifiedModule):
     ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss`` and ``test_acc``.
 
     Args:
-        backbone: Public features.
+        backbone: Public features: a `PublicBackbone`, or `RandomFeatures`.
         num_classes: K. Of samples the model has never seen too: the number of classes
             is public, and a class all of whose samples are forgotten stays an output.
+            1 for yes or no, with "bce".
         loss: "cross_entropy", or "mse" to the one-hot classes: quadratic, so that one
-            exact Newton step is the retrained model.
+            exact Newton step is the retrained model. "bce": targets are yes or no, (n,)
+            or (n, 1) of one label, (n, K) of several that exclude no other, 0 to 1; a
+            sample's loss and accuracy are the mean over its labels.
         l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+        class_weights: Factors >= 0 of the loss of each class's samples, K of them; of
+            "bce" with one label two, of no and yes; with several those of each label's
+            yes, where a no counts 1. Public constants: frequencies counted among the
+            training samples remember them.
+        sample_weights: Whether batches have weights of their samples, see `weights_of`.
 
     Raises:
         ArgumentError: If an argument is outside its range.
@@ -258,40 +311,51 @@ class CertifiedClassifier(_CertifiedModule):
         self,
         backbone: PublicBackbone,
         num_classes: int,
-        loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy",
         l2: float = 1e-3,
+        class_weights: Sequence[float] | None = None,
+        sample_weights: bool = False,
     ) -> None:
-        validate.count(2, num_classes=num_classes)
-        validate.one_of(("cross_entropy", "mse"), loss=loss)
-        super().__init__(backbone, num_classes, loss, l2)
-        self.save_hyperparameters("num_classes", "loss", "l2")
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        validate.one_of(("cross_entropy", "mse", "bce"), loss=loss)
+        validate.count(num_classes=num_classes)
+        if num_classes == 1 and loss != "bce":
+            raise ArgumentError(
+                f"expected num_classes >= 2 for loss={loss!r}, got 1: for yes or no "
+                "say num_classes=1, loss='bce'"
+            )
+        super().__init__(backbone, num_classes, loss, l2, sample_weights)
+        if class_weights is not None:
+            count = 2 if num_classes == 1 else num_classes
+            self.class_weights = labels.class_weights(class_weights, count)
+        self.save_hyperparameters(
+            "num_classes", "loss", "l2", "class_weights", "sample_weights"
+        )
 
     @override
     def head_targets(self, targets: Tensor) -> Tensor:
         """Classes (n,), or probabilities (n, K); one-hot for squared error.
 
+        For "bce" (n, K).
+
         Raises:
-            DataError: If a class is not from 0 to K - 1.
+            DataError: If a class is not from 0 to K - 1, or the shape is another.
         """
+        K = self.head.out_features
+        if self.head.loss_name == "bce":
+            return labels.yes_or_no(targets, K)
         if targets.is_floating_point():
             return targets
-        K = self.head.out_features
-        outside = targets[(targets < 0) | (targets >= K)]
-        if outside.numel():
-            raise DataError(
-                f"expected classes from 0 to {K - 1}, got {int(outside[0])}: set "
-                "num_classes= to the number of classes, or number them from 0 on"
-            )
-        targets = targets.long()
+        targets = labels.classes(targets, K)
         return (
             F.one_hot(targets, K).float() if self.head.loss_name == "mse" else targets
         )
 
     @override
-    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
-        metric.update(outputs, targets.argmax(1) if targets.dim() == 2 else targets)
+    def _scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.head.loss_name == "bce":
+            return (outputs > 0) == (targets > 0.5)
+        classes = targets.argmax(1) if targets.dim() == 2 else targets
+        return outputs.argmax(1) == classes
 
 
 class CertifiedRegressor(_CertifiedModule):
@@ -307,6 +371,7 @@ class CertifiedRegressor(_CertifiedModule):
         loss: "mse" (quadratic: one exact Newton step), or "poisson" for counts, where
             outputs are log rates and ``val_mse`` is that of the rates.
         l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+        sample_weights: Whether batches have weights of their samples, see `weights_of`.
 
     Raises:
         ArgumentError: If an argument is outside its range.
@@ -326,13 +391,13 @@ class CertifiedRegressor(_CertifiedModule):
         n_outputs: int = 1,
         loss: Literal["mse", "poisson"] = "mse",
         l2: float = 1e-3,
+        sample_weights: bool = False,
     ) -> None:
         validate.one_of(("mse", "poisson"), loss=loss)
-        super().__init__(backbone, n_outputs, loss, l2)
-        self.save_hyperparameters("n_outputs", "loss", "l2")
-        self.val_mse, self.test_mse = MeanSquaredError(), MeanSquaredError()
+        super().__init__(backbone, n_outputs, loss, l2, sample_weights)
+        self.save_hyperparameters("n_outputs", "loss", "l2", "sample_weights")
 
     @override
-    def _update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    def _scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         rates = outputs.exp() if self.head.loss_name == "poisson" else outputs
-        metric.update(rates, targets.reshape(rates.shape).to(rates))
+        return (rates - targets.reshape(rates.shape).to(rates)).square()

@@ -226,9 +226,13 @@ def test_batches_of_keywords_with_labels_are_read():
     ("make", "error", "match"),
     [
         (lambda: CertifiedClassifier(nn.Linear(2, 2), 5), ArgumentError, "wrap it"),
-        (lambda: CertifiedClassifier(backbone(), 1), ArgumentError, "num_classes"),
+        (
+            lambda: CertifiedClassifier(backbone(), 1),
+            ArgumentError,
+            "num_classes >= 2 for loss='cross_entropy', got 1: for yes or no say",
+        ),
         (lambda: CertifiedClassifier(backbone(), 5, l2=0.0), ArgumentError, "l2"),
-        (lambda: CertifiedClassifier(backbone(), 5, "bce"), ArgumentError, "loss"),
+        (lambda: CertifiedClassifier(backbone(), 5, "poisson"), ArgumentError, "loss"),
         (lambda: CertifiedRegressor(backbone(), 1, "bce"), ArgumentError, "loss"),
         (lambda: CertifiedRegressor(backbone(), 0), ArgumentError, "out_features"),
     ],

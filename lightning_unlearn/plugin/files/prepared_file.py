@@ -149,6 +149,7 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
         found = {
             "features": state.rows.features,
             "targets": state.rows.targets,
+            "weights": state.rows.weights,
             "positions": state.positions,
             "block": torch.tensor(state.block),
             "start": state.start,
@@ -267,8 +268,13 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
         _check("factor", inverse, torch.float32, (p, p))
     if features.dim() != 2 or len(features) != n or len(targets) != n:
         raise DataError(f"it does not have {n} rows of features and targets")
+    weights = found("weights")
+    if weights is not None and not (
+        weights.dim() == 2 and len(weights) == n and bool((weights >= 0).all())
+    ):
+        raise DataError(f"it does not have {n} weights >= 0")
     return PreparedHead(
-        rows=FeatureData(features, targets),
+        rows=FeatureData(features, targets, weights),
         positions=positions,
         block=int(block),
         start=start,

@@ -25,7 +25,7 @@ from lightning_unlearn.step.head.capture import rows_at_fixed_weights
 from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Shards
 
-Rows = list[tuple[Tensor, Tensor]]
+Rows = list[tuple[Tensor, ...]]  # features, target and weight of each sample
 _SAMPLES, _BATCH = 16, 8
 
 
@@ -36,7 +36,7 @@ class RowProbe:
     Args:
         loader: The training loader.
         positions: Of the samples.
-        rows: Features and targets; None if they could not be computed.
+        rows: What reached the head; None if it could not be computed.
         differs: Whether they differed between two reads.
         attributes: Digests of the module's plain attributes, to name what changed.
     """
@@ -106,7 +106,7 @@ def _rows(
     positions: list[int],
     seed: int = 0,
 ) -> Rows | None:
-    """Features and targets of some samples, a few at a time; None if that fails."""
+    """What reaches the head of samples, a few at a time; None if that fails."""
     try:
         strategy = strategies.adapter(trainer, options.curvature)
         with strategy.gathered(module), isolate_rng(), quiet(module, restore=True):
@@ -128,9 +128,7 @@ def _rows(
         return None
 
 
-def _same(
-    now: list[tuple[Tensor, Tensor]], before: list[tuple[Tensor, Tensor]]
-) -> bool:
+def _same(now: Rows, before: Rows) -> bool:
     """Equal up to rounding: the same samples in the same company on one machine."""
     pairs = [x for row in zip(now, before, strict=True) for x in zip(*row, strict=True)]
     return all(

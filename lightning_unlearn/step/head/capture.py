@@ -21,10 +21,17 @@ _ANOTHER_BATCH = 1_000_003
 
 @dataclass(frozen=True)
 class FeatureData:
-    """Captured rows: features (n, d) and targets, as the head received them."""
+    """Captured rows, as the head received them.
+
+    Args:
+        features: (n, d).
+        targets: (n,) or (n, K).
+        weights: Of each sample's loss (n, 1), or of each output's (n, K); None is 1.
+    """
 
     features: Tensor = field(repr=False)
     targets: Tensor = field(repr=False)
+    weights: Tensor | None = field(repr=False, default=None)
 
     @property
     def n(self) -> int:
@@ -39,8 +46,25 @@ class FeatureData:
         for start in range(0, len(places), _CHUNK):
             part = slice(start, start + _CHUNK)
             features[part] = self.features[places[part]].to(features.device)
-        targets = self.targets[places.to(self.targets.device)]
-        return FeatureData(features, targets.to(device))
+        targets = self.targets[places.to(self.targets.device)].to(device)
+        weights = self.weights
+        if weights is not None:
+            weights = weights[places.to(weights.device)].to(device)
+        return FeatureData(features, targets, weights)
+
+    def split(self, size: int) -> Iterator["FeatureData"]:
+        """The rows, at most `size` at a time; one empty part if there are none."""
+        for start in range(0, max(self.n, 1), size):
+            yield self[start : start + size]
+
+    def __getitem__(self, rows: slice | Tensor) -> "FeatureData":
+        """Some of the rows, where they are."""
+
+        def of(held: Tensor) -> Tensor:
+            return held[rows.to(held.device) if isinstance(rows, Tensor) else rows]
+
+        weights = None if self.weights is None else of(self.weights)
+        return FeatureData(of(self.features), of(self.targets), weights)
 
 
 #: A block in which everything that counts epochs and steps shows other numbers.
@@ -81,7 +105,8 @@ def capture(
 
 
 def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
-    features, targets, filled = None, [], 0
+    features, filled = None, 0
+    targets, weights = list[Tensor](), list[Tensor | None]()
     with _fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
             call = _call(loss, head, batch, index, weight)
@@ -91,9 +116,25 @@ def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> Feature
                 features = large_arrays.empty(shape, rows.dtype, rows.device)
             features[filled : filled + weight] = rows[:weight].to(features.device)
             targets.append(call.targets[:weight])
+            weights.append(
+                call.weights if call.weights is None else call.weights[:weight]
+            )
             filled += weight
     assert features is not None  # there is a batch: the request was checked
-    return FeatureData(features[:filled], torch.cat(targets))
+    return FeatureData(features[:filled], torch.cat(targets), _joined(weights))
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """The weights of all batches; None if no batch has any."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        return None
+    if len(some) < len(parts) or len({part.shape[1] for part in some}) > 1:
+        raise GuaranteeError(
+            "expected weights of samples in every batch or in none, and of one form, "
+            f"got them in {len(some)} of {len(parts)}: give weight 1 to the others"
+        )
+    return torch.cat(some)
 
 
 def check_rows(
@@ -118,7 +159,8 @@ def check_rows(
     same = now.features.shape == rows.features.shape and _alike(
         now.features, rows.features
     )
-    if not (same and torch.equal(now.targets, rows.targets.to(now.targets.device))):
+    pairs = ((now.targets, rows.targets), (_told(now), _told(rows)))
+    if not (same and all(torch.equal(a, b.to(a.device)) for a, b in pairs)):
         raise DataError(
             "expected the samples that were prepared, got others in the dataset now: "
             "prepare again, or go without"
@@ -130,6 +172,13 @@ def _alike(now: Tensor, before: Tensor) -> bool:
     before = before.to(now.device)
     size = float(before.abs().max()) if before.numel() else 0.0
     return torch.allclose(now, before, rtol=1e-3, atol=1e-4 * size)
+
+
+def _told(rows: FeatureData) -> Tensor:
+    """The weights, 1 where there are none."""
+    if rows.weights is None:
+        return rows.features.new_ones(rows.n, 1)
+    return rows.weights
 
 
 @contextmanager
@@ -194,21 +243,24 @@ def _check_independent(
         with elsewhen():
             other = read(neighbours, _ANOTHER_BATCH)
     if not all(
-        torch.equal(x, own[place][0]) and torch.equal(y, own[place][1])
-        for place, (x, y) in exact.items()
+        torch.equal(one, two)
+        for place, row in exact.items()
+        for one, two in zip(row, own[place], strict=True)
     ):
         raise GuaranteeError(
-            "expected features and targets that do not depend on the head's weights, "
-            "got others at other weights (self-distillation, pseudo-labels, attention "
-            "from the head?): the objective would remember the forgotten samples"
+            "expected features, targets and sample weights that do not depend on the "
+            "head's weights, got others at other weights (self-distillation, "
+            "pseudo-labels, attention from the head?): the objective would remember "
+            "the forgotten samples"
         )
     if _same_rows(other, own):
         return
     if not _same_rows(read(neighbours), own):
         raise GuaranteeError(
-            "expected the features of a sample to be its own, got others when the rest "
-            "of its batch changed: normalise over features (LayerNorm), not over the "
-            "batch"
+            "expected the features of a sample to be its own, as its target and its "
+            "weight, got others when the rest of its batch changed: normalise over "
+            "features (LayerNorm), not over the batch; divide no weight by a sum of "
+            "several samples' weights"
         )
     raise GuaranteeError(
         "expected features and targets that are the same at every epoch, step and "
@@ -221,17 +273,18 @@ def _check_independent(
 
 def rows_at_fixed_weights(
     loss: LossFunction, head: ConvexHead, batches: Batches, groups: list[list[int]]
-) -> list[tuple[Tensor, Tensor]]:
-    """Features and targets of some samples, read group by group, on the CPU.
+) -> list[tuple[Tensor, ...]]:
+    """Features, targets and weights of samples, read group by group, on the CPU.
 
     Must run inside `passes`, as `capture`; nothing is checked.
     """
     with _fixed_weights(head):
         found = [_rows(loss, head, batches, group) for group in groups]
-    return [(x.cpu(), y.cpu()) for group in found for x, y in group.values()]
+    rows = [row for group in found for row in group.values()]
+    return [tuple(part.cpu() for part in row) for row in rows]
 
 
-_Rows = dict[int, tuple[Tensor, Tensor]]
+_Rows = dict[int, tuple[Tensor, ...]]  # place -> features (d,), target, weight
 
 
 def _rows(
@@ -241,20 +294,21 @@ def _rows(
     places: list[int],
     index: int = 0,
 ) -> _Rows:
-    """Place -> features (d,) and target of its sample, read in one batch."""
+    """What reaches the head of some samples, read in one batch."""
     count, batch = batches.take(places)
     call = _call(loss, head, batch, index, count)
-    pairs = zip(call.features.detach(), call.targets, strict=True)
-    return dict(zip(places, pairs, strict=True))
+    data = FeatureData(call.features.detach(), call.targets, call.weights)
+    rows = zip(data.features, data.targets, _told(data), strict=True)
+    return dict(zip(places, rows, strict=True))
 
 
 def _same_rows(found: _Rows, known: _Rows) -> bool:
     """Whether some rows are as before, up to what a batch's size does to rounding."""
-    size = max(float(row.abs().max()) for row, _ in known.values())
+    size = max(float(row.abs().max()) for row, *_ in known.values())
     return all(
         torch.allclose(row, known[place][0], rtol=1e-3, atol=1e-4 * size)
-        and torch.allclose(target, known[place][1])
-        for place, (row, target) in found.items()
+        and all(map(torch.allclose, rest, known[place][1:]))
+        for place, (row, *rest) in found.items()
     )
 
 
@@ -293,7 +347,7 @@ def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> N
         )
     # From the recorded rows alone, by the formula that will be certified.
     logits = torch.nn.functional.linear(call.features, head.weight, head.bias)
-    losses = head.link.loss(logits, call.targets)
+    losses = head.link.loss(logits, call.targets, call.weights)
     expected = losses.mean() if out.dim() == 0 else losses
     same = out.shape == expected.shape and torch.allclose(
         out, expected, rtol=1e-4, atol=1e-6
@@ -301,6 +355,8 @@ def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> N
     if not same:
         raise GuaranteeError(
             "expected the loss to be head.loss(features, targets) or its mean, got "
-            "another value: put the regulariser into l2= and leave other terms out, "
-            "or use guarantee=NormBall()"
+            "another value: put the regulariser into l2= and leave other terms out; "
+            "weights of samples or classes go into head.loss(features, targets, "
+            "weights), whose mean is over samples and not divided by the sum of the "
+            "weights; or use guarantee=NormBall()"
         )

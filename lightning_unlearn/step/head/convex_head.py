@@ -30,6 +30,7 @@ class HeadCall:
     features: Tensor
     targets: Tensor
     losses: Tensor
+    weights: Tensor | None = None  # (n, 1), or (n, K)
 
 
 class ConvexHead(nn.Module):
@@ -84,11 +85,21 @@ class ConvexHead(nn.Module):
         """Logits (n, K) of features (n, d)."""
         return F.linear(features, self.weight, self.bias)
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(
+        self, features: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Losses of shape (n,) for features (n, d) and targets.
 
+        Args:
+            features: (n, d).
+            targets: As the loss takes them.
+            weights: Factor >= 0 of each sample's loss, (n,), or of each of its K
+                outputs' losses, (n, K) (not for cross_entropy). It is the sample's own,
+                the same every time. The objective stays a mean over samples: it is not
+                divided by the sum of the weights.
+
         Raises:
-            ArgumentError: If the shapes do not fit.
+            ArgumentError: If the shapes do not fit, or a weight is not >= 0 and finite.
         """
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ArgumentError(
@@ -96,12 +107,35 @@ class ConvexHead(nn.Module):
                 f"{tuple(features.shape)}: flatten or pool them first"
             )
         targets = self._targets(targets, len(features), features.dtype)
-        losses = self.link.loss(self(features), targets)
+        if weights is not None:
+            weights = self._weights(weights, len(features), features.dtype)
+        losses = self.link.loss(self(features), targets, weights)
         if self._calls is not None:
             # Copies: a reused buffer must not change what was recorded.
-            call = HeadCall(features.clone(), targets.detach().clone(), losses)
+            kept = None if weights is None else weights.detach().clone()
+            call = HeadCall(features.clone(), targets.detach().clone(), losses, kept)
             self._calls.append(call)
         return losses
+
+    def _weights(self, weights: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+        """(n, 1) or (n, K)."""
+        shapes = [(n,), (n, 1)]
+        if self.loss_name != "cross_entropy":
+            shapes.append((n, self.out_features))
+        if tuple(weights.shape) not in shapes:
+            raise ArgumentError(
+                f"expected weights of shape {' or '.join(map(str, shapes))} for "
+                f"loss={self.loss_name!r}, got {tuple(weights.shape)}: one for each "
+                "sample"
+            )
+        wrong = ~((weights >= 0) & (weights < torch.inf))
+        if bool(wrong.any()):
+            raise ArgumentError(
+                "expected weights of samples that are finite and >= 0, got "
+                f"{float(weights[wrong][0]):g}: only these keep the objective convex; "
+                "leave a sample out with weight 0"
+            )
+        return weights.to(dtype).reshape(n, -1)
 
     def _targets(self, targets: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         K = self.out_features

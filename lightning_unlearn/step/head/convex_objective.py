@@ -30,8 +30,10 @@ class ConvexObjective:
     """F of a `ConvexHead` over captured rows; l2-strongly convex when l2 > 0.
 
     Weights are given as flat vectors (p,) float64 in the order weight, bias. Every
-    per-sample Hessian in the logits is positive semidefinite (`links.LINKS`), an
-    affine map keeps convexity, and ``(l2/2)|w|^2`` covers every weight: mu = l2.
+    per-sample Hessian in the logits is positive semidefinite (`links.LINKS`), so is
+    it times the weight of a sample, which is >= 0; an affine map keeps convexity, and
+    ``(l2/2)|w|^2`` covers every weight: mu = l2. The mean is over samples, whatever
+    their weights.
 
     Args:
         head: The head; only its shape and loss are read.
@@ -62,7 +64,7 @@ class ConvexObjective:
         self.processes = processes
         self._places = torch.arange(data.n) if places is None else places
         self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
-        self._double: list[tuple[Tensor, Tensor]] | None = None
+        self._double: list[FeatureData] | None = None
         self._row_norm: float | None = None
         self._hessians: list[LogitHessian] = []
         self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
@@ -104,26 +106,27 @@ class ConvexObjective:
         softmax = self.K > 1 and self.link is LINKS["cross_entropy"]
         return -(-self.size // (self.K - softmax))
 
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self) -> Iterator[FeatureData]:
         """The rows in float64, a chunk at a time; kept if all of them fit."""
         if self._double is not None:
             yield from self._double
             return
-        kept: list[tuple[Tensor, Tensor]] = []
-        for X, y in zip(
-            self.data.features.split(_CHUNK),
-            self.data.targets.split(_CHUNK),
-            strict=True,
-        ):
-            y = y.to(self.device)
-            chunk = (
-                X.to(self.device, torch.float64),
-                y.double() if y.is_floating_point() else y,
-            )
+        kept: list[FeatureData] = []
+        for part in self.data.split(_CHUNK):
+            chunk = self._here_as(part, torch.float64)
             if self._fits:
                 kept.append(chunk)
             yield chunk
         self._double = kept or None
+
+    def _here_as(self, rows: FeatureData, dtype: torch.dtype) -> FeatureData:
+        """Rows on the device, their floats in a dtype."""
+        y, weights = rows.targets.to(self.device), rows.weights
+        return FeatureData(
+            rows.features.to(self.device, dtype),
+            y.to(dtype) if y.is_floating_point() else y,
+            None if weights is None else weights.to(self.device, dtype),
+        )
 
     def logits(self, X: Tensor, w: Vector) -> Tensor:
         """Outputs (n, K) for rows X (n, d) and flat weights."""
@@ -141,7 +144,7 @@ class ConvexObjective:
         found = self._row_norm
         if found is None:
             with self._summed(self.processes.world) as (longest,):
-                rows = [_largest(X.norm(dim=1)) for X, _ in self._chunks()]
+                rows = [_largest(c.features.norm(dim=1)) for c in self._chunks()]
                 longest[self.processes.rank] = torch.stack(rows).max()
             found = float(longest.max() ** 2 + self.bias) ** 0.5
         self._row_norm = found
@@ -154,14 +157,9 @@ class ConvexObjective:
         """
         own = w.to(self.data.features.dtype)
         with self._summed(self.size) as (total,):
-            for X, y in zip(
-                self.data.features.split(_CHUNK),
-                self.data.targets.split(_CHUNK),
-                strict=True,
-            ):
-                X = X.to(self.device)
-                D = self.link.residual(self.logits(X, own), y.to(self.device))
-                total += self._pull_back(X, D).double()
+            for part in self.data.split(_CHUNK):
+                part = self._here_as(part, own.dtype)
+                total += self._pull_back(part.features, self._residual(part, own)[1])
         return total / self.n + self.l2 * w
 
     def gradient(self, w: Vector) -> tuple[Vector, float]:
@@ -172,17 +170,18 @@ class ConvexObjective:
             where exponentials overflow.
         """
         world, rank = self.processes.world, self.processes.rank
-        with self._summed(self.size, 2 * world) as (total, all_sizes):
-            sizes = all_sizes.view(world, 2)  # of each process; NaN stays NaN
-            for X, y in self._chunks():
-                Z = self.logits(X, w)
-                D = self.link.residual(Z, y)
-                total += self._pull_back(X, D)
-                now = torch.stack([_largest(D.norm(dim=1)), _largest(Z.abs())])
+        with self._summed(self.size, 3 * world) as (total, all_sizes):
+            sizes = all_sizes.view(world, 3)  # of each process; NaN stays NaN
+            for part in self._chunks():
+                Z, D = self._residual(part, w)
+                total += self._pull_back(part.features, D)
+                weights = Z.new_ones(1) if part.weights is None else part.weights
+                found = (D.norm(dim=1), Z.abs(), weights)
+                now = torch.stack([_largest(x) for x in found])
                 sizes[rank] = torch.maximum(sizes[rank], now)
         gradient = total / self.n + self.l2 * w
-        residuals, logits = sizes.amax(0).tolist()
-        lipschitz = self.link.lipschitz(logits + 1e-6, self.K)
+        residuals, logits, heaviest = sizes.amax(0).tolist()
+        lipschitz = heaviest * self.link.lipschitz(logits + 1e-6, self.K)
         if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
             return gradient, math.inf  # exponentials overflow: nothing is known of it
         rounding = gradient_rounding_upper(
@@ -193,7 +192,7 @@ class ConvexObjective:
             weight_norm=float(w.norm()) * (1 + 1e-8),
             link_residual_norm=residuals * (1 + 1e-8),
             link_lipschitz=lipschitz,
-            link_norm=self.link.norm(logits + 1e-6, self.K),
+            link_norm=heaviest * self.link.norm(logits + 1e-6, self.K),
             l2=self.l2,
         )
         return gradient, rounding
@@ -206,6 +205,11 @@ class ConvexObjective:
                 total += self._curved(X.to(self.device), hessian, v)
         return total / self.n + self.l2 * v
 
+    def _residual(self, rows: FeatureData, w: Vector) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) of some rows, and the losses' derivatives there."""
+        Z = self.logits(rows.features, w)
+        return Z, self.link.residual(Z, rows.targets, rows.weights)
+
     def _logit_hessians(self) -> Iterator[LogitHessian]:
         """The second derivative of each chunk's rows; kept if that fits."""
         if self._hessians:
@@ -213,15 +217,18 @@ class ConvexObjective:
             return
         fits = 8 * self.data.n * self.K <= DOUBLE_BYTES
         kept: list[LogitHessian] = []
-        for X in self.data.features.split(_CHUNK):
-            hessian = self._hessian_of(X.to(self.device))
+        for part in self.data.split(_CHUNK):
+            hessian = self.hessian_of(part, part.features.dtype)
             if fits:
                 kept.append(hessian)
             yield hessian
         self._hessians = kept
 
-    def _hessian_of(self, X: Tensor) -> LogitHessian:
-        return self.link.hessian(self.logits(X, self.at.to(X.dtype)))
+    def hessian_of(self, rows: FeatureData, dtype: torch.dtype) -> LogitHessian:
+        """The second derivative of some rows' losses in their logits, at `self.at`."""
+        rows = self._here_as(rows, dtype)
+        Z = self.logits(rows.features, self.at.to(dtype))
+        return self.link.hessian(Z, rows.weights)
 
     def sampled_hvp(
         self, v: Vector, batch_size: int, generator: torch.Generator
@@ -229,8 +236,9 @@ class ConvexObjective:
         """Hessian of one random mini-batch at `self.at`, plus l2, times v."""
         drawn = torch.randint(self.n, (batch_size,), generator=generator)
         with self._summed(self.size) as (total,):
-            X = self._rows(self._here(drawn)[1])
-            total += self._curved(X, self._hessian_of(X), v)
+            rows = self._rows(self._here(drawn)[1])
+            hessian = self.hessian_of(rows, rows.features.dtype)
+            total += self._curved(rows.features, hessian, v)
         return total / batch_size + self.l2 * v
 
     def proxy(
@@ -249,8 +257,9 @@ class ConvexObjective:
         Returns:
             Products with a cheaper matrix near the Hessian, regulariser included.
         """
-        X, counts = self.draw(samples, generator)
-        hessian = self._hessian_of(X)
+        rows, counts = self.draw(samples, generator)
+        X = rows.features
+        hessian = self.hessian_of(rows, X.dtype)
 
         def products(v: Vector) -> Vector:
             with self._summed(self.size) as (total,):
@@ -260,11 +269,13 @@ class ConvexObjective:
 
         return products
 
-    def draw(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, samples: int, generator: torch.Generator
+    ) -> tuple[FeatureData, Tensor]:
         """Rows drawn as in `proxy`: those of this process, and how much each counts.
 
         Returns:
-            (m, d) and (m, 1); m adds up to `samples` over all processes.
+            m rows and (m, 1); m adds up to `samples` over all processes.
         """
         chunks = self.data.features.split(_CHUNK)
         with self._summed(self.n) as (importance,):
@@ -279,8 +290,8 @@ class ConvexObjective:
         q = (importance / importance.sum()).cpu()
         drawn = torch.multinomial(q, samples, True, generator=generator)
         drawn, rows = self._here(drawn)
-        X = self._rows(rows)
-        return X, (1 / (samples * self.n * q[drawn]))[:, None].to(X)
+        found = self._rows(rows)
+        return found, (1 / (samples * self.n * q[drawn]))[:, None].to(found.features)
 
     def _here(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Those of some of the n rows that this process has, and where it has them."""
@@ -294,9 +305,8 @@ class ConvexObjective:
     def _summed(self, *sizes: int) -> AbstractContextManager[list[Vector]]:
         return self.processes.summed(*sizes, device=self.device)
 
-    def _rows(self, places: Tensor) -> Tensor:
-        features = self.data.features
-        return features[places.to(features.device)].to(self.device)
+    def _rows(self, places: Tensor) -> FeatureData:
+        return self._here_as(self.data[places], self.data.features.dtype)
 
     def _curved(self, X: Tensor, hessian: LogitHessian, v: Vector) -> Vector:
         """Summed Hessian of some rows times v, in the dtype of the rows."""

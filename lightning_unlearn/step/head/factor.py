@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_unlearn.errors import SolverError
+from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.weights.scope import Vector
 
@@ -87,12 +88,11 @@ def factorise(
     with objective.processes.summed(size, dtype=single, device=device) as (total,):
         blocks = total.view(K, D, K, D)
         if drawn is not None:
-            X, counts = drawn
-            _add_hessian(blocks, objective, X.float(), counts.float())
+            _add_hessian(blocks, objective, *drawn)
         else:
-            for X in data.features.split(_CHUNK):
-                counts = torch.full((len(X), 1), 1 / objective.n, device=device)
-                _add_hessian(blocks, objective, X.to(device, single), counts)
+            for part in data.split(_CHUNK):
+                counts = torch.full((part.n, 1), 1 / objective.n, device=device)
+                _add_hessian(blocks, objective, part, counts)
     H = _in_order(blocks, objective.bias)
     H.diagonal().add_(objective.l2)
     lower, failed = torch.linalg.cholesky_ex(H)
@@ -106,14 +106,18 @@ def factorise(
 
 
 def _add_hessian(
-    blocks: Float[Tensor, "K D K D"], objective: ConvexObjective, X: Tensor, n: Tensor
+    blocks: Float[Tensor, "K D K D"],
+    objective: ConvexObjective,
+    rows: FeatureData,
+    n: Tensor,
 ) -> None:
-    """Add the Hessian of rows X (m, d), counted n (m, 1) times each, to its blocks.
+    """Add the Hessian of m rows X, counted n (m, 1) times each, to its blocks.
 
     Only those of outputs a <= b: X' diag(h_ab) X, where h is each row's d2 loss / d z2.
     """
     K, D = blocks.shape[:2]
-    hessian = objective.link.hessian(objective.logits(X, objective.at.float()))
+    hessian = objective.hessian_of(rows, torch.float32)
+    X, n = rows.features.to(n.device, torch.float32), n.float()
     if objective.bias:
         X = torch.cat([X, torch.ones_like(X[:, :1])], dim=1)  # (m, D)
     unit, together = torch.zeros(len(X), K, device=X.device), max(1, _COLUMNS // D)

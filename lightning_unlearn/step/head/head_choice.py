@@ -133,6 +133,13 @@ class HeadComparison:
             f"{best.l2:g} ({best.score_with_noise:.4f} +- {best.standard_error:.4f}): "
             "the least noise among what cannot be told from the best."
         ]
+        lost = best.score - best.score_with_noise
+        if lost > 2 * best.standard_error:
+            remarks.append(
+                f"! the noise costs even this one {lost:.3g}, more than its error: no "
+                "head here is worth certifying so; lower the tolerance, which the "
+                "noise is proportional to, before any request."
+            )
         if any(c.logit_noise > _TOO_LOUD for c in self.choices):
             remarks.append(
                 f"! the noise moves logits by more than {_TOO_LOUD:g}, which costs "
@@ -162,7 +169,8 @@ def compare_heads(
     Args:
         backbones: By name, such as ``{"last layer": ..., "four depths": ...}``.
         train: Pairs (inputs, targets), or mappings with "labels", read in order.
-            Targets are classes, or numbers for a regression.
+            Targets are classes, or numbers for a regression; for "bce" yes or no,
+            (n,) or (n, K) of any dtype.
         val: The same, for the scores.
         loss: One or several of a `ConvexHead`.
         l2: One or several.
@@ -203,7 +211,7 @@ def compare_heads(
         with backbone.reading_private():
             own = _read(backbone, train)
         split = _Split(name, *own, *_read(backbone, val))
-        numbers = split.numbers
+        numbers = split.numbers and "bce" not in losses
         for kind in losses:
             tried += split.tried(kind, strengths, tolerance, unit, draws)
     return HeadComparison(
@@ -231,6 +239,11 @@ def _check(
     if not losses or not strengths:
         raise ArgumentError(
             f"expected at least one loss and one l2, got loss={losses}, l2={strengths}"
+        )
+    if "bce" in losses and set(losses) != {"bce"}:
+        raise ArgumentError(
+            f"expected loss='bce' alone, got loss={losses}: its targets, yes or no for "
+            "each label, are those of no other loss"
         )
     for strength in strengths:
         validate.positive(l2=strength)
@@ -296,9 +309,9 @@ class _Split:
         draws: int,
     ) -> list[_Tried]:
         """One for each l2, each solved from the last solution."""
-        validate.one_of(
-            ("mse", "poisson") if self.numbers else ("cross_entropy", "mse"), loss=loss
-        )
+        if loss != "bce":
+            allowed = ("mse", "poisson") if self.numbers else ("cross_entropy", "mse")
+            validate.one_of((*allowed, "bce"), loss=loss)
         head, data = self._problem(loss)
         w, found = _start(head), []
         for l2 in strengths:
@@ -338,7 +351,7 @@ class _Split:
 
     def _problem(self, loss: LossName) -> tuple[ConvexHead, FeatureData]:
         targets, d = self.targets, self.rows.shape[1]
-        if self.numbers:
+        if self.numbers or loss == "bce":
             targets = targets.reshape(len(targets), -1).float()
             return ConvexHead(d, targets.shape[1], loss), FeatureData(
                 self.rows, targets
@@ -363,6 +376,9 @@ class _Split:
         d = self.rows.shape[1]
         K = len(w) // (d + 1)
         outputs = self.val_rows.double() @ w[: K * d].view(K, d).T + w[K * d :]
+        if loss == "bce":
+            yes = self.val_targets.reshape(len(outputs), K) > 0.5
+            return ((outputs > 0) == yes).double().mean(1)
         if not self.numbers:
             return (outputs.argmax(1) == self.val_targets).double()
         outputs = outputs.exp() if loss == "poisson" else outputs

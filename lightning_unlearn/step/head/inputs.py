@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_unlearn.errors import DataError
 
 _TARGETS = "labels"  # of a mapping, as transformers names them
+_WEIGHTS = "sample_weight"  # of a mapping, as scikit-learn names it
 
 
 def batches(data: Any, batch_size: int) -> Iterator[Any]:
@@ -56,11 +57,26 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
         return inputs_of(batch), batch[_TARGETS]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
+    several = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise DataError(
         f'expected batches (inputs, targets) or mappings with "{_TARGETS}", got '
-        f"{type(batch).__name__}: give the dataset or its collate_fn that form, or "
+        f"{type(batch).__name__}{several}: give the dataset or its collate_fn that "
+        "form, say sample_weights=True if the third are weights of samples, or "
         "override inputs_and_targets(batch) of a module"
     )
+
+
+def split_weights(batch: Any) -> tuple[Any, Tensor | None]:
+    """A batch without the weights of its samples, and these (n,) if it has any.
+
+    Args:
+        batch: ``(inputs, targets, weights)``, or a mapping with "sample_weight".
+    """
+    if isinstance(batch, Mapping) and _WEIGHTS in batch:
+        return {k: v for k, v in batch.items() if k != _WEIGHTS}, batch[_WEIGHTS]
+    if isinstance(batch, (tuple, list)) and len(batch) == 3:
+        return batch[:2], batch[2]
+    return batch, None
 
 
 def inputs_of(batch: Any) -> Any:

@@ -87,6 +87,9 @@ class PreparedHead:
             features, targets = rows.features, rows.targets
             features[at.to(features.device)] = fresh.features.to(features.device)
             targets[at.to(targets.device)] = fresh.targets.to(targets.device)
+            if rows.weights is not None and fresh.weights is not None:
+                weights = rows.weights
+                weights[at.to(weights.device)] = fresh.weights.to(weights.device)
         return PreparedHead(rows=rows, positions=positions, block=self.block)
 
     def step(

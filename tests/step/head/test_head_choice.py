@@ -92,6 +92,32 @@ def test_numbers_are_scored_by_their_error():
     assert found.metric == "minus squared error"
 
 
+def test_yes_or_no_and_several_labels_are_scored_by_what_is_right():
+    (_, _), (x, y) = split()
+    labels = torch.stack([y % 2, (y > 2).long()], 1)
+    rows = backbone()(x).double().numpy()
+    wanted = [
+        LogisticRegression(C=1 / (1e-3 * 2 * 500), tol=1e-8, max_iter=5000)
+        .fit(rows[:500], t[:500])
+        .score(rows[500:], t[500:])
+        for t in labels.T
+    ]
+    for targets in (labels, labels.float()):
+        train = TensorDataset(x[:500], targets[:500])
+        val = TensorDataset(x[500:], targets[500:])
+        found = compare_heads(backbone(), train, val, loss="bce", l2=1e-3)
+        assert found.choices[0].score == pytest.approx(sum(wanted) / 2, abs=0.01)
+        assert found.metric == "accuracy"
+
+
+def test_a_head_that_the_noise_destroys_is_not_recommended_without_a_word():
+    found = compare_heads(backbone(), private(), validation(), l2=1e-7)
+    assert found.recommended.score_with_noise < 0.5 < found.recommended.score
+    assert "no head here is worth certifying so" in " ".join(str(found).split())
+    fine = compare_heads(backbone(), private(), validation(), l2=1e-3)
+    assert "worth certifying" not in " ".join(str(fine).split())
+
+
 def test_a_loader_that_shuffles_is_read_in_step_and_nothing_is_touched():
     shuffled = DataLoader(private(), 32, shuffle=True, drop_last=True)
     made, state = backbone(), torch.get_rng_state()
@@ -143,6 +169,7 @@ def test_a_row_says_why_it_was_not_solved():
         ({"l2": []}, "at least one loss and one l2"),
         ({"l2": [1e-3, float("nan")]}, "l2 to be a finite number > 0"),
         ({"loss": "poisson"}, "loss"),
+        ({"loss": ["bce", "mse"]}, "expected loss='bce' alone"),
         ({"draws": 0}, "draws"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"epsilon": 0.0}, "epsilon"),

@@ -1,0 +1,1 @@
+"""Frozen features that follow from public numbers alone: a seed and options."""
