@@ -165,6 +165,8 @@ def _to_plain(certificate: Certificate) -> dict[str, Any]:
     found = {"schema": certificate.schema, **to_plain(certificate)}
     if certificate.composed_grade is None:  # as in files from before it was stated
         found.pop("composed_grade")
+    if not certificate.ways_checked:  # likewise
+        found.pop("ways_checked")
     for part in found["public_parts"]:
         if not part["note"]:
             part.pop("note")
@@ -189,7 +191,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 #: Fields that files of this schema lack if they are from before it had them.
-_LATER = frozenset({"composed_grade", "note"})
+_LATER = frozenset({"composed_grade", "ways_checked", "note"})
 
 
 def _from_plain(plain: dict[str, Any]) -> Certificate:

@@ -62,6 +62,8 @@ class CertificateFields:
         versions: Software versions.
         composed_grade: What `composed_epsilon` is worth: the lowest grade of these
             releases. None where there is none, or in files from before it was stated.
+        ways_checked: Whether the data was rebuilt without the forgotten samples, and
+            every retained row compared: how samples are read is then no premise.
         schema: Number of this format.
     """
 
@@ -91,4 +93,5 @@ class CertificateFields:
     created: str
     versions: tuple[tuple[str, str], ...]
     composed_grade: Grade | None = None
+    ways_checked: bool = False
     schema: int = SCHEMA

@@ -42,6 +42,7 @@ class Surroundings:
         max_norm: C, radius of the ball of the weights, or None. Not used for a
             strongly convex scope.
         noise_seed: For tests only: ``terms.seeded`` says so.
+        ways_checked: See `CertificateFields`.
     """
 
     n_forget: int
@@ -59,6 +60,7 @@ class Surroundings:
     dot: Dot = plain_dot
     max_norm: float | None = None
     noise_seed: int | None = None
+    ways_checked: bool = False
 
 
 def release(
@@ -128,6 +130,7 @@ def release(
         request_id=around.request_id,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=versions(),
+        ways_checked=around.ways_checked,
     )
     certificate.verify()
     Certificate.from_json(certificate.to_json())  # or nobody could read it again

@@ -24,6 +24,13 @@ _KEPT = (
 CACHE_BYTES = 1 << 30
 
 
+def over(loader: DataLoader, dataset: Any) -> DataLoader:
+    """A loader that reads another dataset as this one reads its own, in its order."""
+    options = {name: getattr(loader, name) for name in _KEPT}
+    own = torch.Generator()  # nothing is drawn from the global one
+    return DataLoader(dataset, loader.batch_size or 1, generator=own, **options)
+
+
 class ExactBatches:
     """Chosen samples of a dataset, each once, the same at every iteration.
 

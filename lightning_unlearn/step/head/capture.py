@@ -31,6 +31,27 @@ class FeatureData:
         """Number of rows."""
         return len(self.features)
 
+    def different(self, other: "FeatureData") -> int:
+        """How many rows are not those of `other`, to the last bit."""
+        if self.features.shape != other.features.shape or (
+            self.targets.shape != other.targets.shape
+        ):
+            return max(self.n, other.n)
+        count = 0
+        for start in range(0, self.n, _CHUNK):
+            part, found = (
+                slice(start, start + _CHUNK),
+                torch.zeros((), dtype=torch.bool),
+            )
+            for own, its in (
+                (self.features[part], other.features[part]),
+                (self.targets[part], other.targets[part]),
+            ):
+                differs = (own != its.to(own.device)).reshape(len(own), -1)
+                found = found | differs.any(1).cpu()
+            count += int(found.sum())
+        return count
+
     def select(self, places: Tensor, device: torch.device) -> "FeatureData":
         """A copy of some rows (m,), on a device if they fit there."""
         shape = len(places), *self.features.shape[1:]
@@ -77,10 +98,11 @@ def capture(
     """
     _check_head(head)
     _check_independent(loss, head, batches, elsewhen)
-    return _read_all(loss, head, batches)
+    return read_rows(loss, head, batches)
 
 
-def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+def read_rows(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+    """What reaches the head of each sample of this process: `capture`, unchecked."""
     features, targets, filled = None, [], 0
     with _fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
@@ -114,7 +136,7 @@ def check_rows(
         GuaranteeError: As `capture`.
     """
     _check_head(head)
-    now = _read_all(loss, head, batches)
+    now = read_rows(loss, head, batches)
     same = now.features.shape == rows.features.shape and _alike(
         now.features, rows.features
     )
