@@ -166,7 +166,9 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
                 state = plan.prepare()
                 assert state.start is not None
                 weights, passes = state.start, state.passes
-                context.callback.attached.bound_state = prepared_file.bind(plan, state)
+                attached, dataset = context.callback.attached, context.loader.dataset
+                attached.bound_state = prepared_file.bind(plan, state)
+                attached.warn_if_scaled(self.trainer, dataset, state.rows)
         plan.scope.again().assign(weights)  # in shards again, if they were
         return passes, len(plan.retained)
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches, over
 from lightning_unlearn.plugin.data.subsets import flatten
+from lightning_unlearn.plugin.data.training_data import rebuilder
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
@@ -30,12 +31,6 @@ from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.passes import passes
 
 _HOOK = "dataset_without"
-
-
-def rebuilder(datamodule: Any, dataset: Any) -> Any:
-    """Who has a ``dataset_without(positions)``: the DataModule, the data, or None."""
-    owners = (o for o in (datamodule, dataset) if callable(getattr(o, _HOOK, None)))
-    return next(owners, None)
 
 
 def with_ways_checked(
@@ -54,8 +49,7 @@ def with_ways_checked(
         DataError: If a row is another without the forgotten samples, or the data cannot
             be rebuilt.
     """
-    datamodule = getattr(context.trainer, "datamodule", None)
-    owner = rebuilder(datamodule, plan.loader.dataset)
+    owner = rebuilder(context.trainer, plan.loader.dataset)
     if owner is None or plan.options.noise_std is not None:
         return plan
     prepared = None if state is None else state.state
