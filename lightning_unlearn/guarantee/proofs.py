@@ -70,7 +70,8 @@ def strongly_convex_claim(tolerance: float, l2: float) -> Claim:
             ),
         ),
         reference="the same head retrained without the forgotten samples, from any "
-        "start, to the same tolerance, with the same noise",
+        "start, to the same tolerance, with the same noise, computed in the same "
+        "environment and blocks",
     )
 
 

@@ -94,6 +94,11 @@ class PassContext:
         return own if own in _DTYPES.values() else torch.float32
 
     @property
+    def device(self) -> torch.device:
+        """On which the passes compute."""
+        return self.scope.parameters[0].device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the passes."""
         return _DTYPES.get(self.options.solve_precision, self.own_dtype)

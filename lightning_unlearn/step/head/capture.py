@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
 from lightning_unlearn.step.batch_checks import spread_places
@@ -106,7 +107,8 @@ def read_rows(loss: LossFunction, head: ConvexHead, batches: Batches) -> Feature
     features, targets, filled = None, [], 0
     with _fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
-            call = _call(loss, head, batch, index, weight)
+            size = len(batches.parts[index]) if weight else 0  # nobody reads a filler
+            call = _call(loss, head, batch, index, size)
             rows = call.features.detach()
             if features is None:
                 shape = len(batches.places), *rows.shape[1:]
@@ -145,6 +147,40 @@ def check_rows(
             "expected the samples that were prepared, got others in the dataset now: "
             "prepare again, or go without"
         )
+
+
+def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> float:
+    """Largest distance of some samples' rows that are read in two companies.
+
+    A batch is read in another order, and with half of its samples taken from another
+    batch where that has the same form (padded texts may be longer there). On most
+    devices a row has the same bits at any place of a batch of its size: then it is 0.0.
+    Must run inside `passes`, as `capture`.
+
+    Args:
+        loss: The module's loss of a batch.
+        head: The head.
+        batches: The retained samples (of this process).
+    """
+    first, last = list(batches.parts[0]), list(batches.parts[-1])
+    mixed = [pair[i % 2] for i, pair in enumerate(zip(first, last, strict=False))]
+    mixed += first[len(mixed) :]
+    taken = batches.take(first)
+    form, found = _form(taken), 0.0
+    with _fixed_weights(head):
+        known = _rows_of(loss, head, first, taken)
+        for places in (first[::-1], mixed):
+            taken = batches.take(places)
+            if _form(taken) == form:
+                for place, (row, _) in _rows_of(loss, head, places, taken).items():
+                    if place in known:
+                        distance = (row.double() - known[place][0].double()).norm()
+                        found = max(found, float(distance))
+    return found
+
+
+def _form(taken: tuple[int, object]) -> list[torch.Size]:
+    return [x.shape for x in tree_leaves(taken[1]) if isinstance(x, Tensor)]
 
 
 def _alike(now: Tensor, before: Tensor) -> bool:
@@ -264,7 +300,18 @@ def _rows(
     index: int = 0,
 ) -> _Rows:
     """Place -> features (d,) and target of its sample, read in one batch."""
-    count, batch = batches.take(places)
+    return _rows_of(loss, head, places, batches.take(places), index)
+
+
+def _rows_of(
+    loss: LossFunction,
+    head: ConvexHead,
+    places: list[int],
+    taken: tuple[int, object],
+    index: int = 0,
+) -> _Rows:
+    """`_rows` of samples that were read: their number, and their batch."""
+    count, batch = taken
     call = _call(loss, head, batch, index, count)
     pairs = zip(call.features.detach(), call.targets, strict=True)
     return dict(zip(places, pairs, strict=True))

@@ -198,6 +198,37 @@ class ConvexObjective:
         )
         return gradient, rounding
 
+    def shift_upper(self, w: Vector, difference: float) -> float:
+        """How far the minimiser moves, at most, if every row moves by so much.
+
+        At the minimiser w of these rows the gradient of the others is at most
+        ``(B + L |W| (R + eta)) eta``, with eta the difference, B the largest residual,
+        L its Lipschitz constant, R the largest row: a sample's part is D x', and
+        |D' x' - D x| <= |D' - D| |x'| + |D| |x' - x|, |D' - D| <= L |W| eta
+        (docs/theory.md section 14). Divided by l2 that bounds the distance.
+
+        Args:
+            w: The minimiser (p,), as near as it is known.
+            difference: eta, a bound on the distance of two rows of one sample.
+
+        Returns:
+            The distance; infinite where exponentials overflow.
+        """
+        world, rank = self.processes.world, self.processes.rank
+        weights = float(w[: self.K * self.d].norm())
+        with self._summed(2 * world) as (all_sizes,):
+            sizes = all_sizes.view(world, 2)
+            for X, y in self._chunks():
+                Z = self.logits(X, w)
+                D = self.link.residual(Z, y)
+                now = torch.stack([_largest(D.norm(dim=1)), _largest(Z.abs())])
+                sizes[rank] = torch.maximum(sizes[rank], now)
+        residuals, logits = sizes.amax(0).tolist()
+        lipschitz = self.link.lipschitz(logits + weights * difference, self.K)
+        longest = self.feature_norm + difference
+        moved = (residuals + lipschitz * weights * longest) * difference / self.l2
+        return moved if math.isfinite(moved) else math.inf
+
     def hvp(self, v: Vector) -> Vector:
         """Hessian at `self.at` times v, both (p,)."""
         chunks = self.data.features.split(_CHUNK)
