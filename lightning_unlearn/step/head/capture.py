@@ -152,9 +152,9 @@ def check_rows(
 def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> float:
     """Largest distance of some samples' rows that are read in two companies.
 
-    A batch is read in another order, and with half of its samples taken from another
-    batch where that has the same form (padded texts may be longer there). On most
-    devices a row has the same bits at any place of a batch of its size: then it is 0.0.
+    A batch is read in another order, with half of its samples taken from another batch
+    where that has the same form (padded texts may be longer there). On most devices a
+    row has the same bits at any place of a batch of its size: then it is 0.0.
     Must run inside `passes`, as `capture`.
 
     Args:
@@ -165,18 +165,17 @@ def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> fl
     first, last = list(batches.parts[0]), list(batches.parts[-1])
     mixed = [pair[i % 2] for i, pair in enumerate(zip(first, last, strict=False))]
     mixed += first[len(mixed) :]
-    taken = batches.take(first)
-    form, found = _form(taken), 0.0
+    taken, others = batches.take(first), batches.take(mixed[::-1])
+    if _form(others) != _form(taken):
+        mixed, others = first, batches.take(first[::-1])
     with _fixed_weights(head):
         known = _rows_of(loss, head, first, taken)
-        for places in (first[::-1], mixed):
-            taken = batches.take(places)
-            if _form(taken) == form:
-                for place, (row, _) in _rows_of(loss, head, places, taken).items():
-                    if place in known:
-                        distance = (row.double() - known[place][0].double()).norm()
-                        found = max(found, float(distance))
-    return found
+        found = _rows_of(loss, head, mixed[::-1], others)
+    return max(
+        float((row.double() - known[place][0].double()).norm())
+        for place, (row, _) in found.items()
+        if place in known  # every second of them is
+    )
 
 
 def _form(taken: tuple[int, object]) -> list[torch.Size]:
