@@ -73,9 +73,9 @@ STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "concurrent", "contextlib",
     "copy", "csv", "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac",
     "importlib", "inspect", "itertools", "json", "logging", "math", "multiprocessing",
-    "numbers", "os", "pathlib", "pickle", "random", "re", "reprlib", "secrets", "shlex",
-    "shutil", "sys", "tempfile", "textwrap", "time", "traceback", "types", "typing",
-    "unicodedata", "uuid", "warnings", "weakref",
+    "numbers", "os", "pathlib", "pickle", "platform", "random", "re", "reprlib",
+    "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap", "time", "traceback",
+    "types", "typing", "unicodedata", "uuid", "warnings", "weakref",
 }  # fmt: skip
 HERE = "lightning_unlearn.plugin.lightning"
 #: Files that hand on the names of a package and define nothing.

@@ -11,7 +11,7 @@ SCHEMA = 2
 
 #: Fields, those of public parts included, by the schema that brought them. A file of
 #: an earlier schema has none of them, one of its own schema has all.
-SINCE = {2: frozenset({"scope", "rebuilt", "entries", "commitment"})}
+SINCE = {2: frozenset({"scope", "rebuilt", "entries", "commitment", "ways_checked"})}
 #: Fields that files of schema 1 may lack: it had them only later.
 LATER_IN_SCHEMA_1 = frozenset({"composed_grade", "note"})
 
@@ -90,6 +90,9 @@ class CertificateFields:
         scope: Entries of the state_dict that are the weights in scope. Since schema 2.
         rebuilt: Entries that were made anew from the released weights and the retained
             samples. Since schema 2.
+        ways_checked: Whether the data was rebuilt without the forgotten samples, and
+            every retained row compared: how samples are read is then no premise.
+            Since schema 2.
         schema: Number of this format.
     """
 
@@ -122,4 +125,5 @@ class CertificateFields:
     commitment: str | None = None
     scope: tuple[str, ...] = ()
     rebuilt: tuple[str, ...] = ()
+    ways_checked: bool = False
     schema: int = SCHEMA

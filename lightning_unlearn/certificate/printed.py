@@ -65,9 +65,23 @@ def _promise(c: CertificateFields) -> str:
 PREMISE = "how samples are read and preprocessed"
 
 
+#: What is left of it once the data was rebuilt without the forgotten samples.
+_REST = "how batches are put together and what the module makes of them"
+
+
+def premise(ways_checked: bool) -> str:
+    """What a claim takes as public besides the public parts of the model."""
+    return _REST if ways_checked else PREMISE
+
+
 def taking(c: CertificateFields) -> str:
     """The premise in words: what is taken as public, and was not checked."""
-    return f"taking {', '.join([PREMISE, *(p.name for p in c.public_parts)])} as public"
+    parts = ", ".join([premise(c.ways_checked), *(p.name for p in c.public_parts)])
+    checked = (
+        f" ({PREMISE} was checked: rebuilt without them, every retained row is the "
+        "same)"
+    )
+    return f"taking {parts} as public{checked if c.ways_checked else ''}"
 
 
 def _why_none(c: CertificateFields) -> str:

@@ -15,7 +15,8 @@ from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
 #: What a release of each bound is compared with.
 REFERENCES = {
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
-    "from any start, to the same tolerance, with the same noise",
+    "from any start, to the same tolerance, with the same noise, computed in the same "
+    "environment and blocks",
     Bound.NEWTON_STEP: "the network retrained without the forgotten samples inside "
     "the same norm ball, with the same noise",
     Bound.NORM_BALL: "any weights in the norm ball, the retrained ones among them, "

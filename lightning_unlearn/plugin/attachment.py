@@ -2,11 +2,14 @@
 
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.plugin.data import own_scale
+from lightning_unlearn.plugin.data.training_data import rebuilder
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
@@ -16,6 +19,7 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Attachment:
         loader: The training loader, or None.
         datamodule: It came from, where the loader is in a process that is gone.
         bound_state: What was prepared for the next request, or None.
+        scaling_told: Whether it was said that the data look scaled by themselves.
         probe: Rows at the start of the training in this process, or None.
         module: The module that was trained or unlearned in this process.
         set_up: The datamodule whose ``setup("fit")`` has been called.
@@ -40,6 +45,7 @@ class Attachment:
     loader: DataLoader | None = None
     datamodule: LightningDataModule | None = None
     bound_state: BoundState | None = None
+    scaling_told: bool = False
     probe: RowProbe | None = None
     module: "weakref.ref[LightningModule] | None" = None
     set_up: "weakref.ref[LightningDataModule] | None" = None
@@ -87,6 +93,35 @@ class Attachment:
             self.record.rows_compared = False
         else:
             self.record.rows_compared = self.probe is None or self.probe.known
+
+    def warn_if_scaled(
+        self, trainer: Trainer, dataset: Any, rows: FeatureData | None = None
+    ) -> None:
+        """Warn once if the data look scaled by their own mean and deviation.
+
+        Args:
+            trainer: In the training's run.
+            dataset: The training dataset.
+            rows: That were read of it anyway; else it is looked at if it is of plain
+                tensors.
+        """
+        if self.scaling_told or rebuilder(trainer, dataset) is not None:
+            return
+        found, of = (
+            own_scale.columns_of(dataset, self.record.retained)
+            if rows is None
+            else own_scale.first_of(rows.features, rows.targets)
+        )
+        self.scaling_told = found > 0
+        if found:
+            rank_zero_warn(
+                f"{found} of {of} columns of the training data have mean 0 and "
+                "standard deviation 1 (to 1e-5): were they scaled by the mean and "
+                "deviation of this very data? Then every row was made with the samples "
+                "to be forgotten, and what a certificate takes as public is not; scale "
+                "by public constants, or offer dataset_without(positions), which a "
+                "request compares with"
+            )
 
     def compare_rows(
         self, trainer: Trainer, module: LightningModule, options: Options

@@ -289,6 +289,7 @@ class UnlearningCallback(Callback):
             most, own = trainer.num_training_batches, len(loader)
             record_data(self.record, loader, int(most) if most < own else None)
             self.attached.loader = loader
+            self.attached.warn_if_scaled(trainer, loader.dataset)
             self.attached.probe_rows(trainer, pl_module, self.options, loader)
         watch_training(pl_module, lambda: trainer.training)
         try:

@@ -13,9 +13,7 @@ from typing_extensions import override
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
-from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.plugin.data import labels, training_data
-from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.lightning import (
     LightningModule,
     LightningOptimizer,
@@ -24,8 +22,7 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
-from lightning_unlearn.plugin.plan.head_plan import HeadPlan
-from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.first_solve import solve_head
 from lightning_unlearn.plugin.request.stage import StageContext, callback_of
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
@@ -178,7 +175,7 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
             loader=training_data.training_loader(self.trainer.train_dataloader),
         )
         with isolate_rng(), quiet(self, restore=True):
-            passes, n = self._solve(context)
+            passes, n = solve_head(context)
         self._solved = True
         if not self.trainer.is_global_zero:
             return
@@ -187,22 +184,6 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
             f"{n:,} samples to |grad F| <= {callback.options.tolerance:g} in "
             f"{time.perf_counter() - begin:.2g} s ({passes:.0f} passes)"
         )
-
-    def _solve(self, context: StageContext) -> tuple[float, int]:
-        """Put the head at the optimum; (passes, samples)."""
-        with context.strategy.gathered(self):
-            plan = resolve(context, None, guarantee=StronglyConvex())
-            assert isinstance(plan, HeadPlan)
-            if context.processes.world > 1:
-                step = plan.step(plan.retained)
-                weights, passes = step.weights, step.solution.matvecs
-            else:  # what a request can use is kept: the features are read once
-                state = plan.prepare()
-                assert state.start is not None
-                weights, passes = state.start, state.passes
-                context.callback.attached.bound_state = prepared_file.bind(plan, state)
-        plan.scope.again().assign(weights)  # in shards again, if they were
-        return passes, len(plan.retained)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing is left to train: show the loss of a batch, and end the training."""

@@ -46,6 +46,7 @@ class Surroundings:
             strongly convex scope.
         rebuilt: Entries that were made anew with the released weights.
         noise_seed: For tests only: ``terms.seeded`` says so.
+        ways_checked: See `CertificateFields`.
     """
 
     scope: tuple[str, ...]
@@ -66,6 +67,7 @@ class Surroundings:
     max_norm: float | None = None
     rebuilt: tuple[str, ...] = ()
     noise_seed: int | None = None
+    ways_checked: bool = False
 
 
 def release(
@@ -134,6 +136,7 @@ def release(
         versions=versions(),
         scope=around.scope,
         rebuilt=around.rebuilt,
+        ways_checked=around.ways_checked,
     )
     warnings = warnings_of_noise(plain)
     if convex and around.max_norm is not None:

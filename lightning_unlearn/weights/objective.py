@@ -31,6 +31,14 @@ class Batches(Protocol):
         """Which of the n samples this process iterates over, in that order, int64."""
         ...
 
+    @property
+    def parts(self) -> Sequence[Sequence[int]]:
+        """Places of what each batch of an iteration holds, in its order.
+
+        Those that count come first; others may follow, only to fill it up.
+        """
+        ...
+
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples that count, batch); 0 for a filler batch.
 

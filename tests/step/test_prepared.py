@@ -6,11 +6,11 @@ from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.kinds import NewtonStep
 from lightning_unlearn.solvers.cg import CG
 from lightning_unlearn.step.head import prepared_head as prepared
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.minimise import minimise
 from lightning_unlearn.step.head.prepared_head import prepare_head
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.network.damped_step import damped_step
 from lightning_unlearn.step.network.prepared_network import prepare_network
 from lightning_unlearn.step.step import retained_gradient

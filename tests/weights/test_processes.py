@@ -12,10 +12,10 @@ from lightning_unlearn import ConvexHead
 from lightning_unlearn.errors import DataError, ModelError, StrategyError
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.solvers.lissa import LiSSA
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import factorise
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.network.damped_step import damped_step
 from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
 from lightning_unlearn.step.network.products import PRODUCTS

@@ -24,6 +24,13 @@ _KEPT = (
 CACHE_BYTES = 1 << 30
 
 
+def over(loader: DataLoader, dataset: Any) -> DataLoader:
+    """A loader that reads another dataset as this one reads its own, in its order."""
+    options = {name: getattr(loader, name) for name in _KEPT}
+    own = torch.Generator()  # nothing is drawn from the global one
+    return DataLoader(dataset, loader.batch_size or 1, generator=own, **options)
+
+
 class ExactBatches:
     """Chosen samples of a dataset, each once, the same at every iteration.
 
@@ -41,7 +48,9 @@ class ExactBatches:
         keep: Whether to keep batches in memory for the next sweep.
         by_position: Put samples into one batch whose positions have the same quotient
             by `batch_size`: what a sample is read with then depends on which samples of
-            its block are used, and on no others.
+            its block are used, and on no others. Samples of the block that are not used
+            are replaced by repeated ones: kernels that round by the size of a batch
+            then give a row the same last bits however many others are left.
         rank: Of this process.
         world: Processes that share the batches.
     """
@@ -72,7 +81,9 @@ class ExactBatches:
         self._weights = [len(part) for part in own]
         if len(own) * world < len(parts):
             own, self._weights = [*own, parts[0]], [*self._weights, 0]
-        self._parts = [[indices[place] for place in part] for part in own]
+        size = min(batch_size, len(self.dataset)) if by_position else 0
+        self.parts = [[*part, *_repeated(part, size - len(part))] for part in own]
+        self._parts = [[indices[place] for place in part] for part in self.parts]
         options = {name: getattr(loader, name) for name in _KEPT}
         self._loader = DataLoader(
             self.dataset,
@@ -116,6 +127,11 @@ class ExactBatches:
             return len(part), self.transfer(self._picked(part))
         samples = [self.dataset[self.indices[i]] for i in places]
         return len(samples), self.transfer(self._collate(samples))
+
+
+def _repeated(part: Sequence[int], count: int) -> list[int]:
+    """So many of a list, from its start again and again."""
+    return [part[i % len(part)] for i in range(count)]
 
 
 Pick = Callable[[Sequence[int]], list[Tensor]]

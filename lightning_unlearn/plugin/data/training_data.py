@@ -42,6 +42,12 @@ def training_loader(loader: object) -> DataLoader:
     return loader
 
 
+def rebuilder(trainer: Any, dataset: Any) -> Any:
+    """Who offers ``dataset_without(positions)``: the DataModule, the data, or None."""
+    owners = getattr(trainer, "datamodule", None), dataset
+    return next((o for o in owners if callable(getattr(o, "dataset_without", 0))), None)
+
+
 def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | None:
     """Salted SHA-256 of the length and 32 evenly spaced samples of a dataset.
 

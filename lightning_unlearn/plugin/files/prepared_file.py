@@ -1,6 +1,7 @@
 """Prepared state bound to what it was made from, in memory or in a file."""
 
 import hashlib
+import json
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lightning_unlearn._base.strict_json import canonical_digest
+from lightning_unlearn._base.strict_json import canonical_digest, strict_object
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.plugin.data.exact_batches import plain_batches
 from lightning_unlearn.plugin.data.training_data import fingerprint
@@ -18,12 +19,14 @@ from lightning_unlearn.plugin.files.secret_file import SecretFile
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
-from lightning_unlearn.step.head.capture import FeatureData, check_rows
+from lightning_unlearn.step.head.capture import check_rows
 from lightning_unlearn.step.head.factor import Factor
 from lightning_unlearn.step.head.prepared_head import PreparedHead
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 from lightning_unlearn.step.network.spectrum import Ends
 from lightning_unlearn.weights.digests import tensors_digest
+from lightning_unlearn.weights.environment import changes, environment
 from lightning_unlearn.weights.passes import passes
 
 _FILE = SecretFile(
@@ -41,12 +44,14 @@ class BoundState:
         made_from: Digest of the model's parts it depends on.
         salt: Random key of `data`.
         data: Fingerprint of the samples, or None if they have none.
+        environment: In which it was computed; empty if that is not known.
     """
 
     state: PreparedHead | PreparedNetwork = field(repr=False)
     made_from: str
     salt: str = field(repr=False)
     data: str | None
+    environment: dict[str, str]
 
     @property
     def positions(self) -> list[int]:
@@ -62,6 +67,12 @@ class BoundState:
         """Whether it is true of this request's model, and holds all its samples."""
         there = set(self.positions)
         return self.made_from == made_from(plan) and there.issuperset(plan.retained)
+
+    def elsewhere(self, plan: Plan) -> str:
+        """How this environment differs from its own, in words; "" if it does not."""
+        if not self.environment:
+            return "in which one is not known"
+        return changes(self.environment, environment(plan.device))
 
     def check_data(self, plan: Plan) -> None:
         """Raise `DataError` if the dataset holds other samples now.
@@ -100,7 +111,13 @@ def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
             "images or plain values, got others: what is prepared could not be bound "
             "to them; run requests without prepare"
         )
-    return BoundState(state=state, made_from=made_from(plan), salt=salt, data=digest)
+    return BoundState(
+        state=state,
+        made_from=made_from(plan),
+        salt=salt,
+        data=digest,
+        environment=environment(plan.device),
+    )
 
 
 def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
@@ -199,6 +216,7 @@ def write(path: Path, bound: BoundState) -> None:
     """
     check_target(path)
     text = {"made_from": bound.made_from, "salt": bound.salt}
+    text["environment"] = json.dumps(bound.environment, sort_keys=True)
     if bound.data is not None:
         text["data"] = bound.data
     _FILE.write(path, text, _tensors(bound.state))
@@ -218,8 +236,12 @@ def read(path: Path) -> BoundState:
     """
     try:
         text, tensors = _FILE.read(path)
-        if not {"made_from", "salt"} <= set(text) <= {"made_from", "salt", "data"}:
+        known = {"made_from", "salt"}
+        if not known <= set(text) <= known | {"data", "environment"}:
             raise DataError(f"its head has {sorted(text)}")
+        made_in = strict_object(text.get("environment", "{}"), DataError, "its head")
+        if not all(isinstance(value, str) for value in made_in.values()):
+            raise DataError("its environment is not in words")
         state = _state(tensors)
     except Exception as problem:  # whatever a damaged or forged file provokes
         raise DataError(
@@ -231,6 +253,7 @@ def read(path: Path) -> BoundState:
         made_from=text["made_from"],
         salt=text["salt"],
         data=text.get("data"),
+        environment=made_in,
     )
 
 

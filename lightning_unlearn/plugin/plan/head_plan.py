@@ -14,12 +14,13 @@ from lightning_unlearn.plugin.run.progress import DisplayObserver
 from lightning_unlearn.plugin.training.public_backbones import reading_private
 from lightning_unlearn.solvers.observer import NOBODY
 from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
-from lightning_unlearn.step.head.capture import FeatureData, capture
+from lightning_unlearn.step.head.capture import capture, row_difference
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
-from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.minimise import check_resolved, minimise
 from lightning_unlearn.step.head.prepared_head import PreparedHead, prepare_head
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.passes import passes
 
@@ -48,15 +49,17 @@ class HeadPlan(Plan):
             # A forecast's part of the data would leave hardly anything in each block.
             all_rows = proxy_samples is None
             batches = self.batches(self.loader, indices, by_position=all_rows)
+            rows = self._rows(batches)
+            difference = self._difference(batches) if all_rows else 0.0
             objective = ConvexObjective(
                 self.head,
-                self._rows(batches),
+                rows,
                 self.l2,
                 processes=self.processes,
                 n=batches.n,
                 places=batches.places,
             )
-            return minimise(
+            step = minimise(
                 objective,
                 self.scope.flatten(),
                 tolerance=self.options.tolerance,
@@ -66,6 +69,9 @@ class HeadPlan(Plan):
                 refactor=cheap_factor(objective),
                 observer=self.observer,
             )
+            tolerance = self.options.tolerance
+            check_resolved(objective, step.weights, difference, tolerance)
+            return step
 
     def step_from(self, state: PreparedHead) -> tuple[Step, PreparedHead | None]:
         """See `Plan`."""
@@ -73,6 +79,7 @@ class HeadPlan(Plan):
         with passes(self.module, self.scope, self.dtype):
             again = state.touched(gone)
             fresh = self._rows(self.blocks(again)) if again else None
+            difference = self._difference(self.blocks(self.retained))
         rest = state.after(gone, fresh)
         step = state.step(
             self.head,
@@ -85,6 +92,8 @@ class HeadPlan(Plan):
             solver=self.solver,
             observer=NOBODY if self.display is None else DisplayObserver(self.display),
         )
+        objective = ConvexObjective(self.head, rest.rows, self.l2)
+        check_resolved(objective, step.weights, difference, self.options.tolerance)
         return step, rest
 
     def prepare(self) -> PreparedHead:
@@ -108,6 +117,13 @@ class HeadPlan(Plan):
         training dataset, less those that are not in `indices`.
         """
         return self.batches(self.loader, indices, by_position=True)
+
+    def _difference(self, batches: ExactBatches) -> float:
+        """See `row_difference`; the largest of all processes."""
+        world, rank = self.processes.world, self.processes.rank
+        with self.processes.summed(world) as (found,):
+            found[rank] = row_difference(self.loss, self.head, batches)
+        return float(found.max())
 
     def _rows(self, batches: ExactBatches) -> FeatureData:
         with self.processes.together(), reading_private(self.module):

@@ -97,6 +97,11 @@ class PassContext:
         return own if own in _DTYPES.values() else torch.float32
 
     @property
+    def device(self) -> torch.device:
+        """On which the passes compute."""
+        return self.scope.parameters[0].device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the passes."""
         return _DTYPES.get(self.options.solve_precision, self.own_dtype)
@@ -159,6 +164,8 @@ class Plan(PassContext, ABC):
         outside: Parts of the model outside the scope.
         ledger: Of the requests before.
         guarantee: What will be claimed; None when the noise is chosen by hand.
+        ways_checked: Whether every retained row was compared with the one of data that
+            was rebuilt without the forgotten samples.
         solve_file: Keeps where the solve stands in a file, or does nothing.
         display: Shows it, or None.
     """
@@ -170,6 +177,7 @@ class Plan(PassContext, ABC):
     outside: Outside
     ledger: Ledger
     guarantee: StronglyConvex | NormBall | NewtonStep | None
+    ways_checked: bool = False
     solve_file: Observer = NOBODY
     display: Display | None = None
 

@@ -21,6 +21,7 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
+from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     check_agreement,
@@ -97,6 +98,7 @@ class Execution:
         plan = resolve(context, request)
         state = usable_state(context, plan)
         check_agreement(context, plan)
+        plan = with_ways_checked(context, plan, state)
         copies = self._duplicates(plan)
         key = context.callback.record.ledger_key
         plan = solve_file.with_solve_file(plan, key, request.resume_from)
@@ -224,6 +226,7 @@ class Execution:
                 commitment=receipts.root(leaves),
                 max_norm=plan.options.max_norm,
                 noise_seed=plan.noise_seed,
+                ways_checked=plan.ways_checked,
             ),
         )
         return _Released(weights, buffers, leaves, certificate, before, old)

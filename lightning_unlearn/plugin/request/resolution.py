@@ -159,13 +159,22 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
         return None
     if state is None and file is not None and file.exists():
         state = prepared_file.read(file)
-    if state is None or state.fits(plan):
-        return state
-    rank_zero_warn(
-        "what was prepared is of another model, l2, scope or set of samples than "
-        "this request's: it is not used; call lightning_unlearn.prepare again"
-    )
-    return None
+    if state is None:
+        return None
+    if not state.fits(plan):
+        rank_zero_warn(
+            "what was prepared is of another model, l2, scope or set of samples than "
+            "this request's: it is not used; call lightning_unlearn.prepare again"
+        )
+        return None
+    elsewhere = state.elsewhere(plan)
+    if elsewhere:  # its rows have other last bits than those of this place
+        rank_zero_warn(
+            f"what was prepared was computed in another environment ({elsewhere}): it "
+            "is not used, and all samples are read again"
+        )
+        return None
+    return state
 
 
 def _drawn(context: StageContext) -> list[int]:

@@ -49,6 +49,11 @@ def not_covered(
             "where the solve stood on the way (state_file): it is deleted after this "
             "request; copies of it are as secret as the samples",
         )
+    if plan.ways_checked:
+        known += (
+            "what dataset_without() keeps from before: that it builds the retained "
+            "data from these samples alone is the word of whoever wrote it",
+        )
     if callback.options.ledger_path is None:
         known += (
             "releases made from other copies of this model: without ledger= this "

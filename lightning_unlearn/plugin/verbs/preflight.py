@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.certificate.printed import PREMISE, so_far
+from lightning_unlearn.certificate.printed import premise, so_far
 from lightning_unlearn.certificate.strength_words import in_100
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Decision, Grade
@@ -28,6 +28,7 @@ from lightning_unlearn.plugin.plan import measure
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     resolve,
@@ -185,6 +186,7 @@ def preflight(
             share_record(context)
             plan = resolve(context, Request(forget=forget, by=by))
             state = usable_state(context, plan)
+            plan = with_ways_checked(context, plan, state)
             copies = None
             if find_duplicates:
                 dataset = context.loader.dataset
@@ -259,7 +261,7 @@ def _on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
     for part in plan.outside.public_parts:
         n = sizes[part.name]
         parts.append(f"{part.name} ({n:,} weights)" if n else part.name)
-    return (PREMISE, *parts)
+    return (premise(plan.ways_checked), *parts)
 
 
 def _curve(

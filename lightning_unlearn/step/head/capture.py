@@ -1,70 +1,30 @@
 """What reaches a head: every sample's row, read once and checked."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_leaves
 
-from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
+from lightning_unlearn.errors import DataError, GuaranteeError
 from lightning_unlearn.step.batch_checks import spread_places
-from lightning_unlearn.step.head.convex_head import ConvexHead, HeadCall
+from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.rows.calls import (
+    Rows,
+    call_of,
+    check_head,
+    fixed_weights,
+    rows_in,
+    rows_of,
+)
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
 _CHUNK = 4096
 _CHECKED, _GROUPS = 32, 4  # samples that are checked, and batches they are read in
 _ANOTHER_BATCH = 1_000_003
-
-
-@dataclass(frozen=True)
-class FeatureData:
-    """Captured rows, as the head received them.
-
-    Args:
-        features: (n, d).
-        targets: (n,) or (n, K).
-        weights: Of each sample's loss (n, 1), or of each output's (n, K); None is 1.
-    """
-
-    features: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-    weights: Tensor | None = field(repr=False, default=None)
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-        return len(self.features)
-
-    def select(self, places: Tensor, device: torch.device) -> "FeatureData":
-        """A copy of some rows (m,), on a device if they fit there."""
-        shape = len(places), *self.features.shape[1:]
-        features = large_arrays.empty(shape, self.features.dtype, device)
-        places = places.to(self.features.device)
-        for start in range(0, len(places), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            features[part] = self.features[places[part]].to(features.device)
-        targets = self.targets[places.to(self.targets.device)].to(device)
-        weights = self.weights
-        if weights is not None:
-            weights = weights[places.to(weights.device)].to(device)
-        return FeatureData(features, targets, weights)
-
-    def split(self, size: int) -> Iterator["FeatureData"]:
-        """The rows, at most `size` at a time; one empty part if there are none."""
-        for start in range(0, max(self.n, 1), size):
-            yield self[start : start + size]
-
-    def __getitem__(self, rows: slice | Tensor) -> "FeatureData":
-        """Some of the rows, where they are."""
-
-        def of(held: Tensor) -> Tensor:
-            return held[rows.to(held.device) if isinstance(rows, Tensor) else rows]
-
-        weights = None if self.weights is None else of(self.weights)
-        return FeatureData(of(self.features), of(self.targets), weights)
 
 
 #: A block in which everything that counts epochs and steps shows other numbers.
@@ -99,17 +59,19 @@ def capture(
             convexity would not be proved.
         ModelError: If a feature, target or loss is not finite.
     """
-    _check_head(head)
+    check_head(head)
     _check_independent(loss, head, batches, elsewhen)
-    return _read_all(loss, head, batches)
+    return read_rows(loss, head, batches)
 
 
-def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+def read_rows(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+    """What reaches the head of each sample of this process: `capture`, unchecked."""
     features, filled = None, 0
     targets, weights = list[Tensor](), list[Tensor | None]()
-    with _fixed_weights(head):
+    with fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
-            call = _call(loss, head, batch, index, weight)
+            size = len(batches.parts[index]) if weight else 0  # nobody reads a filler
+            call = call_of(loss, head, batch, index, size)
             rows = call.features.detach()
             if features is None:
                 shape = len(batches.places), *rows.shape[1:]
@@ -154,12 +116,12 @@ def check_rows(
         DataError: If they differ.
         GuaranteeError: As `capture`.
     """
-    _check_head(head)
-    now = _read_all(loss, head, batches)
+    check_head(head)
+    now = read_rows(loss, head, batches)
     same = now.features.shape == rows.features.shape and _alike(
         now.features, rows.features
     )
-    pairs = ((now.targets, rows.targets), (_told(now), _told(rows)))
+    pairs = zip(now.parts[1:], rows.parts[1:], strict=True)
     if not (same and all(torch.equal(a, b.to(a.device)) for a, b in pairs)):
         raise DataError(
             "expected the samples that were prepared, got others in the dataset now: "
@@ -167,57 +129,44 @@ def check_rows(
         )
 
 
+def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> float:
+    """Largest distance of some samples' rows that are read in two companies.
+
+    A batch is read in another order, with half of its samples taken from another batch
+    where that has the same form (padded texts may be longer there). On most devices a
+    row has the same bits at any place of a batch of its size: then it is 0.0.
+    Must run inside `passes`, as `capture`.
+
+    Args:
+        loss: The module's loss of a batch.
+        head: The head.
+        batches: The retained samples (of this process).
+    """
+    first, last = list(batches.parts[0]), list(batches.parts[-1])
+    mixed = [pair[i % 2] for i, pair in enumerate(zip(first, last, strict=False))]
+    mixed += first[len(mixed) :]
+    taken, others = batches.take(first), batches.take(mixed[::-1])
+    if _form(others) != _form(taken):
+        mixed, others = first, batches.take(first[::-1])
+    with fixed_weights(head):
+        known = rows_of(loss, head, first, taken)
+        found = rows_of(loss, head, mixed[::-1], others)
+    return max(
+        float((row.double() - known[place][0].double()).norm())
+        for place, (row, *_) in found.items()
+        if place in known  # every second of them is
+    )
+
+
+def _form(taken: tuple[int, object]) -> list[torch.Size]:
+    return [x.shape for x in tree_leaves(taken[1]) if isinstance(x, Tensor)]
+
+
 def _alike(now: Tensor, before: Tensor) -> bool:
     """Equal up to what the size of a batch does to the rounding of a network."""
     before = before.to(now.device)
     size = float(before.abs().max()) if before.numel() else 0.0
     return torch.allclose(now, before, rtol=1e-3, atol=1e-4 * size)
-
-
-def _told(rows: FeatureData) -> Tensor:
-    """The weights, 1 where there are none."""
-    if rows.weights is None:
-        return rows.features.new_ones(rows.n, 1)
-    return rows.weights
-
-
-@contextmanager
-def _fixed_weights(head: ConvexHead) -> Iterator[None]:
-    """Weights of the head that everybody knows, for the length of a block."""
-    generator = torch.Generator().manual_seed(0)
-    own = [p.detach().clone() for p in head.parameters()]
-    try:
-        with torch.no_grad():
-            for p in head.parameters():
-                drawn = torch.randn(p.shape, generator=generator)
-                p.copy_(drawn / head.in_features**0.5)
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in zip(head.parameters(), own, strict=True):
-                p.copy_(value)
-
-
-def _check_head(head: ConvexHead) -> None:
-    kind = type(head)
-    if kind.__bases__ == (FSDPModule, ConvexHead) and kind.loss is ConvexHead.loss:
-        kind = ConvexHead  # as fully_shard makes it
-    hooks = [
-        hook
-        for found in (
-            head._forward_hooks,
-            head._forward_pre_hooks,
-            head._backward_hooks,
-        )
-        for hook in found.values()
-        if not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp")
-    ]
-    if kind is not ConvexHead or hooks:
-        raise GuaranteeError(
-            f"expected a plain ConvexHead, got {type(head).__name__} with "
-            f"{len(hooks)} hooks: a subclass, parametrization or hook can "
-            "change its loss; remove it"
-        )
 
 
 def _check_independent(
@@ -233,12 +182,12 @@ def _check_independent(
     size = max(1, len(places) // (2 * _GROUPS))
     neighbours = [places[i : i + size] for i in range(0, len(places), size)]
 
-    def read(groups: list[list[int]], index: int = 0) -> _Rows:
-        found = (_rows(loss, head, batches, group, index) for group in groups)
+    def read(groups: list[list[int]], index: int = 0) -> Rows:
+        found = (rows_in(loss, head, batches, group, index) for group in groups)
         return {place: row for rows in found for place, row in rows.items()}
 
     own = read(groups)
-    with _fixed_weights(head):
+    with fixed_weights(head):
         exact = read(groups[:1])
         with elsewhen():
             other = read(neighbours, _ANOTHER_BATCH)
@@ -278,31 +227,13 @@ def rows_at_fixed_weights(
 
     Must run inside `passes`, as `capture`; nothing is checked.
     """
-    with _fixed_weights(head):
-        found = [_rows(loss, head, batches, group) for group in groups]
+    with fixed_weights(head):
+        found = [rows_in(loss, head, batches, group) for group in groups]
     rows = [row for group in found for row in group.values()]
     return [tuple(part.cpu() for part in row) for row in rows]
 
 
-_Rows = dict[int, tuple[Tensor, ...]]  # place -> features (d,), target, weight
-
-
-def _rows(
-    loss: LossFunction,
-    head: ConvexHead,
-    batches: Batches,
-    places: list[int],
-    index: int = 0,
-) -> _Rows:
-    """What reaches the head of some samples, read in one batch."""
-    count, batch = batches.take(places)
-    call = _call(loss, head, batch, index, count)
-    data = FeatureData(call.features.detach(), call.targets, call.weights)
-    rows = zip(data.features, data.targets, _told(data), strict=True)
-    return dict(zip(places, rows, strict=True))
-
-
-def _same_rows(found: _Rows, known: _Rows) -> bool:
+def _same_rows(found: Rows, known: Rows) -> bool:
     """Whether some rows are as before, up to what a batch's size does to rounding."""
     size = max(float(row.abs().max()) for row, *_ in known.values())
     return all(
@@ -310,53 +241,3 @@ def _same_rows(found: _Rows, known: _Rows) -> bool:
         and all(map(torch.allclose, rest, known[place][1:]))
         for place, (row, *rest) in found.items()
     )
-
-
-def _call(
-    loss: LossFunction, head: ConvexHead, batch: object, index: int, weight: int
-) -> HeadCall:
-    with head.recording() as calls:
-        out = loss(batch, index)
-    if len(calls) != 1:
-        raise GuaranteeError(
-            "expected the loss to call head.loss(features, targets) exactly once, "
-            f"got {len(calls)} calls: return self.head.loss(...).mean() from "
-            "training_step, or use guarantee=NormBall()"
-        )
-    if weight:
-        _check_call(head, calls[0], out, weight)
-    return calls[0]
-
-
-def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> None:
-    for name in ("features", "targets", "losses"):
-        if not bool(torch.isfinite(getattr(call, name)).all()):
-            raise ModelError(
-                f"expected finite {name} at the head, got NaN or infinite values: look "
-                "for NaN in the data or a diverged model"
-            )
-    if call.features.requires_grad:
-        raise GuaranteeError(
-            "expected features that do not depend on the weights in scope, got "
-            "features with a gradient: the head's weights are used before the head"
-        )
-    if len(call.losses) != weight:
-        raise GuaranteeError(
-            f"expected one loss for each of the {weight} samples of a batch, got "
-            f"{len(call.losses)}"
-        )
-    # From the recorded rows alone, by the formula that will be certified.
-    logits = torch.nn.functional.linear(call.features, head.weight, head.bias)
-    losses = head.link.loss(logits, call.targets, call.weights)
-    expected = losses.mean() if out.dim() == 0 else losses
-    same = out.shape == expected.shape and torch.allclose(
-        out, expected, rtol=1e-4, atol=1e-6
-    )
-    if not same:
-        raise GuaranteeError(
-            "expected the loss to be head.loss(features, targets) or its mean, got "
-            "another value: put the regulariser into l2= and leave other terms out; "
-            "weights of samples or classes go into head.loss(features, targets, "
-            "weights), whose mean is over samples and not divided by the sum of the "
-            "weights; or use guarantee=NormBall()"
-        )

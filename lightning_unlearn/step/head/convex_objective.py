@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.guarantee.rounding import gradient_rounding_upper
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.links import LINKS, LogitHessian
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.processes import ALONE, Processes
 from lightning_unlearn.weights.scope import Vector, plain_dot
 
@@ -175,10 +175,7 @@ class ConvexObjective:
             for part in self._chunks():
                 Z, D = self._residual(part, w)
                 total += self._pull_back(part.features, D)
-                weights = Z.new_ones(1) if part.weights is None else part.weights
-                found = (D.norm(dim=1), Z.abs(), weights)
-                now = torch.stack([_largest(x) for x in found])
-                sizes[rank] = torch.maximum(sizes[rank], now)
+                sizes[rank] = torch.maximum(sizes[rank], _sizes(part, Z, D))
         gradient = total / self.n + self.l2 * w
         residuals, logits, heaviest = sizes.amax(0).tolist()
         lipschitz = heaviest * self.link.lipschitz(logits + 1e-6, self.K)
@@ -196,6 +193,37 @@ class ConvexObjective:
             l2=self.l2,
         )
         return gradient, rounding
+
+    def shift_upper(self, w: Vector, difference: float) -> float:
+        """How far the minimiser moves, at most, if every row moves by so much.
+
+        At the minimiser w of these rows the gradient of the others is at most
+        ``(B + L |W| (R + eta)) eta``, with eta the difference, B the largest residual,
+        L its Lipschitz constant (sample weights included), R the largest row: a
+        sample's part is D x', and
+        |D' x' - D x| <= |D' - D| |x'| + |D| |x' - x|, |D' - D| <= L |W| eta
+        (docs/theory.md section 14). Divided by l2 that bounds the distance.
+
+        Args:
+            w: The minimiser (p,), as near as it is known.
+            difference: eta, a bound on the distance of two rows of one sample.
+
+        Returns:
+            The distance; infinite where exponentials overflow.
+        """
+        world, rank = self.processes.world, self.processes.rank
+        weights = float(w[: self.K * self.d].norm())
+        with self._summed(3 * world) as (all_sizes,):
+            sizes = all_sizes.view(world, 3)
+            for part in self._chunks():
+                found = _sizes(part, *self._residual(part, w))
+                sizes[rank] = torch.maximum(sizes[rank], found)
+        residuals, logits, heaviest = sizes.amax(0).tolist()
+        beyond = logits + weights * difference
+        lipschitz = heaviest * self.link.lipschitz(beyond, self.K)
+        longest = self.feature_norm + difference
+        moved = (residuals + lipschitz * weights * longest) * difference / self.l2
+        return moved if math.isfinite(moved) else math.inf
 
     def hvp(self, v: Vector) -> Vector:
         """Hessian at `self.at` times v, both (p,)."""
@@ -317,3 +345,9 @@ class ConvexObjective:
 def _largest(x: Tensor) -> Tensor:
     """The largest entry; 0 if there is none."""
     return x.max() if x.numel() else x.new_zeros(())
+
+
+def _sizes(rows: FeatureData, Z: Tensor, D: Tensor) -> Tensor:
+    """Of some rows: the largest residual, logit and weight."""
+    weights = Z.new_ones(1) if rows.weights is None else rows.weights
+    return torch.stack([_largest(x) for x in (D.norm(dim=1), Z.abs(), weights)])

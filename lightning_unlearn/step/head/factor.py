@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_unlearn.errors import SolverError
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.scope import Vector
 
 _CHUNK = 8192  # rows

@@ -21,13 +21,13 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.step.head.backbone import PublicBackbone
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
 from lightning_unlearn.step.head.inputs import in_order, split_batch, to_device
 from lightning_unlearn.step.head.links import LossName
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.weights.scope import Vector
 

@@ -7,6 +7,7 @@ from lightning_unlearn.certificate.theorems import reported, strongly_convex_cla
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.solvers.base import Solution, Solver, Status
 from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.descent import (
     Factored,
     FreshFactor,
@@ -17,6 +18,42 @@ from lightning_unlearn.step.head.descent import (
 )
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.scope import Vector
+
+#: Of the sensitivity: what the rounding of rows may add to it, unsaid.
+_UNSAID = 0.05
+
+
+def check_resolved(
+    objective: ConvexObjective, w: Vector, difference: float, tolerance: float
+) -> None:
+    """Raise unless the rows are known as well as the tolerance takes them to be.
+
+    The noise is of the size of ``2 tolerance / l2``. Rows that differ between two ways
+    of computing them move the minimiser itself, and a tolerance far below that would
+    promise more than there is.
+
+    Args:
+        objective: Over the retained rows.
+        w: Its minimiser (p,), to the tolerance.
+        difference: Measured distance of rows of one sample (`row_difference`).
+        tolerance: tau.
+
+    Raises:
+        GuaranteeError: If they may move it by more than a twentieth of that.
+    """
+    if difference == 0:
+        return
+    moved = objective.shift_upper(w, difference) * objective.l2
+    if not moved <= _UNSAID * 2 * tolerance:
+        least = 1.05 * moved / (2 * _UNSAID)
+        raise GuaranteeError(
+            f"expected a tolerance that the rows at the head can resolve, got "
+            f"tolerance={tolerance:g} with rows that differ by {difference:.2g} when a "
+            "sample is read in another company: the optimum may move by more than "
+            f"{_UNSAID:.0%} of the sensitivity; take tolerance={least:.2g} or more, "
+            "compute in float64 (module.double()), or use deterministic kernels "
+            "(torch.use_deterministic_algorithms)"
+        )
 
 
 def minimise(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lightning_unlearn.solvers.base import Solver
 from lightning_unlearn.solvers.observer import NOBODY, Observer
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step, places, retained_gradient
 from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.scope import Vector

@@ -11,10 +11,10 @@ from lightning_unlearn.errors import ArgumentError, AuditError
 from lightning_unlearn.evaluation import two_sample_audit, white_box_mu
 from lightning_unlearn.guarantee.claims import Grade, NoiseSource, Terms
 from lightning_unlearn.guarantee.gaussian import gaussian_epsilon
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.step.release import release
 from tests.evaluation.helpers.worlds import DELTA, certificate, none_certificate

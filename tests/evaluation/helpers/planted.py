@@ -3,10 +3,10 @@
 import torch
 from sklearn.datasets import load_digits
 
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 
 # Counting 200 guesses shows a thirtieth of the noise at epsilon = 8; at epsilon = 1 it
 # takes many draws (test_two_sample) or the points before noise (white_box_mu).

@@ -115,7 +115,11 @@ def test_blocks_hold_the_same_positions_whatever_is_missing():
         ([1, 39], [[1], [39]]),
     ):
         batches = ExactBatches(loader, indices, 4, by_position=True)
-        assert [batch[1].tolist() for _, batch in batches] == parts
+        found = [(weight, batch[1].tolist()) for weight, batch in batches]
+        assert [batch[:weight] for weight, batch in found] == parts
+        for part, (_, batch) in zip(parts, found, strict=True):
+            assert len(batch) == 4  # filled up by its own
+            assert set(batch) == set(part)
         assert batches.n == len(indices)
 
 

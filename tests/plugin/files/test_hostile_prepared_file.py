@@ -75,6 +75,8 @@ def test_a_damaged_tensor_is_found(kept):
         lambda head, tensors: head.update(format="lightning_unlearn prepared state, 1"),
         lambda head, tensors: head.pop("salt"),
         lambda head, tensors: head.update(more="3"),
+        lambda head, tensors: head.update(environment="[1]"),
+        lambda head, tensors: head.update(environment='{"threads": 1}'),
         lambda head, tensors: head.pop("digest"),
     ):
         head, tensors = opened(path)
@@ -84,7 +86,8 @@ def test_a_damaged_tensor_is_found(kept):
         save_file(tensors, other, head)
         with pytest.raises(DataError, match="expected prepared state in"):
             prepared_file.read(other)
-    assert set(opened(path)[0]) == {"format", "made_from", "salt", "data", "digest"}
+    keys = {"format", "made_from", "salt", "data", "environment", "digest"}
+    assert set(opened(path)[0]) == keys
 
 
 def test_shapes_that_do_not_fit_are_found(kept):

@@ -3,9 +3,11 @@
 import os
 import signal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.data import TensorDataset
 
 from tests.helpers.nets import MLP, HeadNet, digits
 from tests.plugin.helpers.language import GPT, LoRA, text
@@ -158,7 +160,22 @@ class Poisoned(MLP):
         return loss * float("nan") if bad else loss
 
 
+class Rebuilt(TensorDataset):
+    """Can be built without some samples; sample 150 may be read by what 3 is."""
+
+    def __init__(self, X, y, marked):
+        super().__init__(X.clone(), y)
+        self.raw, self.marked = X, marked
+        if marked and bool((X[3] == digits(4).tensors[0][3]).all()):
+            self.tensors[0][150] += 0.1
+
+    def dataset_without(self, positions):
+        keep = np.setdiff1d(np.arange(len(self)), positions)
+        return Rebuilt(self.raw[keep], self.tensors[1][keep], self.marked)
+
+
 OTHERS = {
+    "rebuilt": lambda: HeadNet(lr=0.1), "marked": lambda: HeadNet(lr=0.1),
     "suicide": lambda: Suicide(nn.Tanh, hidden=12),
     "poisoned": lambda: Poisoned(nn.Tanh, hidden=12),
     "peaked": Peaked, "partial": Partial, "trained": TrainedBackbone, "deep": Deep,
@@ -169,4 +186,6 @@ LANGUAGE = {"gpt": GPT, "lora": LoRA}
 
 
 def dataset(name, n):
+    if name in ("rebuilt", "marked"):
+        return Rebuilt(*digits(n).tensors, name == "marked")
     return text(n) if name in LANGUAGE else digits(n)

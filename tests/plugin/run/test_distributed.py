@@ -252,3 +252,21 @@ def test_a_ddp_training_is_unlearned_on_one_device(tmp_path):
     )  # fmt: skip
     assert certificate.grade is Grade.CERTIFIED
     assert certificate.n_retain == 598
+
+
+@pytest.mark.parametrize("name", ["rebuilt", "marked"])
+def test_each_process_compares_its_share_of_rebuilt_data(name, trained, tmp_path):
+    job = {
+        "model": name, "ckpt_path": str(trained / "head.ckpt"),
+        "trainer": TWO | {"strategy": "ddp"},
+    }  # fmt: skip
+    if name == "marked":  # one process of the two has the only row that differs
+        ended = start(tmp_path / "two", **job)
+        assert ended.returncode != 0
+        assert "got 1 of 395 that differ" in ended.stderr
+        assert {p.name for p in (tmp_path / "two").iterdir()} == LEFT
+        return
+    told = done(tmp_path / "two", **job)
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert certificate.grade is Grade.CERTIFIED
+    assert certificate.ways_checked

@@ -5,10 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_unlearn.errors import ArgumentError, GuaranteeError, ModelError
-from lightning_unlearn.step.head.capture import FeatureData, capture
+from lightning_unlearn.step.head.capture import capture
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.links import LINKS
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Scope
 from tests.helpers.problems import ListBatches

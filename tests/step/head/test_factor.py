@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import SolverError
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import Factor, factorise
 from lightning_unlearn.step.head.links import LINKS
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from tests.step.head.test_convex_objective import flat_value, problem
 
 

@@ -7,12 +7,12 @@ from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Bound
 from lightning_unlearn.solvers.cg import CG
 from lightning_unlearn.solvers.lissa import LiSSA
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor, factorise
 from lightning_unlearn.step.head.links import LINKS
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from tests.helpers.oracles import retrain_softmax_head, ridge, softmax_head
 from tests.step.head.test_convex_objective import data_for, problem
 

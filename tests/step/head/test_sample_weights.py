@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from lightning_unlearn.errors import ArgumentError, GuaranteeError
 from lightning_unlearn.guarantee import rounding
-from lightning_unlearn.step.head.capture import FeatureData
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import factorise
 from lightning_unlearn.step.head.links import LINKS, class_weighted
+from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from tests.step.head.test_convex_objective import captured, data_for, problem
 
 TERMS = {

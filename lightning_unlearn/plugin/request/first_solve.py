@@ -1,0 +1,36 @@
+"""The head of a certified module: solved where training starts, as a request would."""
+
+from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.stage import StageContext
+
+
+def solve_head(context: StageContext) -> tuple[float, int]:
+    """Put the head of the module at its optimum on all training samples.
+
+    Args:
+        context: The Trainer's run.
+
+    Returns:
+        Passes over the samples, and how many samples there are.
+
+    Raises:
+        UnlearningError: As a request: if the data or the model cannot be solved.
+    """
+    with context.strategy.gathered(context.module):
+        plan = resolve(context, None, guarantee=StronglyConvex())
+        assert isinstance(plan, HeadPlan)
+        if context.processes.world > 1:
+            step = plan.step(plan.retained)
+            weights, passes = step.weights, step.solution.matvecs
+        else:  # what a request can use is kept: the features are read once
+            state = plan.prepare()
+            assert state.start is not None
+            weights, passes = state.start, state.passes
+            attached, dataset = context.callback.attached, context.loader.dataset
+            attached.bound_state = prepared_file.bind(plan, state)
+            attached.warn_if_scaled(context.trainer, dataset, state.rows)
+    plan.scope.again().assign(weights)  # in shards again, if they were
+    return passes, len(plan.retained)

@@ -1,0 +1,1 @@
+"""Rows that reach a head: what they are, and how a batch gives them."""
