@@ -125,7 +125,7 @@ class UnlearningCallback(Callback):
         # Trainings that have ended; processes launched from this one count in it too.
         self._fits = torch.zeros(1).share_memory_()
         self._steps = -1
-        self._values: dict[str, str] = {}  # of tensors, when the training began
+        self._values: dict[str, str] | None = None  # of tensors, as training began
 
     @property
     def record(self) -> TrainingRecord:
@@ -392,7 +392,7 @@ class UnlearningCallback(Callback):
     def _remember_values(self, pl_module: LightningModule) -> None:
         """Copies of what this training has made will be known in this process."""
         remember_values(pl_module, self._values)
-        self._values = {}
+        self._values = None
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most, processes = self.options.max_norm, strategies.processes_of(trainer)
