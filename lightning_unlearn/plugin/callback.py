@@ -388,8 +388,7 @@ class UnlearningCallback(Callback):
 
     def _remember_values(self, pl_module: LightningModule) -> None:
         """Copies of what this training has made will be known in this process."""
-        if self._values is not None:
-            remember_values(pl_module, self._values)
+        remember_values(pl_module, self._values)
         self._values = None
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,8 +44,13 @@ def values_of(module: nn.Module) -> dict[str, str]:
     return {name: value_digest(t) for name, t in named if t.numel() > 1}
 
 
-def remember_values(module: nn.Module, before: dict[str, str]) -> None:
-    """Remember the values that are others than those of before a training."""
+def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
+    """Remember the values that are others than those of before a training.
+
+    None before: a run that failed before its training began has made none.
+    """
+    if before is None:
+        return
     _VALUES.update(
         digest
         for name, digest in values_of(module).items()

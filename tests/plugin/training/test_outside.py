@@ -12,6 +12,7 @@ from lightning_unlearn import UnlearningCallback
 from lightning_unlearn.guarantee.claims import Grade
 from tests.helpers.nets import (
     HeadNet,
+    digits,
     fitted,
     loader,
     same,
@@ -145,3 +146,16 @@ def test_private_state_outside_parameters_is_found(net, name):
     certificate = fit_trainer.unlearn([1]).certificate
     assert certificate.grade is Grade.NONE
     assert name in certificate.unscrubbed
+
+
+def test_a_fit_that_fails_before_it_begins_makes_nothing_private():
+    """Its backbone was taken for one that had been trained, by its values."""
+    torch.manual_seed(1)
+    net = HeadNet()
+    net.setup = lambda stage: 1 / 0
+    callback = UnlearningCallback(tolerance=2e-7)
+    with pytest.raises(ZeroDivisionError):
+        trainer(callback).fit(net, loader(digits(600)))
+    del net.setup
+    _, fit_trainer, _, _ = fitted(net, tolerance=2e-7)
+    assert fit_trainer.unlearn([1]).certificate.grade is Grade.CERTIFIED
