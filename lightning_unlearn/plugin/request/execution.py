@@ -19,6 +19,7 @@ from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
+from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
@@ -98,6 +99,7 @@ class Execution:
         plan = resolve(context, request)
         state = usable_state(context, plan)
         check_agreement(context, plan)
+        refuse_loud_noise(plan)
         plan = with_ways_checked(context, plan, state)
         copies = self._duplicates(plan)
         key = context.callback.record.ledger_key
@@ -107,6 +109,7 @@ class Execution:
         with isolate_rng(), quiet(context.module):
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
+        refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
         decided = self._decide(plan, step)

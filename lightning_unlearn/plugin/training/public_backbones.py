@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.step.head.convex_head import ConvexHead
 
 
 def backbones(module: nn.Module) -> dict[str, PublicBackbone]:
@@ -18,6 +19,18 @@ def check(module: nn.Module) -> None:
     """Raise `ModelError` unless each is as it was made."""
     for backbone in backbones(module).values():
         backbone.check()
+
+
+def fixed_row_norm(module: nn.Module, head: ConvexHead) -> float | None:
+    """Norm of a head's rows as its backbone makes them, the 1 of a bias included.
+
+    None if only data would tell: there is no `PublicBackbone`, or not one alone, or
+    its rows have no norm in common.
+    """
+    found = list(backbones(module).values())
+    if len(found) != 1 or found[0].n_features != head.in_features:
+        return None
+    return found[0].row_norm(bias=head.bias is not None)
 
 
 @contextmanager
