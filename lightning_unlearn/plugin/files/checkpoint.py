@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 
 from lightning_unlearn._base.files import appear, part_of
 from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn.plugin.files.plain_values import plain_values
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
 
@@ -127,8 +127,8 @@ def record_in(path: Path) -> dict[str, Any]:
     """
     file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
     try:
-        held: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint makes torch do
+        held: Any = plain_values(file)
+    except Exception as error:  # whatever a file that is no checkpoint makes of it
         kind = type(error).__name__
         raise DataError(f"it cannot be read as a checkpoint ({kind})") from None
     try:

@@ -23,6 +23,7 @@ from lightning_unlearn.plugin.plan import measure
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.plan.public_forgotten import compared
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     resolve,
@@ -179,6 +180,7 @@ def preflight(
         with isolate_rng(), quiet(context.module, restore=True):
             share_record(context)
             plan = resolve(context, Request(forget=forget, by=by))
+            plan = compared(plan, context.callback.record.certificate)
             state = usable_state(context, plan)
             copies = None
             if find_duplicates:

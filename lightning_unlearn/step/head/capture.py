@@ -3,13 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
-from lightning_unlearn.step.batch_checks import spread_places
+from lightning_unlearn.step.batch_checks import (
+    Width,
+    size_of,
+    spread_places,
+    width_of,
+)
 from lightning_unlearn.step.head.convex_head import ConvexHead, HeadCall
 from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.objective import Batches, LossFunction
@@ -17,6 +23,7 @@ from lightning_unlearn.weights.objective import Batches, LossFunction
 _CHUNK = 4096
 _CHECKED, _GROUPS = 32, 4  # samples that are checked, and batches they are read in
 _ANOTHER_BATCH = 1_000_003
+_NARROW, _WIDE = 4, 16  # samples read anew where batches are padded
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,25 @@ def capture(
         ModelError: If a feature, target or loss is not finite.
     """
     _check_head(head)
-    _check_independent(loss, head, batches, elsewhen)
-    return _read_all(loss, head, batches)
+    seen = _check_independent(loss, head, batches, elsewhen)
+    rows, read = _read_all(loss, head, batches)
+    if len({*seen, *(part.width for part in read)}) > 1:
+        _check_padding(loss, head, batches, rows, read)
+    return rows
 
 
-def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> FeatureData:
+class _Read(NamedTuple):
+    """Rows that were read in one batch, and how wide it was."""
+
+    rows: range
+    width: Width
+
+
+def _read_all(
+    loss: LossFunction, head: ConvexHead, batches: Batches
+) -> tuple[FeatureData, list[_Read]]:
     features, targets, filled = None, [], 0
+    read: list[_Read] = []
     with _fixed_weights(head):
         for index, (weight, batch) in enumerate(batches):
             call = _call(loss, head, batch, index, weight)
@@ -91,9 +111,10 @@ def _read_all(loss: LossFunction, head: ConvexHead, batches: Batches) -> Feature
                 features = large_arrays.empty(shape, rows.dtype, rows.device)
             features[filled : filled + weight] = rows[:weight].to(features.device)
             targets.append(call.targets[:weight])
+            read.append(_Read(range(filled, filled + weight), width_of(batch)))
             filled += weight
     assert features is not None  # there is a batch: the request was checked
-    return FeatureData(features[:filled], torch.cat(targets))
+    return FeatureData(features[:filled], torch.cat(targets)), read
 
 
 def check_rows(
@@ -114,7 +135,7 @@ def check_rows(
         GuaranteeError: As `capture`.
     """
     _check_head(head)
-    now = _read_all(loss, head, batches)
+    now, _ = _read_all(loss, head, batches)
     same = now.features.shape == rows.features.shape and _alike(
         now.features, rows.features
     )
@@ -133,9 +154,9 @@ def _alike(now: Tensor, before: Tensor) -> bool:
 
 
 @contextmanager
-def _fixed_weights(head: ConvexHead) -> Iterator[None]:
+def _fixed_weights(head: ConvexHead, seed: int = 0) -> Iterator[None]:
     """Weights of the head that everybody knows, for the length of a block."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     own = [p.detach().clone() for p in head.parameters()]
     try:
         with torch.no_grad():
@@ -173,11 +194,14 @@ def _check_head(head: ConvexHead) -> None:
 
 def _check_independent(
     loss: LossFunction, head: ConvexHead, batches: Batches, elsewhen: Elsewhen
-) -> None:
+) -> set[Width]:
     """Some samples' rows: the same at other weights, in other company, at other times.
 
     They are spread over the data: folders are sorted by class, and what a batch does to
     a sample may show for few of them.
+
+    Returns:
+        The widths of the batches that were read.
     """
     places = spread_places(batches.n, _CHECKED)
     groups = [places[i::_GROUPS] for i in range(_GROUPS) if places[i::_GROUPS]]
@@ -188,35 +212,64 @@ def _check_independent(
         found = (_rows(loss, head, batches, group, index) for group in groups)
         return {place: row for rows in found for place, row in rows.items()}
 
-    own = read(groups)
+    try:
+        own = read(groups)
+    except ModelError:  # at weights that training drove too far; any others will do
+        with _fixed_weights(head, seed=1):
+            own = read(groups)
     with _fixed_weights(head):
         exact = read(groups[:1])
         with elsewhen():
             other = read(neighbours, _ANOTHER_BATCH)
     if not all(
-        torch.equal(x, own[place][0]) and torch.equal(y, own[place][1])
-        for place, (x, y) in exact.items()
+        torch.equal(row.features, own[place].features)
+        and torch.equal(row.target, own[place].target)
+        for place, row in exact.items()
     ):
         raise GuaranteeError(
             "expected features and targets that do not depend on the head's weights, "
             "got others at other weights (self-distillation, pseudo-labels, attention "
             "from the head?): the objective would remember the forgotten samples"
         )
-    if _same_rows(other, own):
-        return
-    if not _same_rows(read(neighbours), own):
+    if _others(other, own):
+        _check_same_rows(read(neighbours), own)
         raise GuaranteeError(
-            "expected the features of a sample to be its own, got others when the rest "
-            "of its batch changed: normalise over features (LayerNorm), not over the "
-            "batch"
+            "expected features and targets that are the same at every epoch, step and "
+            "batch, got others when these counters had other values (current_epoch, "
+            "global_step, num_training_batches, batch_idx) and the head other weights: "
+            "the objective would depend on when training stopped; leave them out of "
+            "unlearning_loss"
         )
-    raise GuaranteeError(
-        "expected features and targets that are the same at every epoch, step and "
-        "batch, got others when these counters had other values (current_epoch, "
-        "global_step, num_training_batches, batch_idx) and the head other weights: the "
-        "objective would depend on when training stopped; leave them out of "
-        "unlearning_loss"
-    )
+    return {row.width for row in (*own.values(), *other.values())}
+
+
+def _check_padding(
+    loss: LossFunction,
+    head: ConvexHead,
+    batches: Batches,
+    rows: FeatureData,
+    read: list[_Read],
+) -> None:
+    """Where batches are as wide as their longest sample, rows must not show it.
+
+    Long samples may be rare, so the widest batch is looked for: some of its samples are
+    read in pairs, which are narrower, and some of the narrowest batch together with it.
+    """
+    read = [part for part in read if len(part.rows)]
+    narrow, wide = (end(read, key=lambda x: size_of(x.width)) for end in (min, max))
+    some = [wide.rows[i] for i in spread_places(len(wide.rows), _WIDE)]
+    groups = [some[i : i + 2] for i in range(0, len(some), 2)]
+    if narrow is not wide:
+        beside = spread_places(len(narrow.rows), _NARROW)
+        groups.append([*(narrow.rows[i] for i in beside), *wide.rows])
+    places, known = batches.places.tolist(), dict[int, _Row]()
+    for part in (narrow, wide):
+        for i in part.rows:
+            known[places[i]] = _Row(rows.features[i], rows.targets[i], part.width)
+    with _fixed_weights(head):
+        for group in groups:
+            now = _rows(loss, head, batches, [places[i] for i in group])
+            _check_same_rows(now, known)
 
 
 def rows_at_fixed_weights(
@@ -228,10 +281,19 @@ def rows_at_fixed_weights(
     """
     with _fixed_weights(head):
         found = [_rows(loss, head, batches, group) for group in groups]
-    return [(x.cpu(), y.cpu()) for group in found for x, y in group.values()]
+    rows = [row for group in found for row in group.values()]
+    return [(row.features.cpu(), row.target.cpu()) for row in rows]
 
 
-_Rows = dict[int, tuple[Tensor, Tensor]]
+class _Row(NamedTuple):
+    """Features (d,) and target of a sample, and the width of the batch it was in."""
+
+    features: Tensor
+    target: Tensor
+    width: Width
+
+
+_Rows = dict[int, _Row]
 
 
 def _rows(
@@ -241,21 +303,47 @@ def _rows(
     places: list[int],
     index: int = 0,
 ) -> _Rows:
-    """Place -> features (d,) and target of its sample, read in one batch."""
+    """Place -> row of its sample, read in one batch."""
     count, batch = batches.take(places)
+    width = width_of(batch)
     call = _call(loss, head, batch, index, count)
     pairs = zip(call.features.detach(), call.targets, strict=True)
-    return dict(zip(places, pairs, strict=True))
+    return {
+        place: _Row(x, y, width) for place, (x, y) in zip(places, pairs, strict=True)
+    }
 
 
-def _same_rows(found: _Rows, known: _Rows) -> bool:
-    """Whether some rows are as before, up to what a batch's size does to rounding."""
-    size = max(float(row.abs().max()) for row, _ in known.values())
-    return all(
-        torch.allclose(row, known[place][0], rtol=1e-3, atol=1e-4 * size)
-        and torch.allclose(target, known[place][1])
-        for place, (row, target) in found.items()
-    )
+def _others(found: _Rows, known: _Rows) -> list[int]:
+    """Places whose rows differ, by more than a batch's size does to rounding."""
+    size = max(float(row.features.abs().max()) for row in known.values())
+    return [
+        place
+        for place, (x, target, _) in found.items()
+        if not torch.allclose(
+            x, known[place].features.to(x.device), rtol=1e-3, atol=1e-4 * size
+        )
+        or not torch.allclose(target, known[place].target.to(target.device))
+    ]
+
+
+def _check_same_rows(found: _Rows, known: _Rows) -> None:
+    """Raise `GuaranteeError` if other company gave other rows."""
+    others = _others(found, known)
+    padded = [place for place in others if found[place].width != known[place].width]
+    if padded:
+        raise GuaranteeError(
+            "expected the features of a sample to be its own, got others when its "
+            f"batch was padded to another length: {len(padded)} of {len(found)} "
+            "samples that were read again; give the model the attention_mask (and "
+            "pool over the tokens it marks), or pad every sample to one length in the "
+            "dataset"
+        )
+    if others:
+        raise GuaranteeError(
+            "expected the features of a sample to be its own, got others when the rest "
+            "of its batch changed: normalise over features (LayerNorm), not over the "
+            "batch"
+        )
 
 
 def _call(

@@ -183,14 +183,16 @@ class ConvexObjective:
         gradient = total / self.n + self.l2 * w
         residuals, logits = sizes.amax(0).tolist()
         lipschitz = self.link.lipschitz(logits + 1e-6, self.K)
-        if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
+        weight_norm = float(w.norm())
+        sizes = (residuals, lipschitz, weight_norm, self.feature_norm)
+        if not all(map(math.isfinite, sizes)):
             return gradient, math.inf  # exponentials overflow: nothing is known of it
         rounding = gradient_rounding_upper(
             n_retain=self.n,
             n_features=self.d + self.bias,
             n_outputs=self.K,
             row_norm=self.feature_norm * (1 + 1e-8),
-            weight_norm=float(w.norm()) * (1 + 1e-8),
+            weight_norm=weight_norm * (1 + 1e-8),
             link_residual_norm=residuals * (1 + 1e-8),
             link_lipschitz=lipschitz,
             link_norm=self.link.norm(logits + 1e-6, self.K),
