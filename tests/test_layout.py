@@ -65,7 +65,7 @@ STANDARD = {
     "importlib", "inspect", "itertools", "json", "logging", "math", "multiprocessing",
     "numbers", "os", "pathlib", "pickle", "random", "re", "reprlib", "secrets", "shlex",
     "shutil", "sys", "tempfile", "textwrap", "time", "traceback", "types", "typing",
-    "unicodedata", "uuid", "warnings", "weakref",
+    "unicodedata", "uuid", "warnings", "weakref", "zipfile",
 }  # fmt: skip
 #: Files that hand on the names of a package and define nothing.
 FACES = {
