@@ -1,5 +1,7 @@
 """Words for people, of texts and numbers that may come from anyone."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     r"""Escapes what could act on a terminal, or turn the direction of a text.
@@ -51,3 +53,15 @@ def number(value: float) -> str:
         ('1e-5', '0.25')
     """
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def positions_text(positions: Sequence[int], most: int = 10) -> str:
+    """Positions in words, the first of them if they are many.
+
+    Example:
+        >>> positions_text([3]), positions_text(range(5), most=2)
+        ('position 3', 'positions 0, 1 and 3 more')
+    """
+    shown = ", ".join(map(str, positions[:most]))
+    more = f" and {len(positions) - most} more" if len(positions) > most else ""
+    return f"position{'s' if len(positions) > 1 else ''} {shown}{more}"

@@ -13,14 +13,14 @@ from lightning_unlearn._base.strict_json import (
     strict_object,
     to_plain,
 )
-from lightning_unlearn.certificate.derived import check_derived
 from lightning_unlearn.certificate.fields import (
     LATER_IN_SCHEMA_1,
     SCHEMA,
     CertificateFields,
     fields_after,
 )
-from lightning_unlearn.certificate.printed import render
+from lightning_unlearn.certificate.words.derived import check_derived
+from lightning_unlearn.certificate.words.printed import render
 from lightning_unlearn.errors import (
     ArgumentError,
     BudgetError,

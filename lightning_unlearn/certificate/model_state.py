@@ -175,12 +175,27 @@ def _is_affine(held: Mapping[str, object]) -> bool:
 
 
 def _not_listed(state: State, known: set[str]) -> list[str]:
-    """Entries that are in no list, and equal to none that is in one (tied weights)."""
-    rest = [name for name in state if name not in known]
+    """Entries that are in no list, hold something, and equal none that is in one.
+
+    A tied weight equals a listed one; a metric that was emptied holds nothing.
+    """
+    rest = [n for n, value in state.items() if n not in known and not _is_empty(value)]
     if not rest:
         return []
     listed = {_digest("", value) for name, value in state.items() if name in known}
     return [name for name in rest if _digest("", state[name]) not in listed]
+
+
+def _is_empty(value: object) -> bool:
+    """Whether an entry is without elements, or of zeros or one infinity alone."""
+    from torch import Tensor
+
+    if not isinstance(value, Tensor):
+        return not value
+    if not value.numel():
+        return True
+    first = float(value.reshape(-1)[0])
+    return abs(first) in (0.0, float("inf")) and bool((value == first).all())
 
 
 def _matched(part: PublicPart, published: State) -> tuple[dict[str, str], str, str]:

@@ -39,6 +39,8 @@ class Attachment:
         travelled: Whether it came to a launched process with its module.
         fits_seen: Trainings that have ended and whose record is this one.
         requests: That have succeeded.
+        forgotten_since: Positions that a request of this process had forgotten before
+            an older checkpoint was loaded.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -53,6 +55,22 @@ class Attachment:
     travelled: bool = False
     fits_seen: int = 0
     requests: int = 0
+    forgotten_since: frozenset[int] = frozenset()
+
+    def restore(self, record: TrainingRecord) -> None:
+        """Take the record of a checkpoint; warn if it is older than what is known."""
+        known = {*self.record.removed, *self.forgotten_since}
+        behind = frozenset(known - set(record.removed))
+        if record.lineage != self.record.lineage:
+            behind = frozenset[int]()
+        if behind:
+            # Lightning has loaded the weights already: the record must be true of them.
+            rank_zero_warn(
+                f"this checkpoint is from before {len(behind)} samples were unlearned: "
+                "they are back in the model; load the clean checkpoint, or unlearn "
+                "them again"
+            )
+        self.record, self.restored, self.forgotten_since = record, True, behind
 
     def begin_fit(self, module: LightningModule, fits: int, loads: bool) -> bool:
         """A training of a module begins.
@@ -149,4 +167,5 @@ class Attachment:
             travelled=alive,
             fits_seen=self.fits_seen,
             requests=self.requests,
+            forgotten_since=self.forgotten_since,
         )

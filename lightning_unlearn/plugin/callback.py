@@ -159,6 +159,7 @@ class UnlearningCallback(Callback):
     ) -> None:
         """A request has succeeded: this is our model now, and this its data."""
         self.attached.requests += 1
+        self.attached.forgotten_since = frozenset()
         self.adopt(pl_module, loader, state)
 
     def adopt(
@@ -202,16 +203,7 @@ class UnlearningCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        record = TrainingRecord.from_dict(state_dict)
-        behind = set(self.record.removed) - set(record.removed)
-        if record.lineage == self.record.lineage and behind:
-            # Lightning has loaded the weights already: the record must be true of them.
-            rank_zero_warn(
-                f"this checkpoint is from before {len(behind)} samples were unlearned: "
-                "they are back in the model; load the clean checkpoint, or unlearn "
-                "them again"
-            )
-        self.attached.record, self.attached.restored = record, True
+        self.attached.restore(TrainingRecord.from_dict(state_dict))
 
     def take_result(
         self,
@@ -268,7 +260,7 @@ class UnlearningCallback(Callback):
         private_file.check_whole(self.record, trainer.ckpt_path)
         same = attached.is_of(pl_module)
         if not (same or attached.restored or attached.travelled):
-            attached.record = TrainingRecord()
+            attached.record, attached.forgotten_since = TrainingRecord(), frozenset()
         self.take_sent_record(trainer)
         loads = trainer.ckpt_path is not None
         resumed = attached.begin_fit(pl_module, int(self._fits), loads)
@@ -293,7 +285,7 @@ class UnlearningCallback(Callback):
             self.attached.loader = loader
             self.attached.warn_if_scaled(trainer, loader.dataset)
             self.attached.probe_rows(trainer, pl_module, self.options, loader)
-        watch_training(pl_module, lambda: trainer.training)
+        watch_training(pl_module, lambda: trainer.training, self.attached.loader)
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
@@ -347,7 +339,7 @@ class UnlearningCallback(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
-        watch_training(pl_module, None)
+        watch_training(pl_module, None, None)
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
         self._remember_values(pl_module)
@@ -368,7 +360,7 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Remember what was trained, also when the training was cut short."""
         if trainer.state.fn == TrainerFn.FITTING:
-            watch_training(pl_module, None)
+            watch_training(pl_module, None, None)
             self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)

@@ -1,5 +1,7 @@
 """Are batches the same at every read, and left as they were?"""
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -46,6 +48,21 @@ def check_in_place(loss: LossFunction, batches: Batches) -> None:
             "in place: the next pass would see other data; write x = x - mean, not "
             "x -= mean"
         )
+
+
+#: Sizes of a batch's tensors, the number of its samples left out.
+Width = tuple[tuple[int, ...], ...]
+
+
+def width_of(batch: object) -> Width:
+    """How wide a batch is: with dynamic padding, as its longest sample."""
+    leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    return tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+
+
+def size_of(width: Width) -> int:
+    """Numbers that stand for each sample."""
+    return sum(prod(sizes) for sizes in width)
 
 
 def _identical(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -8,12 +8,12 @@ import torch
 
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.fields import PublicPart
-from lightning_unlearn.certificate.standing_caveats import (
+from lightning_unlearn.certificate.words.standing_caveats import (
     not_covered,
     versions,
     warnings_of_noise,
 )
-from lightning_unlearn.certificate.theorems import REFERENCES
+from lightning_unlearn.certificate.words.theorems import REFERENCES
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.guarantee.claims import Basis, Bound, Grade, Terms, decide
 from lightning_unlearn.guarantee.constants import Origin

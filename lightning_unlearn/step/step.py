@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_unlearn.certificate.theorems import Claim
+from lightning_unlearn.certificate.words.theorems import Claim
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.guarantee.constants import Constant
 from lightning_unlearn.solvers.base import Solution

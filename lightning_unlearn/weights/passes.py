@@ -26,10 +26,15 @@ def copies(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put_back(module: nn.Module, before: Mapping[str, Tensor]) -> None:
-    """Write copies into a module, which may hold shards where they were whole."""
+    """Write copies into a module, which may hold shards where they were whole.
+
+    A buffer may have another length since: a list that a checkpoint brought.
+    """
     for name, tensor in _held(module).items():
         if name in before and not before[name].is_meta:
             old = before[name]
+            if not isinstance(tensor, DTensor) and tensor.shape != old.shape:
+                tensor.data = torch.empty_like(old, device=tensor.device)
             tensor.copy_(old if isinstance(old, DTensor) else sharded_as(tensor, old))
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torchmetrics
 from safetensors.torch import save_file
 from torch import nn
 
@@ -381,7 +382,24 @@ class Tied(HeadNet):
         self.register_buffer("shift", torch.zeros(32), persistent=False)
 
 
+class Metered(HeadNet):
+    """A metric that checkpoints keep: a request empties it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.least = torchmetrics.MeanMetric(), torchmetrics.MinMetric()
+        self.mean.persistent(True)
+        self.least.persistent(True)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.mean.update(loss.detach())
+        self.least.update(loss.detach())
+        return loss
+
+
 HONEST = {
+    "metrics": (Metered, {}, "certified"),
     "head": (HeadNet, {}, "certified"),
     "no backbone": (lambda: HeadNet(backbone=False), {}, "certified"),
     "tied": (Tied, {}, "certified"),

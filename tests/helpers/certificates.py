@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from lightning_unlearn.certificate import theorems
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.fields import PublicPart, entries_digest
-from lightning_unlearn.certificate.standing_caveats import (
+from lightning_unlearn.certificate.words import theorems
+from lightning_unlearn.certificate.words.standing_caveats import (
     not_covered,
     warnings_of_noise,
 )

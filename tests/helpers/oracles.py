@@ -95,3 +95,34 @@ def ridge(X, Y, l2):
     B = 2 / (n * K) * X1.T @ Y
     W = np.linalg.solve(A, B)  # (d + 1, K)
     return np.concatenate([W[:-1].T.ravel(), W[-1]])
+
+
+def retrain_poisson_head(X, Y, l2):
+    """Minimiser of the mean of exp(z) - y z over samples and outputs, + (l2/2)|w|^2.
+
+    One output after the other, by scipy and numpy.
+
+    Returns weight (K, d) row by row, then bias (K,).
+    """
+    n, K = Y.shape
+    X1 = np.hstack([X, np.ones((n, 1))])
+
+    def solved(y):
+        def value(w):
+            return (np.exp(X1 @ w) - y * (X1 @ w)).mean() / K + l2 / 2 * w @ w
+
+        def gradient(w):
+            return X1.T @ (np.exp(X1 @ w) - y) / (n * K) + l2 * w
+
+        def hessian(w):
+            return (X1.T * np.exp(X1 @ w)) @ X1 / (n * K) + l2 * np.eye(len(w))
+
+        start = np.zeros(X1.shape[1])
+        w = minimize(value, start, jac=gradient, hess=hessian, method="trust-exact").x
+        for _ in range(5):
+            w = w - np.linalg.solve(hessian(w), gradient(w))
+        assert np.linalg.norm(gradient(w)) < 1e-10
+        return w
+
+    W = np.stack([solved(Y[:, k]) for k in range(K)], axis=1)
+    return np.concatenate([W[:-1].T.ravel(), W[-1]])

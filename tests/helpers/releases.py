@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_unlearn.certificate.theorems import Claim
+from lightning_unlearn.certificate.words.theorems import Claim
 from lightning_unlearn.guarantee.claims import Bound
 from lightning_unlearn.solvers.base import Solution, Status
 from lightning_unlearn.step.release import Surroundings

@@ -14,12 +14,12 @@ from lightning_unlearn._base.files import create_file
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Entry, Ledger
-from lightning_unlearn.certificate.printed import composed_worth
 from lightning_unlearn.certificate.report import words
 from lightning_unlearn.certificate.report.chart import chart
 from lightning_unlearn.certificate.report.evidence import Evidence
 from lightning_unlearn.certificate.signature import signer
 from lightning_unlearn.certificate.verification import Finding, verify_text
+from lightning_unlearn.certificate.words.printed import composed_worth
 from lightning_unlearn.errors import CertificateError, LedgerError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.printed import headline, limits as limits
 from lightning_unlearn.certificate.report.evidence import Evidence
-from lightning_unlearn.certificate.strength_words import (
+from lightning_unlearn.certificate.words.printed import headline, limits as limits
+from lightning_unlearn.certificate.words.strength_words import (
     Level,
     finding,
     in_100,

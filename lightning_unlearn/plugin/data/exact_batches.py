@@ -95,6 +95,11 @@ class ExactBatches:
         if loader.collate_fn is default_collate:
             self._picked = plain_batches(self.dataset, indices[:1] + indices[-2:])
         self._cache: list[tuple[int, Any]] | None = None
+        self._now: list[int] = []
+
+    def now(self) -> list[int]:
+        """Positions of the samples in the batch that was handed out last."""
+        return self._now
 
     @property
     def n(self) -> int:
@@ -104,28 +109,33 @@ class ExactBatches:
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Yield (number of samples that count, batch)."""
         if self._cache is not None:
-            yield from self._cache
+            for part, item in zip(self._parts, self._cache, strict=True):
+                self._now = part
+                yield item
             return
         kept: list[tuple[int, Any]] | None = [] if self._keep else None
         size = 0
         batches = self._loader
         if self._picked is not None:
             batches = (self._picked(part) for part in self._parts)
-        for weight, batch in zip(self._weights, batches, strict=True):
+        for part, weight, batch in zip(
+            self._parts, self._weights, batches, strict=True
+        ):
             item = (weight, self.transfer(batch))
             if kept is not None:
                 size += _nbytes(item[1])
                 kept.append(item)
                 kept = kept if size <= CACHE_BYTES else None
+            self._now = part
             yield item
         self._cache = kept
 
     def take(self, places: Sequence[int]) -> tuple[int, Any]:
         """The samples at some places of `indices`, read afresh."""
+        self._now = part = [self.indices[i] for i in places]
         if self._picked is not None:
-            part = [self.indices[i] for i in places]
             return len(part), self.transfer(self._picked(part))
-        samples = [self.dataset[self.indices[i]] for i in places]
+        samples = [self.dataset[i] for i in part]
         return len(samples), self.transfer(self._collate(samples))
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from lightning_unlearn._base.files import appear, part_of, remove
@@ -15,6 +14,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.receipts import from_text, receipts_path
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
 from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files.plain_values import plain_values
 from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.lightning import Callback, RichProgressBar, Trainer
 from lightning_unlearn.plugin.run import strategies
@@ -152,8 +152,8 @@ def record_in(path: Path) -> dict[str, Any]:
     """
     file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
     try:
-        held: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint makes torch do
+        held: Any = plain_values(file)
+    except Exception as error:  # whatever a file that is no checkpoint makes of it
         kind = type(error).__name__
         raise DataError(f"it cannot be read as a checkpoint ({kind})") from None
     try:

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import checkpoint, private_file
+from lightning_unlearn.plugin.files.known_checkpoints import Standing, known
 from lightning_unlearn.plugin.files.private_file import private_path
-from lightning_unlearn.plugin.lightning import Checkpoint, Trainer
+from lightning_unlearn.plugin.lightning import Trainer
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
-
-_PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,12 @@ class Stale:
     Args:
         checkpoints: Those known to hold what is being forgotten, that exist.
         logs: Folders of the Trainer's loggers that exist.
+        unsure: Files that cannot be read, or not from here: they may hold it too.
     """
 
     checkpoints: tuple[str, ...]
     logs: tuple[str, ...]
+    unsure: tuple[str, ...] = ()
 
 
 NOTHING_STALE = Stale((), ())
@@ -39,26 +39,25 @@ def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Sta
         ckpt_path: Checkpoint the request was started from, or None.
         record: Of the model.
     """
-    paths: set[Any] = {ckpt_path, *record.saved}
-    folders = {Path(p).absolute().parent for p in paths if _is_there(p)}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Checkpoint):
-            paths |= {getattr(callback, name, None) for name in _PATHS}
-            paths |= set(getattr(callback, "best_k_models", {}))
-            own = getattr(callback, "dirpath", None)
-            folders |= {Path(own)} if own else set()
-    # Another process knows of the file it began with, and not of those beside it.
-    for folder in folders:
-        beside = folder.glob("*.ckpt")
-        paths |= {p for p in beside if _lineage(p) == record.lineage}
-    checkpoints = {str(Path(str(p)).absolute()) for p in paths if _is_there(p)}
+    found = known(trainer, ckpt_path, record)
+    ours = Standing.OURS, Standing.LATER
+    checkpoints = [
+        one.path
+        for one in found
+        if one.standing in ours or (one.named and Path(one.path).exists())
+    ]
+    unsure = [
+        one.path
+        for one in found
+        if one.standing is Standing.UNREADABLE and one.path not in checkpoints
+    ]
     # The folder of all versions: a training in another process logged to another one.
     logged = {
         getattr(logger, "root_dir", None) or logger.log_dir or logger.save_dir
         for logger in trainer.loggers
     }
     logs = {str(f) for f in logged if f and Path(f).is_dir()}
-    return Stale(tuple(sorted(checkpoints)), tuple(sorted(logs)))
+    return Stale(tuple(checkpoints), tuple(sorted(logs)), tuple(unsure))
 
 
 def delete(
@@ -125,21 +124,6 @@ def _problem(
     if set(chosen) <= set(other.removed):
         return "it does not hold what was forgotten"
     return None
-
-
-def _lineage(path: Path) -> str | None:
-    try:
-        return TrainingRecord.from_dict(checkpoint.record_in(path)).lineage
-    except DataError:
-        return None
-
-
-def _is_there(path: object) -> bool:
-    """Whether a path that anyone may have written names something."""
-    try:
-        return isinstance(path, (str, Path)) and path != "" and Path(path).exists()
-    except (OSError, ValueError):  # a name no file system takes
-        return False
 
 
 def _is_shard(path: Path) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from lightning_unlearn.certificate.theorems import Claim, strongly_convex_claim
+from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
@@ -13,7 +13,10 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.run.progress import DisplayObserver
-from lightning_unlearn.plugin.training.public_backbones import reading_private
+from lightning_unlearn.plugin.training.public_backbones import (
+    reading_private,
+    tell_near,
+)
 from lightning_unlearn.solvers.observer import NOBODY
 from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
 from lightning_unlearn.step.head.capture import capture, row_difference
@@ -133,8 +136,11 @@ class HeadPlan(Plan):
         return float(found.max())
 
     def _rows(self, batches: ExactBatches) -> FeatureData:
-        with self.processes.together(), reading_private(self.module):
+        reading = reading_private(self.module, batches.now)
+        with self.processes.together(), reading:
             check_repeatable(batches)
             check_in_place(self.loss, batches)
             elsewhen = partial(compat.clock_moved, self.trainer)
-            return capture(self.loss, self.head, batches, elsewhen)
+            rows = capture(self.loss, self.head, batches, elsewhen)
+        tell_near(self.module, self.processes)
+        return rows

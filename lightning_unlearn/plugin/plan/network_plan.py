@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_unlearn.certificate.theorems import Claim, step_claim
+from lightning_unlearn.certificate.words.theorems import Claim, step_claim
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.plan.plan import PassContext, Plan

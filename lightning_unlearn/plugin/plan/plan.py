@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.ledger import Ledger
-from lightning_unlearn.certificate.theorems import Claim
+from lightning_unlearn.certificate.words.theorems import Claim
 from lightning_unlearn.guarantee.claims import Basis
 from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex

@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.plan.public_forgotten import compared
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
@@ -107,6 +108,7 @@ class Execution:
         plan = replace(plan, display=display)
         context.module.zero_grad(set_to_none=True)  # room, and nothing worth keeping
         with isolate_rng(), quiet(context.module):
+            plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
         refuse_loud_noise(plan, step)

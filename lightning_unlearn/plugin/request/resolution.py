@@ -14,6 +14,12 @@ from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee, NormBall
 from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.files.known_checkpoints import (
+    Known,
+    Standing,
+    check_newest,
+    known,
+)
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.plan.plan import Plan
@@ -78,6 +84,10 @@ def resolve(
         chosen_one = chosen_guarantee(options, head, l2, scope)
         free = chosen_one is None or isinstance(chosen_one, NormBall)
         outside = outside_of(context.module, scope, record, rebuilds=free)
+    ledger = context.processes.first(lambda: _ledger(context))
+    if request is not None:
+        with context.processes.together():
+            _check_newest(context, request, chosen)
     return plan_for(
         scope,
         head,
@@ -92,7 +102,7 @@ def resolve(
         removed=sorted(gone),
         retained=[i for i in drawn if i not in gone],
         outside=outside,
-        ledger=context.processes.first(lambda: _ledger(context)),
+        ledger=ledger,
         l2=l2,
     )
 
@@ -177,6 +187,18 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
     return state
 
 
+def _check_newest(context: StageContext, request: Request, chosen: list[int]) -> None:
+    """No checkpoint that is known may have forgotten what this one would keep."""
+    record = context.callback.record
+    folders = [] if request.save_to is None else [request.save_to.absolute().parent]
+    files = known(context.trainer, context.ckpt_path, record, *folders)
+    since = context.callback.attached.forgotten_since
+    if since:
+        here = "a request in this process"
+        files.append(Known(here, Standing.LATER, named=True, forgotten=since))
+    check_newest(files, record, chosen)
+
+
 def _drawn(context: StageContext) -> list[int]:
     """Positions the training could draw: of its record, else of this loader.
 
@@ -203,7 +225,8 @@ def _scope(
     head = convex_head(module, scope)
     if head is not None:  # in the head's own order, whatever the hook returned
         scope = strategy.scope(module, head.parameters())
-    scope.check_finite()
+    else:  # a head is solved from zero, if it must be
+        scope.check_finite()
     return loss, scope, head, module_l2
 
 

@@ -6,6 +6,7 @@ from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.solvers.observer import NOBODY
 
 
@@ -31,6 +32,12 @@ def not_covered(
     known = ()
     if stale.checkpoints:
         known = (f"older checkpoints of this training: {what}",)
+    if stale.unsure:
+        known += (
+            "files that may hold the forgotten samples and could not be read from here "
+            "(of another form, or on another machine; the result names them): look at "
+            "them",
+        )
     if stale.logs:
         known += ("whatever the Trainer's loggers have written",)
     states = trainer_state.kept_states(context.trainer)
@@ -105,6 +112,19 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
             "the weights are not those the last training or request ended with: if "
             "they are older, what was removed since is back in them until this "
             "request"
+        )
+    retained, module = set(plan.retained), context.module
+    near = retained.intersection(public_backbones.alike(module, "near"))
+    blank = retained.intersection(public_backbones.alike(module, "blank"))
+    if near:
+        found.append(
+            f"{len(near)} retained samples are near copies of the public_data of a "
+            "backbone, by their features: were these data made from private ones?"
+        )
+    if blank:
+        found.append(
+            f"{len(blank)} retained samples are blank, as one of the public_data is: "
+            "taken as others"
         )
     if isinstance(loader.sampler, WeightedRandomSampler):
         found.append(

@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
-from torch import nn
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from lightning_unlearn._base.text import positions_text
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.step.head.inputs import in_order, inputs_of
+from lightning_unlearn.step.known_samples import Where, public_ones
+from lightning_unlearn.weights.processes import Processes
 
 
 def backbones(module: nn.Module) -> dict[str, PublicBackbone]:
@@ -34,21 +41,66 @@ def fixed_row_norm(module: nn.Module, head: ConvexHead) -> float | None:
 
 
 @contextmanager
-def reading_private(module: nn.Module) -> Iterator[None]:
-    """A block in which no input may be one that a backbone's statistics are of."""
+def reading_private(module: nn.Module, where: Where | None = None) -> Iterator[None]:
+    """A block in which no input may be one that a backbone's statistics are of.
+
+    Args:
+        module: With the backbones.
+        where: Gives the positions of the samples that are read now, to name them.
+    """
     with ExitStack() as stack:
         for backbone in backbones(module).values():
-            stack.enter_context(backbone.reading_private())
+            stack.enter_context(backbone.reading_private(where))
         yield
 
 
-def watch_training(module: nn.Module, training: Callable[[], bool] | None) -> None:
+def watch_training(
+    module: nn.Module, training: Callable[[], bool] | None, loader: DataLoader | None
+) -> None:
     """Refuse public samples as training samples; None ends the watch.
 
     A request reads retained samples only: it would not see one that is forgotten.
+
+    Args:
+        module: With the backbones.
+        training: Whether samples are training samples now.
+        loader: Of all of them, to name the positions of what is refused.
     """
     for backbone in backbones(module).values():
-        backbone.refuse_while(training)
+        find = None if loader is None else partial(_positions, loader, backbone.known)
+        backbone.refuse_while(training, find)
+
+
+def _positions(loader: DataLoader, known: Tensor) -> list[int]:
+    """Where public samples stand in the training data, as far as its inputs show it."""
+    size, found = loader.batch_size or 1, list[int]()
+    for index, batch in enumerate(in_order(loader, size)):
+        met = public_ones(inputs_of(batch), known)
+        found += [index * size + i for i, is_met in enumerate(met) if is_met]
+    return found
+
+
+def alike(module: nn.Module, kind: str) -> list[int]:
+    """Training samples that were met and are like public ones: "near" or "blank"."""
+    found = (b.alike.items() for b in backbones(module).values())
+    return sorted({p for items in found for p, how in items if how == kind})
+
+
+def tell_near(module: nn.Module, processes: Processes) -> None:
+    """Tell, and let every process know, what near copies all of them have met."""
+    parts = backbones(module)
+    if not parts:
+        return
+    for others in processes.gather({name: dict(b.alike) for name, b in parts.items()}):
+        for name, backbone in parts.items():
+            backbone.alike.update(others[name])
+    near = alike(module, "near")
+    if near:
+        rank_zero_warn(
+            f"near copies of public_data, by their features, are at "
+            f"{positions_text(near)} of the training data: is it made from private "
+            "samples?"
+        )
 
 
 def part_of(name: str, among: dict[str, PublicBackbone]) -> str:

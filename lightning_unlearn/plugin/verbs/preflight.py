@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.certificate.printed import premise, so_far
-from lightning_unlearn.certificate.strength_words import in_100
+from lightning_unlearn.certificate.words.printed import premise, so_far
+from lightning_unlearn.certificate.words.strength_words import in_100
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Decision, Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
@@ -29,6 +29,7 @@ from lightning_unlearn.plugin.plan import measure
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.plan.public_forgotten import compared
 from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
 from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
@@ -187,6 +188,7 @@ def preflight(
         with isolate_rng(), quiet(context.module, restore=True):
             share_record(context)
             plan = resolve(context, Request(forget=forget, by=by))
+            plan = compared(plan, context.callback.record.certificate)
             state = usable_state(context, plan)
             plan = with_ways_checked(context, plan, state)
             copies = None

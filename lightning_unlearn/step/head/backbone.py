@@ -17,7 +17,6 @@ from lightning_unlearn._base import validate
 from lightning_unlearn.errors import (
     ArgumentError,
     DataError,
-    GuaranteeError,
     ModelError,
 )
 from lightning_unlearn.step.head import taps
@@ -26,9 +25,9 @@ from lightning_unlearn.step.head.inputs import (
     cast,
     first_batch,
     leaves,
-    sample_names,
     to_device,
 )
+from lightning_unlearn.step.known_samples import Sketches, Watch, Where, sample_names
 from lightning_unlearn.weights.digests import tensors_digest
 
 _LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up
@@ -108,7 +107,7 @@ class PublicBackbone(nn.Module):
         self.standardize, self.unit_norm = standardize, unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public = 0
-        self._is_private: Callable[[], bool] = _never  # what is read now
+        self._watch = Watch()
         device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
         first = to_device(first_batch(public_data, self.batch_size), device)
         self.taps = self._taps(taps, first)
@@ -158,9 +157,10 @@ class PublicBackbone(nn.Module):
         self._check_eval()
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
-        if self._is_private():
-            self._refuse_known(inputs)
-        rows = (self._raw(inputs) - self.mean) / self.std
+        blank = self._watch.meet(inputs, self.known)
+        raw = self._raw(inputs)
+        self._watch.look_at(raw, blank)
+        rows = (raw - self.mean) / self.std
         if self.unit_norm:
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return self.scale * rows
@@ -204,17 +204,35 @@ class PublicBackbone(nn.Module):
             )
 
     @contextmanager
-    def reading_private(self) -> Iterator[None]:
-        """Inside the block inputs are private: those of `public_data` are refused."""
-        before, self._is_private = self._is_private, _always
-        try:
-            yield
-        finally:
-            self._is_private = before
+    def reading_private(self, where: Where | None = None) -> Iterator[None]:
+        """Inside the block inputs are private: those of `public_data` are refused.
 
-    def refuse_while(self, private: Callable[[], bool] | None) -> None:
-        """Whenever `private()` says so, inputs of `public_data` are refused too."""
-        self._is_private = private or _never
+        Args:
+            where: Gives the positions of the samples that are read now, to name them;
+                near copies are then noted in `alike`.
+        """
+        with self._watch.reading(where):
+            yield
+
+    def refuse_while(
+        self, private: Callable[[], bool] | None, find: Where | None = None
+    ) -> None:
+        """Whenever `private()` says so, inputs of `public_data` are refused too.
+
+        Args:
+            private: Says it; None if nobody watches any more.
+            find: Looks for the positions of what was refused, where batches are drawn.
+        """
+        self._watch.begin(private, find)
+
+    @property
+    def alike(self) -> dict[int, str]:
+        """Training samples that were met and are like public ones, by position.
+
+        "near": their features are nearly the same. "blank": all their numbers are one,
+        as of a public sample.
+        """
+        return self._watch.alike
 
     @override
     def train(self, mode: bool = True) -> "PublicBackbone":
@@ -225,10 +243,6 @@ class PublicBackbone(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> "PublicBackbone":
         """Stay frozen, whatever is asked for."""
         return super().requires_grad_(False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy is watched by nobody yet."""
-        return {**vars(self), "_is_private": _never}
 
     @override
     def get_extra_state(self) -> dict[str, Any]:
@@ -253,6 +267,8 @@ class PublicBackbone(nn.Module):
     ) -> None:
         known = state_dict.get(f"{prefix}known")
         if isinstance(known, Tensor):  # as many as there were when it was saved
+            if not torch.equal(known, self.known.to(known.device)):
+                self._watch.sketches = None  # they are of other samples
             self.known = torch.zeros_like(known, device=self.known.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -286,9 +302,11 @@ class PublicBackbone(nn.Module):
 
     def _take_statistics(self, batches: Iterable[Any]) -> None:
         n, total = 0, torch.zeros(2, self.n_features, dtype=torch.float64)
-        known = []
+        known, sketches = [], Sketches()
         for batch in batches:
-            rows = self._raw(to_device(batch, self.mean.device)).cpu().double()
+            raw = self._raw(to_device(batch, self.mean.device)).cpu()
+            sketches.add(raw)
+            rows = raw.double()
             total += torch.stack([rows.sum(0), rows.square().sum(0)])
             n += len(rows)
             known += sample_names(batch)
@@ -308,6 +326,7 @@ class PublicBackbone(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(least or 1.0))
         self.known, self.n_public = torch.tensor(sorted(set(known))), n
+        self._watch.sketches = sketches.closed()
 
     def _digests(self) -> dict[str, str]:
         """SHA-256 of each part that rows depend on, by name."""
@@ -333,26 +352,6 @@ class PublicBackbone(nn.Module):
                     "statistics of private samples, dropout would be random; do not "
                     "call train() on its parts"
                 )
-
-    def _refuse_known(self, inputs: Any) -> None:
-        if not len(self.known):
-            return
-        both = torch.isin(torch.tensor(sample_names(inputs)), self.known.cpu())
-        if bool(both.any()):
-            raise GuaranteeError(
-                "expected public_data that are no training samples, got "
-                f"{int(both.sum())} in one batch that are both: the statistics of the "
-                "PublicBackbone would remember the forgotten ones; give it other data, "
-                'or standardize="none"'
-            )
-
-
-def _never() -> bool:
-    return False
-
-
-def _always() -> bool:
-    return True
 
 
 def _check_options(

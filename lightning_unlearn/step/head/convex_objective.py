@@ -179,14 +179,16 @@ class ConvexObjective:
         gradient = total / self.n + self.l2 * w
         residuals, logits, heaviest = sizes.amax(0).tolist()
         lipschitz = heaviest * self.link.lipschitz(logits + 1e-6, self.K)
-        if not (math.isfinite(residuals) and math.isfinite(lipschitz)):
+        weight_norm = float(w.norm())
+        found = (residuals, lipschitz, weight_norm, self.feature_norm)
+        if not all(map(math.isfinite, found)):
             return gradient, math.inf  # exponentials overflow: nothing is known of it
         rounding = gradient_rounding_upper(
             n_retain=self.n,
             n_features=self.d + self.bias,
             n_outputs=self.K,
             row_norm=self.feature_norm * (1 + 1e-8),
-            weight_norm=float(w.norm()) * (1 + 1e-8),
+            weight_norm=weight_norm * (1 + 1e-8),
             link_residual_norm=residuals * (1 + 1e-8),
             link_lipschitz=lipschitz,
             link_norm=heaviest * self.link.norm(logits + 1e-6, self.K),

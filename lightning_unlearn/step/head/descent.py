@@ -100,6 +100,15 @@ class StronglyConvexObjective(Protocol):
         ...
 
 
+@runtime_checkable
+class Direction(Protocol):
+    """A way to go on."""
+
+    def go(self, at: "Iterate") -> bool:
+        """Move the descent, or sharpen its gradient; False if this way has ended."""
+        ...
+
+
 class Iterate:
     """Where the descent stands, and what it has cost.
 
@@ -214,7 +223,7 @@ class StoredFactor:
             self.works = at.leap(x, norm, self.name)
 
     def go(self, at: Iterate) -> bool:
-        """Move the descent, or sharpen its gradient; False if this way has ended."""
+        """See `Direction`."""
         if self.factor is None or not self.works:
             return False
         if at.leap(self.factor.solve(at.gradient), at.norm, self.name):
@@ -237,7 +246,7 @@ class FreshFactor:
         self.refactor, self.stored = refactor, stored
 
     def go(self, at: Iterate) -> bool:
-        """As `StoredFactor.go`."""
+        """See `Direction`."""
         if self.refactor is None:
             return False
         at.curve()
@@ -271,7 +280,7 @@ class InnerSolve:
     tolerance: float
 
     def go(self, at: Iterate) -> bool:
-        """As `StoredFactor.go`."""
+        """See `Direction`."""
         at.curve()
         rtol = _forcing(at.norm, at.before, self.tolerance)
         at.before = at.norm

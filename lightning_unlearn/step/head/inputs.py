@@ -1,6 +1,5 @@
 """Batches of inputs and targets, from whatever holds them."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,15 +112,3 @@ def cast(inputs: Any, dtype: torch.dtype) -> Any:
 def to_device(inputs: Any, device: torch.device) -> Any:
     """Inputs with every tensor of them on a device."""
     return tree_map_only(Tensor, lambda t: t.to(device), inputs)
-
-
-def sample_names(inputs: Any) -> list[int]:
-    """The first 8 bytes of the digest of each sample, in single precision."""
-    parts = [t.cpu().contiguous() for t in leaves(cast(inputs, torch.float32))]
-    found = []
-    for sample in zip(*parts, strict=True):
-        sha = hashlib.sha256()
-        for leaf in sample:
-            sha.update(leaf.reshape(-1).view(torch.uint8).numpy().data)
-        found.append(int.from_bytes(sha.digest()[:8], "big", signed=True))
-    return found

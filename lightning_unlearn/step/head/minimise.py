@@ -1,15 +1,19 @@
 r"""Newton to a fixed gradient norm in a strongly convex scope."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+
+import torch
 
 from lightning_unlearn._base import validate
-from lightning_unlearn.certificate.theorems import reported, strongly_convex_claim
+from lightning_unlearn.certificate.words.theorems import reported, strongly_convex_claim
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.solvers.base import Solution, Solver, Status
 from lightning_unlearn.solvers.observer import NOBODY, Observer
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.descent import (
+    Direction,
     Factored,
     FreshFactor,
     InnerSolve,
@@ -78,6 +82,9 @@ def minimise(
     original weights and one from retrained weights, are within 2 tolerance/mu.
     Conjugate gradients inside; steps are halved until the gradient norm falls.
 
+    Whether there is an answer must not depend on the forgotten samples: where no way
+    leads on from the trained weights, which remember them, it starts again from zero.
+
     Args:
         objective: F over the retained samples.
         w0: Starting weights (p,), float64.
@@ -102,36 +109,35 @@ def minimise(
 
     Raises:
         GuaranteeError: If rounding alone exceeds the tolerance.
-        SolverError: If the tolerance is not reached.
+        SolverError: If the tolerance is not reached, from zero neither.
     """
     validate.positive(tolerance=tolerance)
-    at = Iterate(objective, w0)
-    stored = StoredFactor(factor, start)
-    directions = (
-        stored,
-        FreshFactor(None if solver is not None else refactor, stored),
-        InnerSolve(solver, proxy_samples, stored, tolerance),
-    )
+
+    def directions(at_start: StoredFactor) -> tuple[Direction, ...]:
+        return (
+            at_start,
+            FreshFactor(None if solver is not None else refactor, at_start),
+            InnerSolve(solver, proxy_samples, at_start, tolerance),
+        )
+
+    at, stored = Iterate(objective, w0), StoredFactor(factor, start)
     observer.stage("gradient")
     state = observer.start()
     if state is not None:
         at.go_on_from(state, max_steps)
         stored.works = False
-    else:
-        stored.leap(at)
-    if not at.evaluated:
-        at.evaluate()
-    observer.stage("solving")
-    while not at.proves(tolerance):
-        _check_worthwhile(at, tolerance, max_steps)
-        observer.milestone(at.norm, at.state)
-        at.steps += 1
-        if not any(direction.go(at) for direction in directions):
-            raise SolverError(
-                "expected a shorter gradient along the Newton direction, got none "
-                f"below {at.norm:.3g}: the tolerance is below what float64 resolves "
-                "here; raise it"
-            )
+    try:
+        if state is None:
+            stored.leap(at)
+        _descend(at, directions(stored), tolerance, max_steps, observer)
+    except (GuaranteeError, SolverError):
+        if not bool(w0.any()):
+            raise
+        again = Iterate(objective, torch.zeros_like(w0))
+        again.passes, before = at.passes, at.steps
+        at, nothing = again, StoredFactor(None, None)
+        _descend(at, directions(nothing), tolerance, max_steps, observer)
+        at.steps += before
     return Step(
         weights=at.w,
         solution=Solution(
@@ -145,6 +151,34 @@ def minimise(
         claim=strongly_convex_claim(Tolerance(tolerance), objective.l2),
         measured=(reported("feature_norm", objective.feature_norm),),
     )
+
+
+def _descend(
+    at: Iterate,
+    directions: Sequence[Direction],
+    tolerance: float,
+    max_steps: int,
+    observer: Observer,
+) -> None:
+    """Go on until the tolerance is proved."""
+    if not at.evaluated:
+        at.evaluate()
+    if not math.isfinite(at.norm):
+        raise SolverError(
+            f"expected a finite gradient where the solve starts, got {at.norm}: the "
+            "weights or features are beyond what the loss can be computed at"
+        )
+    observer.stage("solving")
+    while not at.proves(tolerance):
+        _check_worthwhile(at, tolerance, max_steps)
+        observer.milestone(at.norm, at.state)
+        at.steps += 1
+        if not any(direction.go(at) for direction in directions):
+            raise SolverError(
+                "expected a shorter gradient along the Newton direction, got none "
+                f"below {at.norm:.3g}: the tolerance is below what float64 resolves "
+                "here; raise it"
+            )
 
 
 def _check_worthwhile(at: Iterate, tolerance: float, max_steps: int) -> None:

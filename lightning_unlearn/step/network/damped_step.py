@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from lightning_unlearn.certificate.theorems import reported, step_claim
+from lightning_unlearn.certificate.words.theorems import reported, step_claim
 from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
 from lightning_unlearn.guarantee.proofs import check_residual, check_start

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from lightning_unlearn.certificate.theorems import reported
+from lightning_unlearn.certificate.words.theorems import reported
 from lightning_unlearn.errors import SolverError
 from lightning_unlearn.guarantee.constants import Constant
 from lightning_unlearn.solvers.base import (

@@ -270,7 +270,7 @@ def test_another_checkpoint_of_that_name_is_not_taken_for_the_request_s(
     for path_left in (tmp_path / "a").glob("clean.*"):
         path_left.unlink()  # or the name would be taken
     request(None, tmp_path / "a" / "old.ckpt", data, [7], save_to=clean)
-    assert request(path, tmp_path / "a" / "old.ckpt", data, [9]) == [1]
+    assert request(path, tmp_path / "a" / "old.ckpt", data, [7, 9]) == [2]
 
 
 def test_a_file_there_that_cannot_be_read_decides_nothing(tmp_path, monkeypatch):

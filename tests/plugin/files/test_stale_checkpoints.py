@@ -191,7 +191,9 @@ def test_models_of_other_data_or_of_later_requests_are_left(tmp_path):
     mine.callbacks.append(ModelCheckpoint(dirpath=run, save_top_k=0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = mine.unlearn([5], save_to=tmp_path / "clean.ckpt", delete_stale=True)
+        result = mine.unlearn(
+            [5, 6, 7], save_to=tmp_path / "clean.ckpt", delete_stale=True
+        )
     assert result.deleted == (str(run / "mine.ckpt"),)
     assert {"base.ckpt", "other.ckpt", "newer.ckpt"} <= set(names(run))
 

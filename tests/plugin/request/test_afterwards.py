@@ -65,9 +65,16 @@ def test_weights_from_before_a_request_are_noticed(tmp_path):
     net.load_state_dict(old)  # behind the callback's back
     (warning,) = fit_trainer.unlearn([4]).certificate.warnings
     assert "not those the last training or request ended with" in warning
-    with pytest.warns(UserWarning, match="before 4 samples were unlearned: they are"):
+    told = "before 4 samples were unlearned"
+    with (
+        pytest.warns(UserWarning, match=f"{told}: they are"),
+        pytest.raises(SetupError, match=f"{told}, as a request in this process"),
+    ):
         fit_trainer.unlearn([5], model=net, ckpt_path=tmp_path / "old.ckpt")
-    assert callback.record.removed == [5]  # which is true of the weights loaded
+    assert callback.record.removed == [1, 2, 3, 4]
+    with pytest.warns(UserWarning, match=f"{told}: they are"):
+        fit_trainer.unlearn(range(1, 6), model=net, ckpt_path=tmp_path / "old.ckpt")
+    assert callback.record.removed == [1, 2, 3, 4, 5]
 
 
 def test_averaged_copies_of_the_weights_are_refused_and_other_states_listed():

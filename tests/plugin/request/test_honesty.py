@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
-from lightning_unlearn import NewtonStep, UnlearningCallback
+from lightning_unlearn import ConvexHead, NewtonStep, UnlearningCallback
 from lightning_unlearn.errors import BudgetError, DataError, GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data import training_data
@@ -308,3 +308,33 @@ def test_samples_that_cannot_be_fingerprinted_are_said():
     assert callback.record.fingerprint is None
     warnings = " ".join(fit_trainer.unlearn([1]).certificate.warnings)
     assert "have no fingerprint" in warnings
+
+
+class Counts(HeadNet):
+    """Log rates of counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = ConvexHead(32, 10, "poisson")
+
+    def training_step(self, batch, batch_idx):
+        rates = torch.nn.functional.one_hot(batch[1], 10).float()
+        return self.head.loss(self.backbone(batch[0]), rates).mean()
+
+
+@pytest.mark.parametrize("value", [20.0, 1e4, float("inf"), float("nan")])
+def test_a_request_is_answered_wherever_the_training_has_ended(value):
+    """Refused or not: it must not depend on what the forgotten samples did."""
+    torch.manual_seed(0)
+    net, data = Counts(), digits(300)
+    callback = UnlearningCallback(l2=1e-3)
+    fit_trainer = trainer(callback, max_epochs=1)
+    fit_trainer.fit(net, loader(data))
+    fit_trainer.unlearn([1])
+    wanted = net.head.weight.detach().clone()
+    with torch.no_grad():
+        net.head.weight.fill_(value)
+    result = fit_trainer.unlearn([2])
+    assert result.certificate.grade is Grade.CERTIFIED
+    moved = float((net.head.weight.detach() - wanted).norm())
+    assert moved < 0.1 * float(wanted.norm())

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -50,3 +51,119 @@ def test_public_samples_may_be_validated_on_and_copied():
     assert fit_trainer.unlearn(FORGET).certificate.grade is Grade.CERTIFIED
     for backbone in (own.backbone, *copies):
         backbone(public)
+
+
+def unwatched(own, private):
+    """A model whose training nobody watched, and a Trainer to unlearn it with."""
+    trainer(max_epochs=1).fit(own, loader(private))
+    return trainer(UnlearningCallback(l2=1e-3))
+
+
+def test_a_request_compares_what_it_forgets():
+    private, public = digits(600), digits(900).tensors[0][600:]
+    own = net(torch.cat([public, private.tensors[0][FORGET]]))
+    once = unwatched(own, private)
+    for ask in (once.preflight, once.unlearn):
+        with pytest.raises(GuaranteeError, match=r"both \(positions 3, 14, 59 of the"):
+            ask(FORGET, model=own, train_dataloaders=loader(private))
+    with pytest.raises(GuaranteeError, match=r"both \(position 3 of the training"):
+        once.unlearn([100], model=own, train_dataloaders=loader(private))
+    own.backbone(public)
+
+
+def test_from_a_checkpoint_in_a_fresh_process_too(tmp_path):
+    private, public = digits(600), digits(900).tensors[0][600:]
+    own = net(public)
+    first = trainer(UnlearningCallback(), max_epochs=1)
+    first.fit(own, loader(private))
+    first.save_checkpoint(tmp_path / "t.ckpt")
+    state = torch.load(tmp_path / "t.ckpt", weights_only=True)
+    other = net(torch.cat([public, private.tensors[0][FORGET]]))
+    state["state_dict"]["backbone.known"] = other.backbone.known
+    torch.save(state, tmp_path / "t.ckpt")
+    with pytest.raises(GuaranteeError, match="positions 3, 14, 59 of the training"):
+        trainer(UnlearningCallback()).unlearn(
+            FORGET, model=net(public), train_dataloaders=loader(private),
+            ckpt_path=tmp_path / "t.ckpt",
+        )  # fmt: skip
+
+
+def test_what_was_forgotten_earlier_is_compared_if_it_can_be_read():
+    private, public = digits(600), digits(900).tensors[0][600:]
+
+    class Files(type(private)):
+        gone = ()
+
+        def __getitem__(self, i):
+            if i in self.gone:
+                raise FileNotFoundError(str(i))
+            return super().__getitem__(i)
+
+    data = Files(*private.tensors)
+    own, late = net(public), UnlearningCallback(l2=1e-3)
+    trainer(max_epochs=1).fit(own, loader(data))
+    ask = trainer(late)
+    ask.unlearn(FORGET, model=own, train_dataloaders=loader(data))
+    layers = own.backbone.model
+    own.backbone = PublicBackbone(
+        layers, public_data=torch.cat([public, private.tensors[0][FORGET]])
+    )
+    with pytest.raises(GuaranteeError, match="positions 3, 14, 59 of the training"):
+        ask.unlearn([7], model=own, train_dataloaders=loader(data))
+    data.gone = FORGET
+    ask.unlearn([7], model=own, train_dataloaders=loader(data))
+
+
+def test_a_fit_names_positions_though_it_draws_at_random():
+    private, public = digits(600), digits(900).tensors[0][600:]
+    own = net(torch.cat([public, private.tensors[0][FORGET]]))
+    with pytest.raises(GuaranteeError, match=r"\(positions 3, 14, 59 of the training"):
+        trainer(UnlearningCallback(), max_epochs=1).fit(own, loader(private))
+
+
+def near_copies(private):
+    generator = torch.Generator().manual_seed(0)
+    chosen = private.tensors[0][FORGET]
+    return chosen + 1e-3 * torch.randn(chosen.shape, generator=generator)
+
+
+def test_near_copies_of_forgotten_samples_leave_it_on_the_user_s_word():
+    private, public = digits(600), digits(900).tensors[0][600:]
+    own = net(torch.cat([public, near_copies(private)]))
+    fit_trainer = trainer(UnlearningCallback(), max_epochs=1)
+    fit_trainer.fit(own, loader(private))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        forecast = fit_trainer.preflight(FORGET[:2])
+        certificate = fit_trainer.unlearn(FORGET[:2]).certificate
+    texts = " ".join(str(w.message) for w in told)
+    assert "to be forgotten: at positions 3, 14 of the training data" in texts
+    assert "by their features, are at position 59 of the training" in texts  # retained
+    assert forecast.grade is Grade.CONDITIONAL
+    assert certificate.grade is Grade.CONDITIONAL
+    assert "some forgotten samples are near copies" in certificate.public_parts[0].note
+    assert any("1 retained samples are near" in t for t in certificate.warnings)
+    assert not any("14" in t for t in certificate.warnings)
+    certificate.verify()
+
+
+def test_forgetting_others_stays_certified_with_a_word_about_the_copies():
+    private, public = digits(600), digits(900).tensors[0][600:]
+    own = net(torch.cat([public, near_copies(private)]))
+    fit_trainer = trainer(UnlearningCallback(), max_epochs=1)
+    fit_trainer.fit(own, loader(private))
+    with pytest.warns(UserWarning, match="are at positions 3, 14, 59 of the training"):
+        certificate = fit_trainer.unlearn([100, 200]).certificate
+    assert certificate.grade is Grade.CERTIFIED
+    assert any("3 retained samples are near copies" in t for t in certificate.warnings)
+
+
+def test_blank_images_are_no_copies():
+    private, public = digits(600), digits(900).tensors[0][600:]
+    private.tensors[0][[5, 6, 7]] = 0.0
+    own = net(torch.cat([public, torch.zeros(2, 64)]))
+    fit_trainer = trainer(UnlearningCallback(), max_epochs=1)
+    fit_trainer.fit(own, loader(private))
+    certificate = fit_trainer.unlearn([5, 100]).certificate
+    assert certificate.grade is Grade.CERTIFIED
+    assert any("2 retained samples are blank" in t for t in certificate.warnings)

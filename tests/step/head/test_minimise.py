@@ -13,7 +13,12 @@ from lightning_unlearn.step.head.factor import cheap_factor, factorise
 from lightning_unlearn.step.head.links import LINKS
 from lightning_unlearn.step.head.minimise import minimise
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
-from tests.helpers.oracles import retrain_softmax_head, ridge, softmax_head
+from tests.helpers.oracles import (
+    retrain_poisson_head,
+    retrain_softmax_head,
+    ridge,
+    softmax_head,
+)
 from tests.step.head.test_convex_objective import data_for, problem
 
 
@@ -53,6 +58,35 @@ def test_reaches_the_tolerance_from_any_start(loss, scale):
     gradient, rounding = objective.gradient(step.weights)
     assert float(gradient.norm()) + rounding <= 1e-9
     torch.testing.assert_close(step.solution.x, scale * w0 - step.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", [5.0, 20.0, 200.0, 1e200, float("inf"), float("nan")])
+@pytest.mark.parametrize("by_factor", [False, True])
+def test_a_start_from_which_it_fails_is_left_for_zero(dtype, start, by_factor):
+    """Exponentials overflow there; where it starts depends on forgotten samples."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(200, 8, generator=generator).to(dtype)
+    Y = torch.poisson(torch.ones(200, 3), generator=generator)
+    objective = ConvexObjective(ConvexHead(8, 3, "poisson"), FeatureData(X, Y), 1e-2)
+    refactor = cheap_factor(objective) if by_factor else None
+    w0 = torch.zeros(objective.size, dtype=torch.float64)
+    ends = [
+        minimise(objective, w, tolerance=1e-6, refactor=refactor).weights
+        for w in (w0, w0 + start)
+    ]
+    rows, counts = X.double().numpy(), Y.double().numpy()
+    exact = retrain_poisson_head(rows, counts, 1e-2)
+    for end in ends:
+        assert np.linalg.norm(end.numpy() - exact) <= 1e-6 / 1e-2
+
+
+def test_what_no_start_solves_is_refused():
+    X, Y = torch.full((4, 1), 1e200, dtype=torch.float64), torch.ones(4, 1)
+    objective = ConvexObjective(ConvexHead(1, 1, "poisson"), FeatureData(X, Y), 1e-2)
+    for start in (0.0, 1.0):
+        with pytest.raises((SolverError, GuaranteeError), match="expected"):
+            minimise(objective, torch.full((2,), start).double(), tolerance=1e-6)
 
 
 def test_distance_never_exceeds_the_sensitivity():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_unlearn.certificate.theorems import check
+from lightning_unlearn.certificate.words.theorems import check
 from lightning_unlearn.errors import GuaranteeError, SolverError
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Bound

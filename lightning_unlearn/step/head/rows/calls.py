@@ -2,17 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.step.batch_checks import Width, width_of
 from lightning_unlearn.step.head.convex_head import ConvexHead, HeadCall
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
-Rows = dict[int, tuple[Tensor, ...]]  # place -> features (d,), target, weight
+
+class Row(NamedTuple):
+    """Features (d,), target and weight of a sample, and the width of its batch."""
+
+    features: Tensor
+    target: Tensor
+    weight: Tensor
+    width: Width
+
+
+Rows = dict[int, Row]  # by place
 
 
 def check_head(head: ConvexHead) -> None:
@@ -39,9 +51,9 @@ def check_head(head: ConvexHead) -> None:
 
 
 @contextmanager
-def fixed_weights(head: ConvexHead) -> Iterator[None]:
+def fixed_weights(head: ConvexHead, seed: int = 0) -> Iterator[None]:
     """Weights of the head that everybody knows, for the length of a block."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     own = [p.detach().clone() for p in head.parameters()]
     try:
         with torch.no_grad():
@@ -75,9 +87,11 @@ def rows_of(
 ) -> Rows:
     """`rows_in` of samples that were read: their number, and their batch."""
     count, batch = taken
+    width = width_of(batch)
     call = call_of(loss, head, batch, index, count)
     data = FeatureData(call.features.detach(), call.targets, call.weights)
-    return dict(zip(places, zip(*data.parts, strict=True), strict=True))
+    rows = zip(places, *data.parts, strict=True)
+    return {place: Row(x, y, weight, width) for place, x, y, weight in rows}
 
 
 def call_of(

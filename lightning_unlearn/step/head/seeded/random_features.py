@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, ModelError
 from lightning_unlearn.step.head.backbone import PublicBackbone
-from lightning_unlearn.step.head.inputs import batches, in_order, sample_names
+from lightning_unlearn.step.head.inputs import batches, in_order
 from lightning_unlearn.step.head.seeded.columns import (
     Columns,
     Numbers,
@@ -29,6 +29,7 @@ from lightning_unlearn.step.head.seeded.recipe import (
     checked_shape,
     usual_length,
 )
+from lightning_unlearn.step.known_samples import sample_names
 
 _PAIRED = 1000  # public samples whose distances are taken
 

@@ -4,8 +4,8 @@ import textwrap
 
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.fields import CertificateFields
-from lightning_unlearn.certificate.standing_caveats import not_covered
-from lightning_unlearn.certificate.strength_words import (
+from lightning_unlearn.certificate.words.standing_caveats import not_covered
+from lightning_unlearn.certificate.words.strength_words import (
     Level,
     finding,
     level,

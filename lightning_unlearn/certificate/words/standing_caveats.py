@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from lightning_unlearn.certificate.fields import CertificateFields
-from lightning_unlearn.certificate.strength_words import (
+from lightning_unlearn.certificate.words.strength_words import (
     Level,
     finding,
     is_capped,

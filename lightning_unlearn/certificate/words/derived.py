@@ -3,9 +3,9 @@
 import math
 from collections import Counter
 
-from lightning_unlearn.certificate import theorems
 from lightning_unlearn.certificate.fields import CertificateFields, entries_digest
-from lightning_unlearn.certificate.standing_caveats import (
+from lightning_unlearn.certificate.words import theorems
+from lightning_unlearn.certificate.words.standing_caveats import (
     not_covered,
     warnings_of_noise,
 )

@@ -1,0 +1,154 @@
+"""The checkpoints a request can know of, and how each stands to its model.
+
+A file is of the request's training, or of a later state of it that has forgotten more,
+or of another training, or nobody can tell. Nothing of a file is unpickled but plain
+values: whatever else it holds, a class of the user's among it, is not even imported.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.ledger import Ledger
+from lightning_unlearn.errors import CertificateError, DataError, SetupError
+from lightning_unlearn.plugin.files import checkpoint
+from lightning_unlearn.plugin.lightning import Checkpoint, Trainer
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+
+_PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
+
+
+class Standing(Enum):
+    """How a file stands to a model."""
+
+    OURS = "of this training, and has forgotten nothing that the model holds"
+    LATER = "of this training, and has forgotten samples that the model holds"
+    OTHER = "of another training, or of none that was watched"
+    UNREADABLE = "cannot be read: it may hold them"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file.
+
+    Args:
+        path: Absolute, or the address of a remote one.
+        standing: To the model it was looked at for.
+        named: Whether the Trainer, its callbacks, the record or the request names it;
+            else it only lies beside one that they do.
+        forgotten: Positions it has forgotten; none if its private file is not there to
+            say which.
+    """
+
+    path: str
+    standing: Standing
+    named: bool
+    forgotten: frozenset[int] = frozenset()
+
+
+def known(
+    trainer: Trainer,
+    ckpt_path: str | None,
+    record: TrainingRecord,
+    *folders: Path,
+) -> list[Known]:
+    """Every checkpoint that the request can know of, in the order of their paths.
+
+    Args:
+        trainer: Of the request.
+        ckpt_path: Checkpoint the request was started from, or None.
+        record: Of the model.
+        folders: That are looked into too.
+    """
+    named: set[Any] = {ckpt_path, *record.saved}
+    beside = {Path(p).absolute().parent for p in named if _is_there(p)}
+    beside |= set(folders)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            named |= {getattr(callback, name, None) for name in _PATHS}
+            named |= set(getattr(callback, "best_k_models", {}))
+            own = getattr(callback, "dirpath", None)
+            if _is_remote(own):
+                named.add(str(own))
+            elif own:
+                beside.add(Path(own))
+    local = {_absolute(p) for p in named if _is_there(p)}
+    remote = {str(p) for p in named if _is_remote(p)}
+    # Another process knows of the file it began with, and not of those beside it.
+    others = {_absolute(p) for folder in beside for p in folder.glob("*.ckpt")} - local
+    found = [Known(p, Standing.UNREADABLE, named=True) for p in remote]
+    found += [_looked_at(p, record, named=True) for p in local]
+    found += [_looked_at(p, record, named=False) for p in others]
+    return sorted(found, key=lambda one: one.path)
+
+
+def check_newest(
+    files: Iterable[Known], record: TrainingRecord, chosen: Iterable[int]
+) -> None:
+    """Raise unless no other file has forgotten what the request would keep.
+
+    Args:
+        files: That are known.
+        record: Of the model.
+        chosen: Positions the request will forget.
+
+    Raises:
+        SetupError: If one has: it is named.
+    """
+    gone = {*record.removed, *chosen}
+    later = [one for one in files if one.standing is Standing.LATER]
+    back = [one for one in later if not one.forgotten or one.forgotten - gone]
+    if back:
+        newest = max(back, key=lambda one: len(one.forgotten))
+        missing = len(newest.forgotten - gone) or "some"
+        raise SetupError(
+            "expected the newest checkpoint of this model, got one from before "
+            f"{missing} samples were unlearned, as {newest.path} knows: go on from "
+            "that checkpoint (ckpt_path=), or the samples forgotten since would be "
+            "back; or forget them in this request too"
+        )
+
+
+def _looked_at(path: str, record: TrainingRecord, named: bool) -> Known:
+    try:
+        held = checkpoint.record_in(Path(path))
+        other = TrainingRecord.from_dict(held) if held else None
+    except DataError:
+        return Known(path, Standing.UNREADABLE, named)
+    if other is None or other.lineage != record.lineage:
+        return Known(path, Standing.OTHER, named)
+    if not other.whole:  # to be served: only its certificate says how old it is
+        later = _release(other) > len(Ledger.from_text(record.ledger).entries)
+        return Known(path, Standing.LATER if later else Standing.OURS, named)
+    forgotten = frozenset(other.removed)
+    more = forgotten - set(record.removed)
+    return Known(path, Standing.LATER if more else Standing.OURS, named, forgotten)
+
+
+def _release(served: TrainingRecord) -> int:
+    """Which release a served checkpoint is; any that cannot be read may be the last."""
+    try:
+        return Certificate.from_json(served.certificate or "").release
+    except CertificateError:
+        return sys.maxsize
+
+
+def _absolute(path: object) -> str:
+    return str(Path(str(path)).absolute())
+
+
+def _is_remote(path: object) -> bool:
+    """Whether it is an address that Lightning writes to through fsspec."""
+    return isinstance(path, (str, Path)) and "://" in str(path)
+
+
+def _is_there(path: object) -> bool:
+    """Whether a path that anyone may have written names something."""
+    try:
+        return isinstance(path, (str, Path)) and path != "" and Path(path).exists()
+    except (OSError, ValueError):  # a name no file system takes
+        return False
