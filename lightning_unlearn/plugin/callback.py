@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
-from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files import private_file, replacement
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     Callback,
@@ -199,6 +200,8 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Find the record of a training that a subclass watched, or of a request."""
         adopt_record(checkpoint["callbacks"])
+        if trainer.ckpt_path is not None:
+            replacement.finish(Path(trainer.ckpt_path))
         private_file.complete(checkpoint["callbacks"], trainer.ckpt_path)
 
     @override

@@ -129,7 +129,9 @@ class Execution:
         plan, decided, clean = solved.plan, solved.decided, self.request.save_to
         bound = None if solved.rest is None else prepared_file.bind(plan, solved.rest)
         began = self.context.callback.record
-        commit(plan, decided, self.context.callback, clean, bound)
+        commit(
+            plan, decided, self.context.callback, clean, bound, self.request.overwrite
+        )
         deleted = ()
         if self.request.delete_stale and clean is not None:
             with progress.told("the request is done, but old checkpoints were left"):
@@ -198,7 +200,10 @@ class Execution:
         context = self.context
         before = state_digest(context.module.state_dict())
         old = stale_checkpoints.find(
-            context.trainer, context.ckpt_path, context.callback.record
+            context.trainer,
+            context.ckpt_path,
+            context.callback.record,
+            self.request.save_to,
         )
         buffers: dict[str, Tensor] = {}
         leaves = self.request.leaves(context, plan.chosen)
