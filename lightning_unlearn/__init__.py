@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from lightning_unlearn.solvers.lissa import LiSSA as LiSSA
     from lightning_unlearn.solvers.nystrom import NystromCG as NystromCG
     from lightning_unlearn.step.head.backbone import PublicBackbone as PublicBackbone
-    from lightning_unlearn.step.head.convex_head import ConvexHead as ConvexHead
-    from lightning_unlearn.step.head.head_choice import (
-        HeadChoice as HeadChoice,
-        HeadComparison as HeadComparison,
+    from lightning_unlearn.step.head.choice.head_choice import (
         compare_heads as compare_heads,
     )
+    from lightning_unlearn.step.head.choice.head_comparison import (
+        HeadChoice as HeadChoice,
+        HeadComparison as HeadComparison,
+    )
+    from lightning_unlearn.step.head.convex_head import ConvexHead as ConvexHead
     from lightning_unlearn.step.head.seeded.random_features import (
         RandomFeatures as RandomFeatures,
     )

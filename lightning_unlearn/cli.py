@@ -138,17 +138,21 @@ class LightningCLI(_LightningCLI):
         forget: str,
         save_to: str,
         report: str | None = None,
+        overwrite: bool = False,
         **options: Any,
     ) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
             if report is not None:
-                _check_report(report, save_to)  # before the work, not after it
+                _check_report(
+                    report, save_to, overwrite
+                )  # before the work, not after it
             result = unlearn(
                 self.trainer,
                 model=model,
                 forget=_listed(forget),
                 save_to=save_to,
+                overwrite=overwrite,
                 evaluate=report is not None,
                 **options,
             )
@@ -157,7 +161,8 @@ class LightningCLI(_LightningCLI):
             problem = None
             if report is not None and self.trainer.is_global_zero:
                 try:
-                    written.append(str(result.report(report)))
+                    made = result.report(report, overwrite=overwrite)
+                    written.append(str(made))
                 except Exception as error:  # the model has moved all the same
                     problem = error
             secret = ", ".join(map(str, checkpoint.secrets(clean)))
@@ -199,6 +204,7 @@ class _Verbs:
         resume_from: str | None = None,
         find_duplicates: bool = False,
         report: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Remove the influence of some training samples from the model.
 
@@ -217,6 +223,8 @@ class _Verbs:
             find_duplicates: Report exact copies of forgotten samples that stay.
             report: New .html file for an internal report, with accuracy before and
                 after; lightning-unlearn report makes a public one.
+            overwrite: Replace the clean checkpoint that an earlier request of this
+                model wrote, with what belongs to it, and an earlier report.
         """
 
     def preflight(
@@ -270,8 +278,8 @@ def _listed(forget: str) -> str | list[Any]:
     return [int(part) if _NUMBER.fullmatch(part) else part for part in parts]
 
 
-def _check_report(report: str, save_to: str) -> None:
-    path = check_path(report).resolve()
+def _check_report(report: str, save_to: str, overwrite: bool) -> None:
+    path = check_path(report, overwrite).resolve()
     clean = Path(save_to)
     if path in [taken.resolve() for taken in checkpoint.targets(clean)]:
         raise SetupError(

@@ -77,11 +77,12 @@ ROOMS["plugin/lightning"] = ((*BASE, "plugin/which_lightning"), {"lightning"})
 ROOMS["cli"] = ((*BELOW_PLUGIN, "plugin/*"), LIGHTNING)
 STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "concurrent", "contextlib",
-    "copy", "csv", "dataclasses", "datetime", "enum", "functools", "hashlib", "hmac",
-    "importlib", "inspect", "itertools", "json", "logging", "math", "multiprocessing",
-    "numbers", "os", "pathlib", "pickle", "platform", "random", "re", "reprlib",
-    "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap", "time", "traceback",
-    "types", "typing", "unicodedata", "uuid", "warnings", "weakref", "zipfile",
+    "copy", "csv", "dataclasses", "datetime", "enum", "functools", "glob", "hashlib",
+    "hmac", "html", "importlib", "inspect", "itertools", "json", "logging", "math",
+    "multiprocessing", "numbers", "os", "pathlib", "pickle", "platform", "random",
+    "re", "reprlib", "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap",
+    "time", "traceback", "types", "typing", "unicodedata", "uuid", "warnings",
+    "weakref", "zipfile",
 }  # fmt: skip
 HERE = "lightning_unlearn.plugin.lightning"
 #: Files that hand on the names of a package and define nothing.

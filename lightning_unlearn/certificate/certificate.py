@@ -20,6 +20,7 @@ from lightning_unlearn.certificate.fields import (
     fields_after,
 )
 from lightning_unlearn.certificate.words.derived import check_derived
+from lightning_unlearn.certificate.words.in_notebook import certificate_html
 from lightning_unlearn.certificate.words.printed import render
 from lightning_unlearn.errors import (
     ArgumentError,
@@ -104,6 +105,9 @@ class Certificate(CertificateFields):
 
     def __str__(self) -> str:
         return render(self)
+
+    def _repr_html_(self) -> str:
+        return certificate_html(self)
 
 
 def _verify(c: Certificate) -> None:

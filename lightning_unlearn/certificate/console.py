@@ -8,6 +8,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -61,9 +62,13 @@ class _Version(argparse.Action):
     """Print the version and end."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+        from importlib import metadata
 
-        print(f"lightning-unlearn {version('lightning_unlearn')}")
+        try:
+            version = metadata.version("lightning_unlearn")
+        except metadata.PackageNotFoundError:  # run from a source tree
+            version = "(not installed: run from a source tree)"
+        print(f"lightning-unlearn {version}")
         parser.exit()
 
 
@@ -82,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         parents=[debug],
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.set_defaults(run=partial(_help, parser))
+    commands = parser.add_subparsers(metavar="command")
     _add_certificates(commands, debug)
     _add_receipts(commands, debug)
     _add_report(commands, debug)
@@ -185,7 +191,8 @@ def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "ledger", help="look at a ledger, or check it", parents=[debug]
     )
-    actions = parser.add_subparsers(required=True, metavar="action")
+    parser.set_defaults(run=partial(_help, parser))
+    actions = parser.add_subparsers(metavar="action")
     show = actions.add_parser(
         "show", help="print its entries as a table", parents=[debug]
     )
@@ -199,6 +206,12 @@ def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, help="the checkpoint of the last request"
     )
     check.set_defaults(run=_check_ledger)
+
+
+def _help(parser: argparse.ArgumentParser, _: argparse.Namespace) -> int:
+    """What there is to ask for, where nothing was asked for: nothing was done."""
+    parser.print_help()
+    return 2
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -147,8 +148,6 @@ def test_show_and_errors_are_one_line(released, capsys):
         assert run(released, *arguments) == 1
         assert capsys.readouterr().err.startswith("error: ")
         assert "Traceback" not in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([])
 
 
 def test_report_of_a_request(released, capsys):
@@ -328,3 +327,27 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     )
     os.close(pipe)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--debug"], ["ledger"]])
+def test_without_a_command_it_says_what_there_is(arguments, capsys):
+    assert main(arguments) == 2  # nothing was done: a script must not go on
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: lightning-unlearn")
+    assert ("verify" in shown.out) == ("ledger" not in arguments)
+    assert shown.err == ""
+
+
+def test_the_version_is_shown(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("lightning-unlearn ")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "run from a source tree" in capsys.readouterr().out

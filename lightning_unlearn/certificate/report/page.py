@@ -10,7 +10,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_unlearn._base.files import create_file
+from lightning_unlearn._base.files import create_file, replace_file
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Entry, Ledger
@@ -24,6 +24,7 @@ from lightning_unlearn.errors import CertificateError, LedgerError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 
 _NOTHING = Evidence()
+_TITLE = b"<title>Unlearning report: "  # of report.html.jinja
 _NO_JINJA = (
     "expected the package jinja2 to make a report, found none: pip install "
     '"lightning_unlearn[report]"'
@@ -68,13 +69,19 @@ def render(certificate_json: str, evidence: Evidence = _NOTHING) -> str:
     )
 
 
-def write(path: Path | str, certificate_json: str, evidence: Evidence) -> Path:
-    """Write the report to a new file, which appears whole or not at all.
+def write(
+    path: Path | str,
+    certificate_json: str,
+    evidence: Evidence,
+    overwrite: bool = False,
+) -> Path:
+    """Write the report to a file, which appears whole or not at all.
 
     Args:
-        path: Ends in .html or .htm; nothing is overwritten.
+        path: Ends in .html or .htm; a new one.
         certificate_json: As for `render`.
         evidence: As for `render`.
+        overwrite: Whether it may take the place of another report, and of nothing else.
 
     Returns:
         The path.
@@ -84,13 +91,20 @@ def write(path: Path | str, certificate_json: str, evidence: Evidence) -> Path:
         CertificateError: As `render`.
         LedgerError: As `render`.
     """
-    path = check_path(path)
-    create_file(path, render(certificate_json, evidence))
+    path, text = check_path(path, overwrite), render(certificate_json, evidence)
+    if os.path.lexists(path):
+        replace_file(path, text)
+    else:
+        create_file(path, text)
     return path
 
 
-def check_path(path: Path | str) -> Path:
+def check_path(path: Path | str, overwrite: bool = False) -> Path:
     """The path of a report that can be written.
+
+    Args:
+        path: Of the file.
+        overwrite: As for `write`.
 
     Raises:
         SetupError: If it has another ending, is taken, or has no folder; if jinja2 is
@@ -102,14 +116,30 @@ def check_path(path: Path | str) -> Path:
             f"expected a report's name to end in .html or .htm, got {path.name!r}: "
             "print the page to PDF from a browser"
         )
-    if os.path.lexists(path) or not path.parent.is_dir():
+    taken = os.path.lexists(path)
+    if taken and overwrite and not _is_report(path):
+        raise SetupError(
+            f"expected overwrite=True to replace a report, got another file at {path}: "
+            "name another, or move it away"
+        )
+    if (taken and not overwrite) or not path.parent.is_dir():
         raise SetupError(
             f"expected a new file in a folder that exists for the report, got {path}: "
-            "name another; nothing is overwritten"
+            "name another; nothing is overwritten, unless overwrite=True asks for an "
+            "earlier report to be replaced"
         )
     if find_spec("jinja2") is None:
         raise SetupError(_NO_JINJA)
     return path
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is one that `write` wrote."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begins = file.read(4096)
+    return begins.lstrip().startswith(b"<!DOCTYPE html>") and _TITLE in begins
 
 
 def _refuse(

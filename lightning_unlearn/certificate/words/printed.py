@@ -114,7 +114,8 @@ def _item(head: str, text: str) -> list[str]:
     return [head + first.lstrip(), *rest]
 
 
-def _facts(c: CertificateFields) -> list[str]:
+def facts(c: CertificateFields) -> list[tuple[str, str]]:
+    """The numbers of the claim, each with its name."""
     mechanism = {
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
@@ -133,7 +134,7 @@ def _facts(c: CertificateFields) -> list[str]:
     if strength is not None and worth(c) is not Grade.VACUOUS:
         found = f"at most {most_in_100(c)} of 100 found at 1% false alarms"
         rows.append(("strength", f"{strength.value}: {found}"))
-    return [f"  {name:<21} {value}" for name, value in rows]
+    return rows
 
 
 def _release(c: CertificateFields) -> str:
@@ -183,9 +184,18 @@ def limits(c: CertificateFields) -> tuple[str, ...]:
     return (*standing, *(text for text in c.not_covered if text not in standing))
 
 
+ASSUMED_PUBLIC = "assumed public (not derived from private data)"
+#: What is known of such a part.
+SEEN = {
+    Origin.ENFORCED: "unchanged in the training run the callback saw",
+    Origin.ASSUMED: "no training run was seen: it may have been trained",
+}
+
+
 def render(c: CertificateFields) -> str:
     """The printed form of a certificate, at most 78 columns wide."""
-    lines = [*_wrap(headline(c), ""), "", *_facts(c)]
+    lines = [*_wrap(headline(c), ""), ""]
+    lines += [f"  {name:<21} {value}" for name, value in facts(c)]
     if c.schema == 1:
         lines += ["", *_wrap(SCHEMA_1, "  ")]
     if c.reference:
@@ -200,13 +210,9 @@ def render(c: CertificateFields) -> str:
         )
         lines += _item(head, constant.reason)
     if c.public_parts:
-        lines += ["", "  assumed public (not derived from private data):"]
-        seen = {
-            Origin.ENFORCED: "unchanged in the training run the callback saw",
-            Origin.ASSUMED: "no training run was seen: it may have been trained",
-        }
+        lines += ["", f"  {ASSUMED_PUBLIC}:"]
         for p in c.public_parts:
-            origin = seen.get(p.origin, p.origin.value)
+            origin = SEEN.get(p.origin, p.origin.value)
             lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
             lines += _wrap(printable(p.note), " " * 6)
     for title, entries in (("warnings", c.warnings), ("not covered", limits(c))):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_unlearn._base.notebook import box, listed, table
 from lightning_unlearn._base.text import printable
 from lightning_unlearn.evaluation.attacks.roc import Interval
 from lightning_unlearn.evaluation.baselines import comparison_figure
@@ -67,6 +68,10 @@ class Comparison(NamedTuple):
             )
             lines.append("  ".join(aligned).rstrip())
         return "\n".join([*lines, _NOTE])
+
+    def _repr_html_(self) -> str:
+        head, *body = self._cells()
+        return box("Beside retraining", table(body, head), listed([_NOTE]))
 
     def markdown(self) -> str:
         """The same table for Markdown."""

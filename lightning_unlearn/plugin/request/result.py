@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_unlearn._base.text import number
+from lightning_unlearn._base.notebook import box, folded, table
+from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.receipts import Leaf
@@ -14,14 +15,19 @@ from lightning_unlearn.certificate.report.evidence import (
     with_retrained,
 )
 from lightning_unlearn.certificate.report.page import write
-from lightning_unlearn.plugin.files.checkpoint import certificate_path
+from lightning_unlearn.certificate.words.in_notebook import certificate_html
+from lightning_unlearn.certificate.words.printed import headline
+from lightning_unlearn.plugin.files.checkpoint import certificate_path, secrets
 from lightning_unlearn.plugin.files.stale_checkpoints import NOTHING_STALE, Stale
 from lightning_unlearn.solvers.base import Solution
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class UnlearningResult:
     """The outcome of one request; the model already has the new weights.
+
+    Printed, it is five lines: the claim, how many samples, what it took, what was
+    written, what next. Nothing secret is among them.
 
     Args:
         certificate: What is proved. Safe to publish, but for the numbers of a damped
@@ -64,6 +70,36 @@ class UnlearningResult:
     stale: Stale = NOTHING_STALE
     leaves: tuple[Leaf, ...] = ()
 
+    def __str__(self) -> str:
+        rows = [f"  {name:<9} {text}" for name, text in self._rows()]
+        return "\n".join([printable(headline(self.certificate)), *rows])
+
+    __repr__ = __str__  # what a notebook or a traceback shows must not be secret
+
+    def _repr_html_(self) -> str:
+        return box(
+            headline(self.certificate),
+            table(self._rows()),
+            folded("certificate", certificate_html(self.certificate)),
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        passes = f"{self.solution.matvecs:.3g} passes over the retained samples"
+        clean, written = self.checkpoint_path, "nothing (save_to= names a checkpoint)"
+        then = "trainer.save_checkpoint keeps this model for yourself"
+        if clean is not None:
+            secret = ", ".join(path.name for path in secrets(clean))
+            written = (
+                f"{clean}, {certificate_path(clean).name}; for you alone: {secret}"
+            )
+            then = "result.receipts(...) for the person"
+        return [
+            ("samples", f"{self.n_forget:,} forgotten, {self.n_retain:,} retained"),
+            ("took", f"{self.seconds:.2g} s, {passes}"),
+            ("wrote", printable(written)),
+            ("next", f"print(result.certificate) for what is proved; {then}"),
+        ]
+
     def receipts(self, *positions: int, person: str | None = None) -> str:
         """Receipts for samples of one person: that this certificate speaks of them.
 
@@ -93,6 +129,7 @@ class UnlearningResult:
         *,
         retrained: Mapping[str, float] | None = None,
         audit: Mapping[str, object] | None = None,
+        overwrite: bool = False,
     ) -> Path:
         """Write a report of this request: one HTML file, printable to PDF.
 
@@ -105,6 +142,7 @@ class UnlearningResult:
             retrained: The metric of a model retrained without the forgotten samples,
                 by the names in `quality`.
             audit: What attacks on the model found, by what was tried.
+            overwrite: Let it take the place of an earlier report, and of nothing else.
 
         Returns:
             The path.
@@ -131,4 +169,4 @@ class UnlearningResult:
             certificate_file=None if clean is None else certificate_path(clean).name,
             checkpoint_file=None if clean is None else clean.name,
         )
-        return write(path, self.certificate.to_json(), evidence)
+        return write(path, self.certificate.to_json(), evidence, overwrite)

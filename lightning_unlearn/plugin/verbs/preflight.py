@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from lightning_unlearn._base.notebook import box, listed, table
 from lightning_unlearn.certificate.words.printed import premise, so_far
 from lightning_unlearn.certificate.words.strength_words import in_100
 from lightning_unlearn.guarantee import claims
@@ -43,6 +44,7 @@ from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.verbs import forecast
 
+_NOTHING_CHANGED = "PREFLIGHT: nothing was changed"
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -104,6 +106,15 @@ class Preflight:
     on_your_word: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        lines = [_NOTHING_CHANGED, ""]
+        lines += [f"  {name:<22} {value}" for name, value in self._rows()]
+        lines += [f"  - {text}" for text in self.advice]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return box(_NOTHING_CHANGED, table(self._rows()), listed(self.advice))
+
+    def _rows(self) -> list[tuple[str, str]]:
         qualifier = "" if self.grade is Grade.CERTIFIED else f" ({self.grade.value})"
         claim = "no epsilon"
         if self.epsilon is not None:
@@ -130,10 +141,7 @@ class Preflight:
             rows.insert(3, ("duplicates", found))
         if self.logit_noise is not None:
             rows.append(("logit noise", f"{self.logit_noise:.3g}"))
-        lines = ["PREFLIGHT: nothing was changed", ""]
-        lines += [f"  {name:<22} {value}" for name, value in rows]
-        lines += [f"  - {text}" for text in self.advice]
-        return "\n".join(lines)
+        return rows
 
     def _release(self) -> str:
         text = f"{self.release}"

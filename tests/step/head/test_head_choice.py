@@ -14,7 +14,8 @@ from lightning_unlearn.errors import (
     GuaranteeError,
     SolverError,
 )
-from lightning_unlearn.step.head.head_choice import HeadChoice, _recommended
+from lightning_unlearn.step.head.choice.head_choice import _recommended
+from lightning_unlearn.step.head.choice.head_comparison import HeadChoice
 from tests.plugin.helpers.publics import backbone, held_out, private, solved, split
 
 

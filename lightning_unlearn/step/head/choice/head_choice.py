@@ -1,7 +1,6 @@
 """Which backbone, loss and l2: compared on validation data before anything is bound."""
 
 import math
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn._base import validate
-from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.errors import (
     ArgumentError,
     DataError,
@@ -23,6 +21,10 @@ from lightning_unlearn.errors import (
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.tolerance import usual_tolerance
 from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.step.head.choice.head_comparison import (
+    HeadChoice,
+    HeadComparison,
+)
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
@@ -34,120 +36,7 @@ from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.weights.scope import Vector
 
 Data = Dataset | DataLoader
-_Tried = tuple["HeadChoice", Tensor]  # and its score with noise of each sample (n,)
-_WIDTH = 78
-_TOO_LOUD = 0.1  # of logit noise: from here on it costs accuracy
-_OUTSIDE = (
-    "Chosen on private data, a backbone, loss or l2 remembers them a little: that is "
-    "outside the certificate. Choose on public data, or by yourself, to close that gap."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadChoice:
-    """One way to make a certified head, and what it is worth.
-
-    Args:
-        backbone: Its name.
-        loss: Of the head.
-        l2: Coefficient of (l2/2)|w|^2.
-        n_parameters: Weights of the head.
-        score: Mean over the validation samples without noise: accuracy, or minus the
-            squared error for targets that are numbers. NaN if it cannot be solved.
-        score_with_noise: The same, over several draws of the noise of a request.
-        standard_error: Of that, over the validation samples.
-        noise_std: Standard deviation on each weight of the head.
-        logit_noise: ``noise_std`` times the largest norm of a feature row and 1.
-        seconds: Of the solve.
-        problem: Why it cannot be solved to the tolerance; "" if it can.
-    """
-
-    backbone: str
-    loss: str
-    l2: float
-    n_parameters: int
-    score: float
-    score_with_noise: float
-    standard_error: float
-    noise_std: float
-    logit_noise: float
-    seconds: float
-    problem: str = ""
-
-    def row(self) -> str:
-        """Its line of the table, from l2 on."""
-        head = f"{self.l2:<6.2g}  {self.n_parameters:>7,}  "
-        if self.problem:
-            return f"{head}not solved: {self.problem}"
-        loud = "!" if self.logit_noise > _TOO_LOUD else " "
-        return (
-            f"{head}{self.score:>8.4f}  {self.score_with_noise:>9.4f}  "
-            f"{self.logit_noise:>10.2g}{loud}  {self.seconds:.2g} s"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadComparison:
-    """What `compare_heads` found; printing it shows the table.
-
-    Args:
-        choices: All that were tried.
-        recommended: The one with the least logit noise among those whose score with
-            noise is within a standard error (of the difference) of the best.
-        metric: "accuracy" or "minus squared error".
-        epsilon: Of a request, or of all announced releases.
-        delta: Likewise.
-        releases: How many are announced, or None.
-    """
-
-    choices: tuple[HeadChoice, ...]
-    recommended: HeadChoice
-    metric: str
-    epsilon: float
-    delta: float
-    releases: int | None
-
-    def __str__(self) -> str:
-        names = [printable(c.backbone) for c in self.choices]
-        width = max(8, *map(len, names))
-        losses = len({c.loss for c in self.choices}) > 1
-        each = f"all {self.releases} releases" if self.releases else "each release"
-        lines = [
-            *textwrap.wrap(
-                f"HEADS by {self.metric} on the validation data, certified at epsilon "
-                f"= {number(self.epsilon)}, delta = {number(self.delta)} for {each}",
-                _WIDTH,
-            ),
-            "",
-            f"    {'backbone':<{width}}  " + (f"{'loss':<13}  " if losses else "")
-            + f"{'l2':<6}  weights  no noise  certified  logit noise  solve",
-        ]  # fmt: skip
-        for choice, name in zip(self.choices, names, strict=True):
-            head = f"  {'*' if choice is self.recommended else ' '} {name:<{width}}  "
-            head += f"{choice.loss:<13}  " if losses else ""
-            lines.append(head + choice.row())
-        return "\n".join([*lines, "", *self._remarks()])
-
-    def _remarks(self) -> list[str]:
-        best = self.recommended
-        remarks = [
-            f"* recommended: {printable(best.backbone)}, loss {best.loss}, l2 = "
-            f"{best.l2:g} ({best.score_with_noise:.4f} +- {best.standard_error:.4f}): "
-            "the least noise among what cannot be told from the best."
-        ]
-        lost = best.score - best.score_with_noise
-        if lost > 2 * best.standard_error:
-            remarks.append(
-                f"! the noise costs even this one {lost:.3g}, more than its error: no "
-                "head here is worth certifying so; lower the tolerance, which the "
-                "noise is proportional to, before any request."
-            )
-        if any(c.logit_noise > _TOO_LOUD for c in self.choices):
-            remarks.append(
-                f"! the noise moves logits by more than {_TOO_LOUD:g}, which costs "
-                "accuracy: lower the tolerance or raise l2."
-            )
-        return [line for r in (*remarks, _OUTSIDE) for line in textwrap.wrap(r, _WIDTH)]
+_Tried = tuple[HeadChoice, Tensor]  # and its score with noise of each sample (n,)
 
 
 def compare_heads(

@@ -1,0 +1,1 @@
+"""Which head to certify: heads compared before anything is bound."""
