@@ -65,7 +65,7 @@ class World:
         """With the norm ball, the batch size and the damping of the setting."""
         damping = self.setting.damping
         fixed = {"damping": "auto" if damping is None else damping}
-        fixed |= {"max_norm": self.setting.max_norm}
+        fixed |= {"max_norm": self.setting.max_norm, "accept_noise": True}
         fixed |= {"batch_size": self.setting.batch_size}
         if self.device == "cuda":  # three seeds share one: "auto" would take all of it
             fixed |= {"graph_memory": 8 << 30}

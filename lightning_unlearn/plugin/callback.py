@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
-from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files import private_file, replacement
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     Callback,
@@ -75,22 +76,24 @@ class UnlearningCallback(Callback):
             under FSDP2 weights and vectors stay sharded).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
             weight decay of the optimizer.
-        tolerance: tau, the gradient norm a strongly convex scope is solved to. The
-            noise is proportional to it.
+        tolerance: tau, the gradient norm a strongly convex scope is solved to. Noise is
+            proportional to it. "auto": what moves a logit by .03, set before any data
+            is seen, where a `PublicBackbone` fixes the rows' norm; else 1e-6.
         releases: T, the number of releases the noise is scaled for when they are all
             seen together; None scales for each release alone.
         noise_std: Noise chosen by hand: grade ``none``. 0.0 is the bare Newton step.
+        accept_noise: Let noise replace the model: it is refused otherwise if it moves a
+            logit by more than 1, or is larger than the weights of a network.
         solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
             of the weights. A `ConvexHead` is always solved in float64.
         batch_size: Samples in a batch of the passes; None sizes it from the memory.
         graph_memory: Bytes for graphs of the gradient that are kept between curvature
             products of an ordinary network; "auto" takes a quarter of what is free, 0
             builds them anew for every product, at twice the time.
-        low_memory: Solve an ordinary network with few vectors in the dtype of its
-            weights, and without a preconditioner: at most about six times their memory
-            beyond that of training without an optimizer (one more with ``ckpt_path``).
-            "auto" does so where the usual way would take more than half of what is
-            free. Never for `NewtonStep`.
+        low_memory: Solve an ordinary network with few vectors in its weights' dtype and
+            without a preconditioner, in about six times their memory beyond training
+            without an optimizer (one more with ``ckpt_path``). "auto": where the usual
+            way would take more than half of what is free. Never for `NewtonStep`.
         ledger: File of the deletion ledger (JSON lines), kept in the checkpoint too. Of
             this model. With it pass ``save_to``: a model lost unsaved stays recorded.
         ledger_indices: Write the forgotten positions into the ledger, not only their
@@ -197,6 +200,8 @@ class UnlearningCallback(Callback):
     ) -> None:
         """Find the record of a training that a subclass watched, or of a request."""
         adopt_record(checkpoint["callbacks"])
+        if trainer.ckpt_path is not None:
+            replacement.finish(Path(trainer.ckpt_path))
         private_file.complete(checkpoint["callbacks"], trainer.ckpt_path)
 
     @override

@@ -175,13 +175,13 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
             loader=training_data.training_loader(self.trainer.train_dataloader),
         )
         with isolate_rng(), quiet(self, restore=True):
-            passes, n = solve_head(context)
+            passes, n, tolerance = solve_head(context)
         self._solved = True
         if not self.trainer.is_global_zero:
             return
         _log.info(
             f"solved {sum(p.numel() for p in self.head.parameters()):,} weights on "
-            f"{n:,} samples to |grad F| <= {callback.options.tolerance:g} in "
+            f"{n:,} samples to |grad F| <= {tolerance:.3g} in "
             f"{time.perf_counter() - begin:.2g} s ({passes:.0f} passes)"
         )
 

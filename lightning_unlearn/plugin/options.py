@@ -36,9 +36,10 @@ class Options:
     solver: Solver | Literal["auto"] = "auto"
     curvature: Curvature = "hessian"
     l2: float | Literal["auto"] = "auto"
-    tolerance: float = 1e-6
+    tolerance: float | Literal["auto"] = "auto"
     releases: int | None = None
     noise_std: float | None = None
+    accept_noise: bool = False
     solve_precision: Precision = "auto"
     batch_size: int | None = None
     graph_memory: int | Literal["auto"] = "auto"
@@ -52,7 +53,10 @@ class Options:
     noise_seed: int | None = None
 
     def __post_init__(self) -> None:
-        validate.positive(epsilon=self.epsilon, tolerance=self.tolerance)
+        validate.positive(epsilon=self.epsilon)
+        if self.tolerance != "auto":
+            validate.positive(tolerance=self.tolerance)
+        validate.one_of((True, False), accept_noise=self.accept_noise)
         check_delta(self.delta)
         if self.max_norm is not None:
             validate.positive(max_norm=self.max_norm)

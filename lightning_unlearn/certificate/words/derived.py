@@ -1,5 +1,6 @@
 """What in a certificate follows from the rest of it, and is never taken on its word."""
 
+import math
 from collections import Counter
 
 from lightning_unlearn.certificate.fields import CertificateFields, entries_digest
@@ -9,7 +10,8 @@ from lightning_unlearn.certificate.words.standing_caveats import (
     warnings_of_noise,
 )
 from lightning_unlearn.errors import CertificateError
-from lightning_unlearn.guarantee.claims import Bound
+from lightning_unlearn.guarantee.claims import Bound, Terms
+from lightning_unlearn.guarantee.tolerance import How, usual_tolerance
 
 _CHANGED = "it was changed or made by another program"
 
@@ -25,6 +27,7 @@ def check_derived(c: CertificateFields) -> None:
             standing warning is another, or the entries of the model do not add up.
     """
     theorems.check(c.bound, c.reference, c.constants)
+    _check_tolerance(c)
     _check_begins("not_covered", c.not_covered, not_covered(c.bound))
     _check_begins("warnings", c.warnings, tuple(warnings_of_noise(c)))
     _check_entries(c)
@@ -40,6 +43,24 @@ def _check_begins(
                 f"expected {name} to say {text!r}, got "
                 f"{stated[i] if i < len(stated) else 'nothing'!r}: {_CHANGED}"
             )
+
+
+def _check_tolerance(c: CertificateFields) -> None:
+    """A tolerance that is said to follow from fixed numbers does."""
+    values = {constant.name: constant.value for constant in c.constants}
+    if c.bound is not Bound.STRONGLY_CONVEX:
+        return
+    how, R = theorems.how_set(c.constants), values.get("row_norm")
+    if how is How.GIVEN or (c.epsilon is None and R is not None):
+        return  # of a release that claims nothing, epsilon is not written down
+    terms = Terms(epsilon=c.epsilon, delta=c.delta, releases=c.releases)
+    found, stated = usual_tolerance(terms, values["strong_convexity"], R), values
+    if found.how is not how or not math.isclose(found.value, stated["tolerance"]):
+        raise CertificateError(
+            f"expected tolerance={found.value:.6g} ({found.how.value}) from epsilon, "
+            f"delta, releases, strong_convexity and row_norm, got "
+            f"{stated['tolerance']:.6g} ({how.value}): {_CHANGED}"
+        )
 
 
 def _check_entries(c: CertificateFields) -> None:

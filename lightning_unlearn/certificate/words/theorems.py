@@ -11,6 +11,7 @@ from lightning_unlearn.errors import CertificateError, GuaranteeError
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound
 from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
+from lightning_unlearn.guarantee.tolerance import How, Tolerance
 
 #: What a release of each bound is compared with.
 REFERENCES = {
@@ -34,17 +35,36 @@ _LANCZOS = (
     "Lanczos on lanczos_samples of the retained samples; the true one may lie beyond",
 )
 _NOT_REFUTED = "given by the user; sampled values did not refute it"
+_FAILS = (
+    "which fails unless |grad F| on the retained samples plus its rounding bound is "
+    "below it"
+)
+
+#: Why a tolerance is what it is.
+TOLERANCES: dict[How, tuple[Origin, str]] = {
+    How.GIVEN: (Origin.ENFORCED, f"set before the request, {_FAILS}"),
+    How.USUAL: (
+        Origin.ENFORCED,
+        f"the default, a constant set before the request, {_FAILS}",
+    ),
+    How.BY_NOISE: (
+        Origin.ENFORCED,
+        "set before the request from epsilon, delta, releases, strong_convexity and "
+        "row_norm alone, so that the noise moves a logit by three hundredths at most; "
+        f"the request is one {_FAILS}",
+    ),
+    How.BY_ROUNDING: (
+        Origin.ENFORCED,
+        "set before the request from row_norm alone, as fine as rows in float32 "
+        "allow; the noise moves a logit by more than three hundredths; the request is "
+        f"one {_FAILS}",
+    ),
+}
 
 #: Why a number is believed, word for word: for each bound what it rests on ...
 REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
     Bound.STRONGLY_CONVEX: {
-        "tolerance": (
-            (
-                Origin.ENFORCED,
-                "set before the request, which fails unless |grad F| on the retained "
-                "samples plus its rounding bound is below it",
-            ),
-        ),
+        "tolerance": tuple(TOLERANCES.values()),
         "strong_convexity": (
             (
                 Origin.PROVED,
@@ -70,6 +90,13 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
 #: ... and beside every bound what no claim rests on. A number a reason needs is a
 #: constant of its own.
 REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
+    "row_norm": (
+        (
+            Origin.ENFORCED,
+            "of every row the public backbone gives, and the 1 of a bias: fixed by its "
+            "options, not by data",
+        ),
+    ),
     "feature_norm": (
         (
             Origin.MEASURED,
@@ -120,21 +147,27 @@ class Claim:
     warnings: tuple[str, ...] = ()
 
 
-def strongly_convex_claim(tolerance: float, l2: float) -> Claim:
+def strongly_convex_claim(tolerance: Tolerance, l2: float) -> Claim:
     """Of a convex head for which `guarantee.proofs.is_stationary` holds.
 
     Args:
-        tolerance: tau.
+        tolerance: tau, and how it was set.
         l2: Coefficient of (l2/2)|w|^2 on every weight in scope, > 0.
     """
-    values = {"tolerance": tolerance, "strong_convexity": l2}
-    return Claim(
-        bound=Bound.STRONGLY_CONVEX,
-        constants=tuple(
-            _constant(Bound.STRONGLY_CONVEX, name, value)
-            for name, value in values.items()
-        ),
-    )
+    origin, text = TOLERANCES[tolerance.how]
+    constants = [
+        Constant(name="tolerance", value=tolerance.value, origin=origin, reason=text),
+        _constant(Bound.STRONGLY_CONVEX, "strong_convexity", l2),
+    ]
+    if tolerance.row_norm is not None:
+        constants.append(reported("row_norm", tolerance.row_norm))
+    return Claim(bound=Bound.STRONGLY_CONVEX, constants=tuple(constants))
+
+
+def how_set(constants: Iterable[Constant]) -> How:
+    """How the tolerance among some constants was set, by its reason."""
+    reasons = {text: how for how, (_, text) in TOLERANCES.items()}
+    return next(reasons[c.reason] for c in constants if c.name == "tolerance")
 
 
 def step_claim(

@@ -302,6 +302,12 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
             f"repetitions{': ' + some(repeated) if repeated else ''}: remove them"
         )
     again = sorted(set(unique) & set(removed))
+    if again == unique:
+        raise ForgetSetError(
+            f"expected samples that are still in, got {some(again)}: already "
+            "forgotten, all of them; an earlier request has already removed them, and "
+            "its certificate and checkpoint stand"
+        )
     if again:
         raise ForgetSetError(
             f"expected samples that are still in, got {some(again)}, which an earlier "

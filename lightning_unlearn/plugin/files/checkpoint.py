@@ -44,7 +44,8 @@ def check_free(target: Path) -> None:
     if os.path.lexists(target):
         raise SetupError(
             f"expected save_to= to name a new file, got {target}, which exists: "
-            "choose another name; nothing is overwritten"
+            "choose another name; nothing is overwritten, unless overwrite=True asks "
+            "for the clean checkpoint of an earlier request to be replaced"
         )
 
 
@@ -150,6 +151,16 @@ def record_in(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If it cannot be read as a checkpoint, or its private file is damaged.
     """
+    state = private_file.completed(state_in(path), path)
+    return state if isinstance(state, dict) else {}
+
+
+def state_in(path: Path) -> dict[str, Any]:
+    """As `record_in`, without what a private file adds.
+
+    Raises:
+        DataError: If it cannot be read as a checkpoint.
+    """
     file = path / "meta.pt" if path.is_dir() else path  # of a sharded checkpoint
     try:
         held: Any = plain_values(file)
@@ -161,5 +172,4 @@ def record_in(path: Path) -> dict[str, Any]:
         state = held["callbacks"][STATE_KEY]
     except (KeyError, TypeError, IndexError, AttributeError):
         return {}
-    state = private_file.completed(state, path)
     return state if isinstance(state, dict) else {}

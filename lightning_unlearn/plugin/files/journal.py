@@ -23,7 +23,7 @@ from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import DataError, LedgerError
-from lightning_unlearn.plugin.files import checkpoint
+from lightning_unlearn.plugin.files import checkpoint, replacement
 from lightning_unlearn.weights.processes import Processes
 
 
@@ -118,9 +118,11 @@ def recover(path: Path) -> None:
             "remove the note"
         )
     clean = Path(note.checkpoint)
+    made = _made(clean, note)
+    replacement.settle_stopped(clean, certificate.request_id)
     for part in checkpoint.parts(clean, certificate.request_id).values():
         remove(part)
-    if _made(clean, note):
+    if made:
         beside = checkpoint.certificate_path(clean)
         if not os.path.lexists(beside):
             replace_file(beside, note.certificate)

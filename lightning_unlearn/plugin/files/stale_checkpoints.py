@@ -31,15 +31,22 @@ class Stale:
 NOTHING_STALE = Stale((), ())
 
 
-def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Stale:
+def find(
+    trainer: Trainer,
+    ckpt_path: str | None,
+    record: TrainingRecord,
+    replaced: Path | None = None,
+) -> Stale:
     """What the Trainer, its callbacks and the record know of, and what lies beside it.
 
     Args:
         trainer: Of the request.
         ckpt_path: Checkpoint the request was started from, or None.
         record: Of the model.
+        replaced: Name of the request's own checkpoint: what has it now will be gone.
     """
-    found = known(trainer, ckpt_path, record)
+    own = None if replaced is None else str(replaced.absolute())
+    found = [o for o in known(trainer, ckpt_path, record) if o.path != own]
     ours = Standing.OURS, Standing.LATER
     checkpoints = [
         one.path

@@ -1,14 +1,16 @@
 """A request on a convex head: solved to its optimum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.run.progress import DisplayObserver
 from lightning_unlearn.plugin.training.public_backbones import (
@@ -42,9 +44,14 @@ class HeadPlan(Plan):
         """Of the passes: rows are computed as in training, and solved in float64."""
         return self.own_dtype
 
+    @property
+    def tolerance(self) -> Tolerance:
+        """What the head is solved to: known before a sample is read."""
+        return head_tolerance(self.options, self.module, self.head, self.l2)
+
     def claim(self) -> Claim:
         """See `Plan`."""
-        return strongly_convex_claim(self.options.tolerance, self.l2)
+        return strongly_convex_claim(self.tolerance, self.l2)
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """See `Plan`."""
@@ -62,19 +69,19 @@ class HeadPlan(Plan):
                 n=batches.n,
                 places=batches.places,
             )
+            tolerance = self.tolerance.value
             step = minimise(
                 objective,
                 self.scope.flatten(),
-                tolerance=self.options.tolerance,
+                tolerance=tolerance,
                 max_steps=self.guarantee.max_steps,
                 solver=self.solver,
                 proxy_samples=proxy_samples,
                 refactor=cheap_factor(objective),
                 observer=self.observer,
             )
-            tolerance = self.options.tolerance
             check_resolved(objective, step.weights, difference, tolerance)
-            return step
+            return replace(step, claim=self.claim())
 
     def step_from(self, state: PreparedHead) -> tuple[Step, PreparedHead | None]:
         """See `Plan`."""
@@ -83,21 +90,21 @@ class HeadPlan(Plan):
             again = state.touched(gone)
             fresh = self._rows(self.blocks(again)) if again else None
             difference = self._difference(self.blocks(self.retained))
-        rest = state.after(gone, fresh)
+        rest, tolerance = state.after(gone, fresh), self.tolerance.value
         step = state.step(
             self.head,
             self.scope.flatten(),
             gone,
             rest=rest,
             l2=self.l2,
-            tolerance=self.options.tolerance,
+            tolerance=tolerance,
             max_steps=self.guarantee.max_steps,
             solver=self.solver,
             observer=NOBODY if self.display is None else DisplayObserver(self.display),
         )
         objective = ConvexObjective(self.head, rest.rows, self.l2)
-        check_resolved(objective, step.weights, difference, self.options.tolerance)
-        return step, rest
+        check_resolved(objective, step.weights, difference, tolerance)
+        return replace(step, claim=self.claim()), rest
 
     def prepare(self) -> PreparedHead:
         """See `Plan`."""
@@ -109,7 +116,7 @@ class HeadPlan(Plan):
                 self.scope.flatten(),
                 block=self.batch_size(),
                 l2=self.l2,
-                tolerance=self.options.tolerance,
+                tolerance=self.tolerance.value,
                 max_steps=self.guarantee.max_steps,
             )
 

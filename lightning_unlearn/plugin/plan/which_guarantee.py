@@ -14,6 +14,7 @@ from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConv
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.size_of_noise import loud_noise_early
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.training.weight_decay import known_l2
 from lightning_unlearn.step.head.convex_head import ConvexHead
@@ -121,6 +122,10 @@ def warn_early(
         if l2 is None:
             raise ModelError(record.l2_problem)
         scope = Scope(pl_module, in_scope)
-        chosen_guarantee(options, convex_head(pl_module, scope), l2, scope)
+        head = convex_head(pl_module, scope)
+        chosen = chosen_guarantee(options, head, l2, scope)
+        problem = loud_noise_early(options, chosen, pl_module, head, l2, scope.size)
+        if problem is not None:
+            raise GuaranteeError(problem)
     except UnlearningError as error:
         rank_zero_warn(f"trainer.unlearn would be refused after this training: {error}")

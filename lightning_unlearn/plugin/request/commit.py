@@ -1,5 +1,6 @@
 """The moment of a request: weights, record and files move together, or none does."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from lightning_unlearn.plugin.files import (
     journal,
     prepared_file,
     private_file,
+    replacement,
     solve_file,
 )
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.files.private_file import private_path
+from lightning_unlearn.plugin.files.replacement import Replacement
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
@@ -50,6 +53,7 @@ class Files:
         clean: The checkpoint, or None.
         ledger: The ledger's file, or None.
         secret: Files that are deleted once the request is done.
+        overwrite: Whether the clean checkpoint of an earlier request may be replaced.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Files:
         clean: Path | None,
         ledger: Path | None,
         secret: list[Path],
+        overwrite: bool = False,
     ) -> None:
         self.done, self.clean, self.ledger, self.secret = done, clean, ledger, secret
+        self.overwrite = overwrite
+        self._replacement: Replacement | None = None
         self._before: Ledger | None = None
         self._ours: dict[Path, tuple[int, int] | None] = {}
 
@@ -72,7 +79,11 @@ class Files:
 
     def prepare(self) -> None:
         """Note how things stand, and what will be written."""
-        if self.clean is not None:
+        if self.clean is not None and self.overwrite and os.path.lexists(self.clean):
+            replacement.check(self.clean, self.done.record, self.done.record.removed)
+            own = self.done.certificate.request_id
+            self._replacement = Replacement(self.clean, self.parts, own)
+        elif self.clean is not None:
             checkpoint.check_target(self.clean)
         if self.ledger is None:
             return
@@ -95,8 +106,11 @@ class Files:
         for target, part in self.parts.items():
             if target in beside:
                 write_new(part, *beside[target])
-            self._ours[target] = files.identity(part)
-            checkpoint.publish(part, target)
+            if self._replacement is None:
+                self._ours[target] = files.identity(part)
+                checkpoint.publish(part, target)
+        if self._replacement is not None:
+            self._replacement.take_place()
         if self.ledger is not None:
             ledgers.write(self.ledger, self.done.ledger)
 
@@ -112,11 +126,15 @@ class Files:
 
     def close(self) -> None:
         """Everything is done, or nothing will be."""
+        if self._replacement is not None:
+            self._replacement.close()
         if self.ledger is not None:
             journal.close(self.ledger)
 
     def undo(self) -> None:
         """Put everything back; what somebody else has put there stays."""
+        if self._replacement is not None:
+            self._replacement.undo()
         for target, part in reversed(self.parts.items()):
             files.remove(part)
             ours = self._ours.get(target)
@@ -133,6 +151,7 @@ def commit(
     callback: UnlearningCallback,
     save_to: Path | None,
     kept: BoundState | None,
+    overwrite: bool = False,
 ) -> None:
     """Move the weights, the record and the files together, or none of them.
 
@@ -142,6 +161,7 @@ def commit(
         callback: Ours.
         save_to: Where the clean checkpoint goes, or None.
         kept: What of the prepared state may stay, or None.
+        overwrite: Whether it may take the place of an earlier one.
     """
     trainer, processes = plan.trainer, plan.processes
     record, file = callback.record, callback.options.ledger_path
@@ -150,7 +170,9 @@ def commit(
     secret = solve_file.files(plan.solve_file)
     if callback.options.prepared_path is not None:
         secret = [*secret, callback.options.prepared_path]
-    files = Files(done, save_to, file, secret) if mine else Files(done, None, None, [])
+    files = Files(done, None, None, [])
+    if mine:
+        files = Files(done, save_to, file, secret, overwrite)
     named = dict(plan.module.named_buffers())
     moved = [*scope.parameters, *(named[name] for name in done.buffers)]
     before = [t.detach().clone() for t in moved]

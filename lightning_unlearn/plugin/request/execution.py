@@ -20,6 +20,7 @@ from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.public_forgotten import compared
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
+from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
@@ -99,6 +100,7 @@ class Execution:
         plan = resolve(context, request)
         state = usable_state(context, plan)
         check_agreement(context, plan)
+        refuse_loud_noise(plan)
         plan = with_ways_checked(context, plan, state)
         copies = self._duplicates(plan)
         key = context.callback.record.ledger_key
@@ -109,6 +111,7 @@ class Execution:
             plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
+        refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
         decided = self._decide(plan, step)
@@ -126,7 +129,9 @@ class Execution:
         plan, decided, clean = solved.plan, solved.decided, self.request.save_to
         bound = None if solved.rest is None else prepared_file.bind(plan, solved.rest)
         began = self.context.callback.record
-        commit(plan, decided, self.context.callback, clean, bound)
+        commit(
+            plan, decided, self.context.callback, clean, bound, self.request.overwrite
+        )
         deleted = ()
         if self.request.delete_stale and clean is not None:
             with progress.told("the request is done, but old checkpoints were left"):
@@ -195,7 +200,10 @@ class Execution:
         context = self.context
         before = state_digest(context.module.state_dict())
         old = stale_checkpoints.find(
-            context.trainer, context.ckpt_path, context.callback.record
+            context.trainer,
+            context.ckpt_path,
+            context.callback.record,
+            self.request.save_to,
         )
         buffers: dict[str, Tensor] = {}
         leaves = self.request.leaves(context, plan.chosen)

@@ -7,14 +7,14 @@ from lightning_unlearn.plugin.request.resolution import resolve
 from lightning_unlearn.plugin.request.stage import StageContext
 
 
-def solve_head(context: StageContext) -> tuple[float, int]:
+def solve_head(context: StageContext) -> tuple[float, int, float]:
     """Put the head of the module at its optimum on all training samples.
 
     Args:
         context: The Trainer's run.
 
     Returns:
-        Passes over the samples, and how many samples there are.
+        Passes over the samples, how many samples there are, and the tolerance.
 
     Raises:
         UnlearningError: As a request: if the data or the model cannot be solved.
@@ -33,4 +33,4 @@ def solve_head(context: StageContext) -> tuple[float, int]:
             attached.bound_state = prepared_file.bind(plan, state)
             attached.warn_if_scaled(context.trainer, dataset, state.rows)
     plan.scope.again().assign(weights)  # in shards again, if they were
-    return passes, len(plan.retained)
+    return passes, len(plan.retained), plan.tolerance.value

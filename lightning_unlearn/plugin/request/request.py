@@ -12,7 +12,7 @@ from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
-from lightning_unlearn.plugin.files import checkpoint, journal
+from lightning_unlearn.plugin.files import checkpoint, journal, replacement
 from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import compat
@@ -26,6 +26,7 @@ class Request:
     forget: Forget = ()
     by: str | None = None
     save_to: Path | None = None
+    overwrite: bool = False
     delete_stale: bool = False
     resume_from: Path | None = None
     find_duplicates: bool = False
@@ -59,12 +60,31 @@ class Request:
             if taken and ledger is not None and trainer.is_global_zero:
                 with journal.locked(ledger):
                     pass  # that is where it is finished
-            checkpoint.check_target(self.save_to)
+            if self.overwrite and trainer.is_global_zero:
+                replacement.finish(self.save_to)
+            if not (self.overwrite and os.path.lexists(self.save_to)):
+                checkpoint.check_target(self.save_to)
+        elif self.overwrite:
+            raise SetupError(
+                "expected save_to= with overwrite=True, got None: name the clean "
+                "checkpoint that is to be replaced"
+            )
         elif self.delete_stale:
             raise SetupError(
                 "expected save_to= with delete_stale=True, got None: without a new "
                 "checkpoint the model would be lost with the old ones"
             )
+
+    def check_replaced(self, record: TrainingRecord, gone: list[int]) -> None:
+        """Raise `SetupError` if `overwrite` would replace anything but what it may.
+
+        Args:
+            record: Of the training.
+            gone: Positions that will be forgotten once the request is done.
+        """
+        path = self.save_to
+        if self.overwrite and path is not None and os.path.lexists(path):
+            replacement.check(path, record, gone)
 
     def positions(
         self, context: StageContext, record: TrainingRecord, drawn: list[int]

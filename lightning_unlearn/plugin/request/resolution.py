@@ -88,6 +88,7 @@ def resolve(
     if request is not None:
         with context.processes.together():
             _check_newest(context, request, chosen)
+            request.check_replaced(record, sorted(gone))
     return plan_for(
         scope,
         head,

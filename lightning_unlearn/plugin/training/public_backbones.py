@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn._base.text import positions_text
 from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.inputs import in_order, inputs_of
 from lightning_unlearn.step.known_samples import Where, public_ones
 from lightning_unlearn.weights.processes import Processes
@@ -25,6 +26,18 @@ def check(module: nn.Module) -> None:
     """Raise `ModelError` unless each is as it was made."""
     for backbone in backbones(module).values():
         backbone.check()
+
+
+def fixed_row_norm(module: nn.Module, head: ConvexHead) -> float | None:
+    """Norm of a head's rows as its backbone makes them, the 1 of a bias included.
+
+    None if only data would tell: there is no `PublicBackbone`, or not one alone, or
+    its rows have no norm in common.
+    """
+    found = list(backbones(module).values())
+    if len(found) != 1 or found[0].n_features != head.in_features:
+        return None
+    return found[0].row_norm(bias=head.bias is not None)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Decision, Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
 from lightning_unlearn.guarantee.strength import promised_mu, protects
+from lightning_unlearn.guarantee.tolerance import How
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.data.forget_set import Forget
@@ -29,6 +30,7 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.public_forgotten import compared
+from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
 from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
@@ -236,7 +238,7 @@ def _look(
         metric_data=name,
         metric_before=outlook.before,
         metric_after=outlook.before if noise_std == 0 else outlook.at(noise_std),
-        curve=_curve(plan, decision.sensitivity, outlook),
+        curve=_curve(plan, outlook) if decision.sensitivity is not None else (),
         seconds=forecast.seconds(plan, None if state is None else state.state),
         memory_bytes=forecast.memory_bytes(plan),
         n_forget=len(plan.chosen),
@@ -267,13 +269,15 @@ def _on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
 
 
 def _curve(
-    plan: Plan, sensitivity: float | None, outlook: forecast.Outlook
+    plan: Plan, outlook: forecast.Outlook
 ) -> tuple[tuple[float, float, float], ...]:
     """(epsilon, noise_std, expected metric) for other epsilons than the callback's."""
     found = []
-    for epsilon in _EPSILONS if sensitivity is not None else ():
-        terms = replace(plan.options.terms, epsilon=epsilon)
-        std = claims.noise_std_upper(terms, sensitivity or math.inf)
+    for epsilon in _EPSILONS:
+        there = replace(plan, options=replace(plan.options, epsilon=epsilon))
+        claim = there.claim()  # a tolerance may follow from epsilon
+        needed = claims.sensitivity_upper(claim.bound, claim.constants)
+        std = claims.noise_std_upper(there.options.terms, needed)
         found.append((epsilon, std, outlook.at(std)))
     return tuple(found)
 
@@ -328,11 +332,12 @@ def _advice(
         )
     if grade in (Grade.VACUOUS, Grade.NONE) and not isinstance(plan, HeadPlan):
         l2 = plan.l2 if plan.l2 > 0 else 1e-3
-        std = 2 * options.tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
+        tolerance = a_tolerance(options)
+        std = 2 * tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
         found.append(
             "for a guarantee that is useful train a ConvexHead on a public backbone "
             f"that never saw this data: certified at noise_std {std:.2g} (l2 = {l2:g}, "
-            f"tolerance = {options.tolerance:g})"
+            f"tolerance = {tolerance:g})"
         )
     radius = options.max_norm if grade is Grade.VACUOUS else None
     if radius is not None and isinstance(plan, NetworkPlan):
@@ -342,9 +347,19 @@ def _advice(
             "no training run was seen by the callback: train with it, or pass the "
             "ckpt_path= of a run that was, for grade certified"
         )
-    if logit is not None and logit > 0.1:
+    head = plan if isinstance(plan, HeadPlan) else None
+    if head is not None and head.tolerance.how is How.BY_ROUNDING:
+        found.append(
+            f"tolerance = {head.tolerance.value:.2g} is as fine as rows in float32 "
+            "allow, so the noise moves a logit by more than three hundredths: raise l2"
+        )
+    elif head is not None and logit is not None and logit > 0.1:
         found.append(
             f"logit noise {logit:.2g} costs accuracy: tolerance = "
-            f"{options.tolerance * 0.05 / logit:.1g} would bring it to 0.05"
+            f"{head.tolerance.value * 0.05 / logit:.1g} would bring it to 0.05"
         )
+    longest = logit / decision.noise_std if logit and decision.noise_std else None
+    problem = loud_noise(plan, longest)
+    if problem is not None:
+        found.insert(0, f"trainer.unlearn would be refused: {problem}")
     return tuple(found)

@@ -261,7 +261,7 @@ class _Points:
                     "expected a ConvexHead for white_box=True, got a model whose "
                     "retrained minimiser cannot be computed: use white_box=False"
                 )
-            tolerance = plan.options.tolerance
+            tolerance = plan.tolerance.value
             finest = min(tolerance, max(tolerance * _EXACT, _LEAST))
             finer = replace(plan.options, tolerance=finest)
             with isolate_rng(), quiet(context.module, restore=True):

@@ -32,6 +32,7 @@ def unlearn(
     by: str | None = None,
     find_duplicates: bool = False,
     evaluate: bool = False,
+    overwrite: bool = False,
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -68,6 +69,10 @@ def unlearn(
             ones (each sample is read once more); they are reported, not removed.
         evaluate: Measure accuracy (or the loss) before and after, on the forgotten, the
             retained and your test or validation samples, for ``result.report``.
+        overwrite: Let `save_to` replace the clean checkpoint that an earlier request of
+            this model wrote, with its certificate, private file and receipts (hand
+            these out first), and nothing else. Whatever stops the process, the old
+            files are left or the new ones; the next request finishes what was begun.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -83,6 +88,7 @@ def unlearn(
         resume_from=None if resume_from is None else Path(resume_from).absolute(),
         find_duplicates=find_duplicates,
         evaluate=evaluate,
+        overwrite=overwrite,
     )
     request.check(trainer, callback_of(trainer, model).options.ledger_path)
     return run_in_trainer(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -137,6 +138,13 @@ class PublicBackbone(nn.Module):
                 else "features that are not standardised"
             )
         )
+
+    def row_norm(self, bias: bool = True) -> float | None:
+        """Largest norm of a row and the 1 of a bias; None if it depends on the input.
+
+        With ``unit_norm`` it follows from `scale`, before any sample is read.
+        """
+        return math.hypot(self.scale, bias) if self.unit_norm else None
 
     @torch.no_grad()
     def forward(self, inputs: Any) -> Tensor:

@@ -5,6 +5,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lightning_unlearn.errors import (
     SolverError,
 )
 from lightning_unlearn.guarantee import claims
+from lightning_unlearn.guarantee.tolerance import usual_tolerance
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
@@ -157,7 +159,7 @@ def compare_heads(
     l2: float | Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     epsilon: float = 1.0,
     delta: float = 1e-5,
-    tolerance: float = 1e-6,
+    tolerance: float | Literal["auto"] = "auto",
     releases: int | None = None,
     draws: int = 5,
 ) -> HeadComparison:
@@ -202,21 +204,26 @@ def compare_heads(
     losses: list[LossName] = [loss] if isinstance(loss, str) else list(loss)
     strengths: list[float] = [l2] if isinstance(l2, (int, float)) else list(l2)
     _check(named, losses, strengths, draws)
-    validate.positive(tolerance=tolerance)
-    # The noise at l2 = 1: a request's sensitivity is 2 tolerance / l2.
+    if tolerance != "auto":
+        validate.positive(tolerance=tolerance)
     terms = claims.Terms(epsilon=epsilon, delta=delta, releases=releases)
-    unit = claims.noise_std_upper(terms, 2 * tolerance)
     tried, numbers = list[_Tried](), False
     for name, backbone in named.items():
         with backbone.reading_private():
             own = _read(backbone, train)
+        each = {
+            strength: usual_tolerance(terms, strength, backbone.row_norm()).value
+            if tolerance == "auto"
+            else tolerance
+            for strength in strengths
+        }
         split = _Split(name, *own, *_read(backbone, val))
         numbers = split.numbers and "bce" not in losses
         for kind in losses:
-            tried += split.tried(kind, strengths, tolerance, unit, draws)
+            tried += split.tried(kind, each, terms, draws)
     return HeadComparison(
         choices=tuple(choice for choice, _ in tried),
-        recommended=_recommended(tried, tolerance),
+        recommended=_recommended(tried),
         metric="minus squared error" if numbers else "accuracy",
         epsilon=epsilon,
         delta=delta,
@@ -263,12 +270,12 @@ def _read(backbone: PublicBackbone, data: Data) -> tuple[Tensor, Tensor]:
     return torch.cat(rows), torch.cat(targets)
 
 
-def _recommended(tried: list[_Tried], tolerance: float) -> HeadChoice:
+def _recommended(tried: list[_Tried]) -> HeadChoice:
     """The one-standard-error rule (Hastie et al., Elements, section 7.10), paired."""
     solved = [pair for pair in tried if not pair[0].problem]
     if not solved:
         raise SolverError(
-            f"expected a head that can be solved to tolerance={tolerance:g}, got none: "
+            f"expected a head that can be solved to its tolerance, got none: "
             f"{tried[0][0].problem}"
         )
     _, best = max(solved, key=lambda pair: pair[0].score_with_noise)
@@ -303,18 +310,18 @@ class _Split:
     def tried(
         self,
         loss: LossName,
-        strengths: list[float],
-        tolerance: float,
-        unit: float,
+        tolerances: Mapping[float, float],
+        terms: claims.Terms,
         draws: int,
     ) -> list[_Tried]:
-        """One for each l2, each solved from the last solution."""
+        """One for each l2 (-> its tolerance), each solved from the last solution."""
         if loss != "bce":
             allowed = ("mse", "poisson") if self.numbers else ("cross_entropy", "mse")
             validate.one_of((*allowed, "bce"), loss=loss)
         head, data = self._problem(loss)
         w, found = _start(head), []
-        for l2 in strengths:
+        for l2, tolerance in tolerances.items():
+            noise_std = claims.noise_std_upper(terms, 2 * tolerance / l2)
             objective, begin = ConvexObjective(head, data, l2), time.perf_counter()
             problem = ""
             try:
@@ -327,7 +334,7 @@ class _Split:
             bare = noisy = torch.full((len(self.val_targets),), math.nan)
             if not problem:
                 bare = self._score(loss, w)
-                noisy = self._noisy_score(loss, w, unit / l2, draws)
+                noisy = self._noisy_score(loss, w, noise_std, draws)
             choice = HeadChoice(
                 backbone=self.name,
                 loss=loss,
@@ -336,8 +343,8 @@ class _Split:
                 score=float(bare.mean()),
                 score_with_noise=float(noisy.mean()),
                 standard_error=_standard_error(noisy),
-                noise_std=unit / l2,
-                logit_noise=unit / l2 * self._largest_row,
+                noise_std=noise_std,
+                logit_noise=noise_std * self._largest_row,
                 seconds=seconds,
                 problem=problem,
             )

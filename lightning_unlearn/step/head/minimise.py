@@ -8,6 +8,7 @@ import torch
 from lightning_unlearn._base import validate
 from lightning_unlearn.certificate.words.theorems import reported, strongly_convex_claim
 from lightning_unlearn.errors import GuaranteeError, SolverError
+from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.solvers.base import Solution, Solver, Status
 from lightning_unlearn.solvers.observer import NOBODY, Observer
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
@@ -147,7 +148,7 @@ def minimise(
             matvecs=at.passes,
             method=at.method,
         ),
-        claim=strongly_convex_claim(tolerance, objective.l2),
+        claim=strongly_convex_claim(Tolerance(tolerance), objective.l2),
         measured=(reported("feature_norm", objective.feature_norm),),
     )
 

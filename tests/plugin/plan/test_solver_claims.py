@@ -33,7 +33,7 @@ def test_no_way_to_solve_changes_a_claim(make, solver, prepared):
     }
     options = {"solver": SOLVERS[solver], "l2": 1e-2, "tolerance": 1e-4}
     if make is MLP:
-        options |= {"max_norm": 5.0, "damping": 3.0}
+        options |= {"max_norm": 5.0, "accept_noise": True, "damping": 3.0}
     _, fit_trainer, _, _ = fitted(make(), digits(300), max_epochs=1, **options)
     if prepared:
         prepare(fit_trainer)

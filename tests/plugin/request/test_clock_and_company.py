@@ -153,6 +153,7 @@ def test_a_network_s_loss_too():
         noise_std=0.0,
         guarantee="auto",
         max_norm=20.0,
+        accept_noise=True,
     )
     with pytest.raises((ModelError, GuaranteeError)):
         fit_trainer.unlearn([1])

@@ -125,7 +125,7 @@ def test_a_vacuous_claim_names_what_it_takes_as_public():
     net = MLP()
     net.net[0].requires_grad_(False)
     certificate = (
-        trainer(UnlearningCallback(max_norm=5.0))
+        trainer(UnlearningCallback(max_norm=5.0, accept_noise=True))
         .unlearn([1], model=net, train_dataloaders=loader(digits(60)))
         .certificate
     )
@@ -138,7 +138,11 @@ def test_a_vacuous_claim_names_what_it_takes_as_public():
 @pytest.mark.parametrize("max_norm", [2.0])
 def test_weights_outside_the_ball_have_no_newton_bound(max_norm):
     callback = UnlearningCallback(
-        max_norm=max_norm, guarantee=NewtonStep(1.0, -5.0, 0.1), damping=9.0, l2=0.0
+        max_norm=max_norm,
+        accept_noise=True,
+        guarantee=NewtonStep(1.0, -5.0, 0.1),
+        damping=9.0,
+        l2=0.0,
     )
     with pytest.raises(GuaranteeError, match="in the ball of max_norm=2.0, got norm"):
         trainer(callback).unlearn(
@@ -147,7 +151,7 @@ def test_weights_outside_the_ball_have_no_newton_bound(max_norm):
 
 
 def test_conditional_needs_the_user_s_word_and_the_data_s_silence():
-    options = {"max_norm": 50.0, "damping": 9.0, "l2": 0.0}
+    options = {"max_norm": 50.0, "accept_noise": True, "damping": 9.0, "l2": 0.0}
     refuted = NewtonStep(1e-4, 1.0, 0.0)
     _, fit_trainer, _, _ = fitted(MLP(), guarantee=refuted, **options)
     with pytest.raises(GuaranteeError, match="the assumption is refuted"):
@@ -155,13 +159,19 @@ def test_conditional_needs_the_user_s_word_and_the_data_s_silence():
     # Strongly regularised: Theorem A says something, if the user's word is true.
     good = NewtonStep(1e-3, 4.9, 0.1, residual=0.05)
     _, fit_trainer, _, _ = fitted(
-        MLP(), guarantee=good, max_norm=2.0, damping=0.0, l2=5.0, epsilon=1.0
+        MLP(),
+        guarantee=good,
+        max_norm=2.0,
+        accept_noise=True,
+        damping=0.0,
+        l2=5.0,
+        epsilon=1.0,
     )
     with pytest.raises(GuaranteeError, match="the assumption is refuted"):
         fit_trainer.unlearn([1])  # the Hessian changes faster than 1e-3
     better = NewtonStep(2.0, 4.5, 0.1, residual=0.05)
     _, fit_trainer, _, _ = fitted(
-        MLP(), guarantee=better, max_norm=0.5, damping=0.0, l2=5.0
+        MLP(), guarantee=better, max_norm=0.5, accept_noise=True, damping=0.0, l2=5.0
     )
     certificate = fit_trainer.unlearn([1]).certificate
     assert certificate.grade is Grade.CONDITIONAL

@@ -292,7 +292,7 @@ def test_a_scaler_refitted_in_place_does_not_hide_itself():
 
 
 def test_of_an_ordinary_network_inputs_and_targets_are_compared():
-    options = {"max_norm": 5.0}
+    options = {"max_norm": 5.0, "accept_noise": True}
     _, run = trained(Public(), MLP(), **options)
     certificate = run.unlearn(FORGET).certificate
     assert certificate.grade is Grade.VACUOUS

@@ -219,7 +219,7 @@ def test_no_file_holds_a_forgotten_sample_its_position_or_a_seed(kind, tmp_path)
     X[123] = torch.linspace(0.123, 0.321, 64)
     head = kind == "head"
     net = Watched() if head else MLP(nn.Tanh)
-    options = {} if head else {"max_norm": 20.0, "state_every": 1}
+    options = {} if head else {"max_norm": 20.0, "accept_noise": True, "state_every": 1}
     own = UnlearningCallback(
         ledger=tmp_path / "ledger.jsonl", state_file=tmp_path / "solve.state", **options
     )

@@ -169,7 +169,9 @@ def test_guarantees_that_do_not_fit():
         net, fit_trainer, callback, [1],
     )  # fmt: skip
     kinked = NewtonStep(1.0, -1.0, 0.1)
-    net, fit_trainer, callback, _ = fitted(MLP(nn.ReLU), guarantee=kinked, max_norm=9.0)
+    net, fit_trainer, callback, _ = fitted(
+        MLP(nn.ReLU), guarantee=kinked, max_norm=9.0, accept_noise=True
+    )
     refused(
         GuaranteeError, "Lipschitz Hessian .* got relu", net, fit_trainer, callback, [1]
     )

@@ -178,7 +178,9 @@ def test_ridge_regression_through_the_trainer_is_the_retrained_model():
 
 
 def test_mlp_with_a_norm_ball_is_vacuous_and_says_so():
-    _, fit_trainer, callback, _ = fitted(MLP(nn.ReLU), max_norm=1.5, max_epochs=4)
+    _, fit_trainer, callback, _ = fitted(
+        MLP(nn.ReLU), max_norm=1.5, accept_noise=True, max_epochs=4
+    )
     assert callback.record.projections > 0
     certificate = fit_trainer.unlearn(range(10)).certificate
     assert certificate.grade is Grade.VACUOUS
@@ -374,7 +376,10 @@ def test_weights_move_once_and_seeds_do_not_reproduce_the_noise():
 
 def test_accumulated_gradients_are_projected_after_each_step():
     _, fit_trainer, callback, _ = fitted(
-        MLP(), max_norm=1.0, trainer_options={"accumulate_grad_batches": 3}
+        MLP(),
+        max_norm=1.0,
+        accept_noise=True,
+        trainer_options={"accumulate_grad_batches": 3},
     )
     norm = sum(
         float(p.detach().square().sum())

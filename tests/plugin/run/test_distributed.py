@@ -25,7 +25,9 @@ def trained(tmp_path_factory):
     """Checkpoints of both models, trained on one device."""
     folder = tmp_path_factory.mktemp("trained")
     for name in ("head", "mlp"):
-        own = trainer(UnlearningCallback(max_norm=20.0), max_epochs=3)
+        own = trainer(
+            UnlearningCallback(max_norm=20.0, accept_noise=True), max_epochs=3
+        )
         own.fit(model(name), loader(digits(N)))
         own.save_checkpoint(folder / f"{name}.ckpt")
     return folder

@@ -88,7 +88,7 @@ def test_what_needs_more_vectors_is_refused_by_name():
     )  # fmt: skip
     refused(
         GuaranteeError, "float64 for guarantee=NewtonStep, got low_memory",
-        max_norm=20.0, damping=0.0,
+        max_norm=20.0, accept_noise=True, damping=0.0,
         guarantee=NewtonStep(
             hessian_lipschitz=1.0, lambda_min=0.1, retrained_gradient_norm=0.1,
             residual=1e-3,
@@ -131,7 +131,7 @@ def test_a_full_disk_is_said(monkeypatch):
 
 
 def test_noise_for_single_precision_vectors():
-    callback = UnlearningCallback(max_norm=2.0, low_memory=True)
+    callback = UnlearningCallback(max_norm=2.0, accept_noise=True, low_memory=True)
     own = trainer(callback)
     net = MLP()
     own.fit(net, loader(digits(200)))

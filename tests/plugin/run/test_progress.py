@@ -167,7 +167,7 @@ def test_metrics_in_the_loggers(tmp_path, monkeypatch):
 
 def test_no_epsilon_is_logged_without_its_grade(tmp_path):
     for options, expected in (
-        ({"max_norm": 20.0}, {"unlearn/epsilon_vacuous"}),
+        ({"max_norm": 20.0, "accept_noise": True}, {"unlearn/epsilon_vacuous"}),
         ({"noise_std": 0.0}, set()),
     ):
         logger = CSVLogger(tmp_path)

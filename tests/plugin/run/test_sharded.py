@@ -16,7 +16,11 @@ from tests.plugin.helpers.distributed_nets import Deep, model
 
 TWO = {"devices": 2}
 SHARDED = TWO | {"strategy": "fsdp2-file"}
-DIFFERENCES = {"curvature": "central_difference", "max_norm": 20.0}
+DIFFERENCES = {
+    "curvature": "central_difference",
+    "max_norm": 20.0,
+    "accept_noise": True,
+}
 BARE = {"noise_std": 0.0, "damping": 0.5, "max_norm": 20.0}
 
 TWO = {"devices": 2}
@@ -25,7 +29,7 @@ TWO = {"devices": 2}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model whose layers are not divisible by two, trained on one device."""
-    own = trainer(UnlearningCallback(max_norm=20.0), max_epochs=3)
+    own = trainer(UnlearningCallback(max_norm=20.0, accept_noise=True), max_epochs=3)
     own.fit(model("odd"), loader(digits(N)))
     path = tmp_path_factory.mktemp("trained") / "odd.ckpt"
     own.save_checkpoint(path)

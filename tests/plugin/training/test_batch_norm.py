@@ -49,7 +49,7 @@ def test_they_are_those_of_the_released_weights_over_the_retained_samples(tmp_pa
 
 
 def test_the_norm_ball_may_be_claimed_and_verifies(tmp_path):
-    _, fit_trainer, _, _ = fitted(normed(), max_norm=20.0)
+    _, fit_trainer, _, _ = fitted(normed(), max_norm=20.0, accept_noise=True)
     result = fit_trainer.unlearn(FORGOTTEN, save_to=tmp_path / "clean.ckpt")
     assert result.certificate.grade is Grade.VACUOUS
     text = (tmp_path / "clean.certificate.json").read_text()
@@ -77,7 +77,7 @@ def test_guarantees_that_rest_on_the_loss_are_refused():
         hessian_lipschitz=1.0, lambda_min=0.1, retrained_gradient_norm=0.1, residual=0.1
     )
     _, fit_trainer, _, _ = fitted(
-        normed(), max_norm=20.0, guarantee=newton, damping=1.0
+        normed(), max_norm=20.0, accept_noise=True, guarantee=newton, damping=1.0
     )
     with pytest.raises(ModelError, match="BatchNorm's are taken anew for a whole"):
         fit_trainer.unlearn(FORGOTTEN)

@@ -37,12 +37,12 @@ def accuracy(net, data):
         (HeadNet, {}),
         (HeadNet, {"releases": 4, "epsilon": 3.0}),
         (HeadNet, {"noise_std": 0.01}),
-        (lambda: MLP(nn.ReLU), {"max_norm": 5.0}),
+        (lambda: MLP(nn.ReLU), {"max_norm": 5.0, "accept_noise": True}),
         (MLP, {"noise_std": 0.0}),
         (
             MLP,
             {"guarantee": NewtonStep(2.0, 4.5, 0.1, residual=0.05), "max_norm": 0.5,
-             "damping": 0.0, "l2": 5.0},
+             "accept_noise": True, "damping": 0.0, "l2": 5.0},
         ),
     ],
     ids=["head", "announced", "by hand", "vacuous", "bare", "conditional"],
@@ -87,16 +87,16 @@ def test_the_curve_shows_what_other_epsilons_cost():
 
 
 def test_advice():
-    _, fit_trainer, _, _ = fitted(MLP(), max_norm=20.0)
+    _, fit_trainer, _, _ = fitted(MLP(), max_norm=20.0, accept_noise=True)
     text, theorem = preflight(fit_trainer, [1]).advice
     assert (
         "train a ConvexHead on a public backbone that never saw this data: certified at"
         in text
     )
     assert "no damping makes it say more than the norm ball" in theorem
-    _, fit_trainer, _, _ = fitted(MLP(nn.ReLU), max_norm=20.0)
+    _, fit_trainer, _, _ = fitted(MLP(nn.ReLU), max_norm=20.0, accept_noise=True)
     assert "no Lipschitz Hessian" in preflight(fit_trainer, [1]).advice[1]
-    _, fit_trainer, _, _ = fitted(MLP(), max_norm=0.5, l2=5.0)
+    _, fit_trainer, _, _ = fitted(MLP(), max_norm=0.5, accept_noise=True, l2=5.0)
     assert "damping=0.0 may be conditional" in preflight(fit_trainer, [1]).advice[1]
     look = preflight(
         trainer(UnlearningCallback(l2=1e-3)), [1], model=HeadNet(),
