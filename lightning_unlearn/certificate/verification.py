@@ -274,8 +274,13 @@ def _receipts(certificate: Certificate, text: str) -> Finding:
             )
     except CertificateError as error:
         return Finding(False, f"receipt: {error}")
-    count = "1 sample" if len(found) == 1 else f"{len(found)} samples"
-    return Finding(True, f"receipt: the certificate speaks of {count} it names")
+    if len({one.place for one in found}) < len(found):
+        return Finding(False, "receipt: expected each sample once, got one repeated")
+    named = ", ".join(
+        f"{one.leaf.position}" + (f" of {one.leaf.person}" if one.leaf.person else "")
+        for one in found
+    )
+    return Finding(True, f"receipt: the certificate speaks of the samples {named}")
 
 
 def _weights(certificate: Certificate, digest: str) -> Finding:

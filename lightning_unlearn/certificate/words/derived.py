@@ -84,6 +84,16 @@ def _check_entries(c: CertificateFields) -> None:
             f"several: {_CHANGED}"
         )
     for part in c.public_parts:
+        beside = [
+            name
+            for name, _ in part.entries
+            if name != part.name and not name.startswith(f"{part.name}.")
+        ]
+        if beside:
+            raise CertificateError(
+                f"expected the public part {part.name} to be named as its entries "
+                f"are, got {beside[0]} among them: {_CHANGED}"
+            )
         if part.entries and part.digest != entries_digest(part.entries):
             raise CertificateError(
                 f"expected the digest of the public part {part.name} to be that of "

@@ -65,8 +65,12 @@ def _promise(c: CertificateFields) -> str:
 PREMISE = "how samples are read and preprocessed"
 
 
-#: What is left of it once the data was rebuilt without the forgotten samples.
-_REST = "how batches are put together and what the module makes of them"
+#: What is left of it once the data was rebuilt without the forgotten samples: that all
+#: rows are the same shows nothing if a scaler that was fitted on them was kept.
+_REST = (
+    "what dataset_without() keeps from before, how batches are put together and what "
+    "the module makes of them"
+)
 
 
 def premise(ways_checked: bool) -> str:
@@ -78,8 +82,7 @@ def taking(c: CertificateFields) -> str:
     """The premise in words: what is taken as public, and was not checked."""
     parts = ", ".join([premise(c.ways_checked), *(p.name for p in c.public_parts)])
     checked = (
-        f" ({PREMISE} was checked: rebuilt without them, every retained row is the "
-        "same)"
+        " (the data was rebuilt by dataset_without(): every retained row is the same)"
     )
     return f"taking {parts} as public{checked if c.ways_checked else ''}"
 

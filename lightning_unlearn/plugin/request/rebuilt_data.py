@@ -6,9 +6,11 @@ ones. Who can build the data again without the forgotten ones lets a request see
 
 import hashlib
 from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -32,6 +34,7 @@ from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.passes import passes
 
 _HOOK = "dataset_without"
+_NOTHING_FITTED = (Tensor, type, FunctionType, ModuleType)
 
 
 def with_ways_checked(
@@ -135,9 +138,33 @@ def _rebuilt(plan: Plan, owner: Any) -> DataLoader:
             "was there before: to compare it with itself would check nothing; compute "
             "what is fitted again, on the retained samples, or leave the method out"
         )
+    own = _objects(found)
+    kept = own.keys() & {**_objects(dataset), **_objects(owner)}.keys()
+    if kept:
+        names = sorted({type(own[i]).__name__ for i in kept})
+        rank_zero_warn(
+            f"{_HOOK} returned data that use objects of before ({', '.join(names)}): "
+            "if they were fitted on the forgotten samples, that every row is the same "
+            "shows nothing; make new ones there, on the retained samples"
+        )
     left = iter(range(length))  # a place past the end for those that are never read
     places = [length if i in gone else next(left) for i in range(n)]
     return over(plan.loader, Subset(found, places))
+
+
+def _objects(root: object, depth: int = 3) -> dict[int, object]:
+    """By identity, what an object holds that may have been fitted."""
+    found: dict[int, object] = {}
+    for value in getattr(root, "__dict__", {}).values():
+        inside = value if isinstance(value, (list, tuple)) else [value]
+        for part in inside:
+            if isinstance(part, _NOTHING_FITTED) or not getattr(part, "__dict__", None):
+                continue
+            if not isinstance(part, Dataset):
+                found[id(part)] = part
+            if depth > 0:
+                found |= _objects(part, depth - 1)
+    return found
 
 
 @dataclass(frozen=True)

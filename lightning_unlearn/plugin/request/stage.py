@@ -67,7 +67,8 @@ class _InEachProcess:
     def __call__(self) -> Any:
         if not compat.is_spawning(self.trainer):
             return self.work()
-        return child_processes.pack(self.work, self.model, self.callback.state_dict)
+        state = self.callback.state_dict
+        return child_processes.pack(self.work, self.trainer, self.model, state)
 
     def work(self) -> Any:
         """Find the data and run the stage."""

@@ -124,6 +124,7 @@ def outside_of(
     rebuilt = tuple(batch_norm.stale_layers(module, scope, changed, known, rebuilds))
     made_anew = _statistics(rebuilt)
     changed = [name for name in changed if name not in made_anew]
+    unscrubbed = list(dict.fromkeys(_attribute(name) for name in changed))
     now = {name: digest for name, digest in now.items() if name not in made_anew}
     kept = {
         name: digest
@@ -132,7 +133,7 @@ def outside_of(
     }
     backbones = public_backbones.backbones(module)
     groups: dict[str, list[tuple[str, str]]] = {}
-    for name, digest in kept.items():
+    for name, digest in _without_keys(kept).items():
         group = public_backbones.part_of(name, backbones)
         groups.setdefault(group, []).append((name, digest))
     origin = Origin.ASSUMED if before is None else Origin.ENFORCED
@@ -147,10 +148,26 @@ def outside_of(
         for name, entries in groups.items()
     )
     if record.rows_changed is not None:
-        changed = [*changed, record.rows_changed]
+        unscrubbed = [*unscrubbed, record.rows_changed]
     if before is not None and not record.rows_compared:
         parts = (*parts, _UNCOMPARED)
-    return Outside(public_parts=parts, unscrubbed=tuple(changed), rebuilt=rebuilt)
+    return Outside(public_parts=parts, unscrubbed=tuple(unscrubbed), rebuilt=rebuilt)
+
+
+def _attribute(name: str) -> str:
+    """Without keys and places: a dictionary's may be people, a list's count steps."""
+    return name.partition("[")[0]
+
+
+def _without_keys(digests: dict[str, str]) -> dict[str, str]:
+    """The same by attribute, which is all that a certificate names."""
+    inside: dict[str, list[tuple[str, str]]] = {}
+    for name, digest in digests.items():
+        inside.setdefault(_attribute(name), []).append((name, digest))
+    return {
+        name: digests[name] if name in digests else entries_digest(found)
+        for name, found in inside.items()
+    }
 
 
 _UNCOMPARED = PublicPart(

@@ -134,7 +134,7 @@ class ExtraState(HeadNet):
 @pytest.mark.parametrize(
     ("net", "name"),
     [
-        (HiddenBackbone, "hidden[0].weight"),
+        (HiddenBackbone, "hidden"),
         (RunningMean, "mu"),
         (RunningArray, "mu"),
         (RunningNumber, "settings.mu (number)"),
@@ -159,3 +159,30 @@ def test_a_fit_that_fails_before_it_begins_makes_nothing_private():
     del net.setup
     _, fit_trainer, _, _ = fitted(net, tolerance=2e-7)
     assert fit_trainer.unlearn([1]).certificate.grade is Grade.CERTIFIED
+
+
+class Dashboard(HeadNet):
+    """Keeps something of every user under their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = {f"user{i}@mail": torch.full((2,), 1.0 + i) for i in range(3)}
+        self.losses = []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.training and torch.is_grad_enabled():
+            self.losses.append(loss.detach())
+        return loss
+
+
+def test_a_certificate_names_attributes_and_nothing_in_them():
+    net = Dashboard()
+    own = trainer(UnlearningCallback())
+    own.fit(net, loader(digits(300)))
+    certificate = own.unlearn([1]).certificate
+    text = certificate.to_json()
+    assert "mail" not in text
+    assert "losses[" not in text
+    assert "table" in [part.name for part in certificate.public_parts]
+    certificate.verify()
