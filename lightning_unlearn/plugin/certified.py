@@ -248,6 +248,10 @@ class _CertifiedModule(UnlearnableMixin, LightningModule):
         return self(inputs)
 
 
+def _l2_for(backbone: PublicBackbone, l2: float | Literal["auto"]) -> float:
+    return getattr(backbone, "usual_l2", 1e-3) if l2 == "auto" else l2
+
+
 class CertifiedClassifier(_CertifiedModule):
     """Classes from the features of a `PublicBackbone`: every deletion is certified.
 
@@ -269,7 +273,8 @@ class CertifiedClassifier(_CertifiedModule):
             exact Newton step is the retrained model. "bce": targets are yes or no, (n,)
             or (n, 1) of one label, (n, K) of several that exclude no other, 0 to 1; a
             sample's loss and accuracy are the mean over its labels.
-        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2. "auto": what
+            suits the backbone, 3e-4 for texts, else 1e-3.
         class_weights: Factors >= 0 of the loss of each class's samples, K of them; of
             "bce" with one label two, of no and yes; with several those of each label's
             yes, where a no counts 1. Public constants: frequencies counted among the
@@ -293,7 +298,7 @@ class CertifiedClassifier(_CertifiedModule):
         backbone: PublicBackbone,
         num_classes: int,
         loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy",
-        l2: float = 1e-3,
+        l2: float | Literal["auto"] = "auto",
         class_weights: Sequence[float] | None = None,
         sample_weights: bool = False,
     ) -> None:
@@ -304,6 +309,7 @@ class CertifiedClassifier(_CertifiedModule):
                 f"expected num_classes >= 2 for loss={loss!r}, got 1: for yes or no "
                 "say num_classes=1, loss='bce'"
             )
+        l2 = _l2_for(backbone, l2)  # the number is what hyperparameters keep
         super().__init__(backbone, num_classes, loss, l2, sample_weights)
         if class_weights is not None:
             count = 2 if num_classes == 1 else num_classes
@@ -351,7 +357,8 @@ class CertifiedRegressor(_CertifiedModule):
         n_outputs: K; targets are (n, K), or (n,) for one.
         loss: "mse" (quadratic: one exact Newton step), or "poisson" for counts, where
             outputs are log rates and ``val_mse`` is that of the rates.
-        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2.
+        l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2. "auto": what
+            suits the backbone, 3e-4 for texts, else 1e-3.
         sample_weights: Whether batches have weights of their samples, see `weights_of`.
 
     Raises:
@@ -371,10 +378,11 @@ class CertifiedRegressor(_CertifiedModule):
         backbone: PublicBackbone,
         n_outputs: int = 1,
         loss: Literal["mse", "poisson"] = "mse",
-        l2: float = 1e-3,
+        l2: float | Literal["auto"] = "auto",
         sample_weights: bool = False,
     ) -> None:
         validate.one_of(("mse", "poisson"), loss=loss)
+        l2 = _l2_for(backbone, l2)
         super().__init__(backbone, n_outputs, loss, l2, sample_weights)
         self.save_hyperparameters("n_outputs", "loss", "l2", "sample_weights")
 
