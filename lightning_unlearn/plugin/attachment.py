@@ -1,5 +1,6 @@
 """Which model a callback's record is of, and how it came here."""
 
+import time
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,8 @@ class Attachment:
         travelled: Whether it came to a launched process with its module.
         fits_seen: Trainings that have ended and whose record is this one.
         requests: That have succeeded.
+        began: When the training that runs began, by `time.perf_counter`.
+        fit_seconds: How long the last training took, or None if none has ended here.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -53,6 +56,8 @@ class Attachment:
     travelled: bool = False
     fits_seen: int = 0
     requests: int = 0
+    began: float | None = None
+    fit_seconds: float | None = None
 
     def begin_fit(self, module: LightningModule, fits: int, loads: bool) -> bool:
         """A training of a module begins.
@@ -76,7 +81,15 @@ class Attachment:
             self.fits_seen = fits
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
+        self.began, self.fit_seconds = time.perf_counter(), None
         return unknown
+
+    def end_fit(self, fits: int) -> None:
+        """It has ended; so many have, in any process."""
+        self.fits_seen = fits
+        if self.began is not None:
+            self.fit_seconds = time.perf_counter() - self.began
+        self.began = None
 
     def probe_rows(
         self,

@@ -40,6 +40,7 @@ from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.verbs import forecast
 
+_WAIT = 10.0  # seconds: below it nobody minds what is quicker
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -62,6 +63,7 @@ class Preflight:
         metric_after: Expected with the noise (mean of a few draws).
         curve: (epsilon, noise_std, expected metric) for other epsilons.
         seconds: Predicted wall time.
+        training_seconds: Wall time of the last training in this process, or None.
         memory_bytes: Predicted peak memory added by the request.
         n_forget: Samples to forget.
         n_retain: Samples retained.
@@ -99,6 +101,7 @@ class Preflight:
     composed_epsilon: float | None = None
     composed_grade: Grade | None = None
     on_your_word: tuple[str, ...] = ()
+    training_seconds: float | None = None
 
     def __str__(self) -> str:
         qualifier = "" if self.grade is Grade.CERTIFIED else f" ({self.grade.value})"
@@ -116,7 +119,7 @@ class Preflight:
                 f"{self.metric_data} {self.metric}",
                 f"{self.metric_before:.4g} now, {self.metric_after:.4g} with the noise",
             ),
-            ("time", f"about {self.seconds:.2g} s"),
+            ("time", self._time()),
             ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
         ]
         rows.insert(1, ("release", self._release()))
@@ -131,6 +134,12 @@ class Preflight:
         lines += [f"  {name:<22} {value}" for name, value in rows]
         lines += [f"  - {text}" for text in self.advice]
         return "\n".join(lines)
+
+    def _time(self) -> str:
+        text = f"about {self.seconds:.3g} s"
+        if self.training_seconds is not None:
+            text += f"; the last training took {self.training_seconds:.3g} s"
+        return text
 
     def _release(self) -> str:
         text = f"{self.release}"
@@ -221,7 +230,11 @@ def _look(
         indices = list(range(len(validation.dataset)))  # type: ignore[arg-type]
     outlook = forecast.outlook(plan, loader, indices)
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
-    logit = forecast.logit_noise(plan, loader, indices, noise_std)
+    row = outlook.largest_row
+    logit = None if row is None else noise_std * row
+    seconds = forecast.seconds(plan, None if state is None else state.state)
+    attached = callback.attached
+    trained = attached.fit_seconds if attached.is_of(plan.module) else None
     return Preflight(
         grade=decision.grade,
         epsilon=decision.epsilon,
@@ -235,11 +248,16 @@ def _look(
         metric_before=outlook.before,
         metric_after=outlook.before if noise_std == 0 else outlook.at(noise_std),
         curve=_curve(plan, decision.sensitivity, outlook),
-        seconds=forecast.seconds(plan, None if state is None else state.state),
+        seconds=seconds,
+        training_seconds=trained,
         memory_bytes=forecast.memory_bytes(plan),
         n_forget=len(plan.chosen),
         n_retain=len(plan.retained),
-        advice=(*_strength(plan, decision), *_advice(plan, decision, callback, logit)),
+        advice=(
+            *_strength(plan, decision),
+            *_advice(plan, decision, callback, logit),
+            *_slower(seconds, trained),
+        ),
         release=basis.release,
         releases=options.releases,
         composed_epsilon=decision.composed_epsilon,
@@ -309,6 +327,16 @@ def _strength(plan: Plan, decision: Decision) -> tuple[str, ...]:
         found = f"delta is not below 1/n_retain = {1 / len(n):.2g}"
         return (f"{found}, which is graded vacuous: lower delta",)
     return (f"{found}, which is graded vacuous: lower epsilon",)
+
+
+def _slower(seconds: float, trained: float | None) -> tuple[str, ...]:
+    """That training again would be quicker, if it would."""
+    if trained is None or not seconds > max(trained, _WAIT):
+        return ()
+    return (
+        f"training again without these samples is quicker than this request, and "
+        f"exact: the last training took {trained:.3g} s, it about {seconds:.3g} s",
+    )
 
 
 def _advice(
