@@ -95,6 +95,8 @@ class ExactBatches:
         if loader.collate_fn is default_collate:
             self._picked = plain_batches(self.dataset, indices[:1] + indices[-2:])
         self._cache: list[tuple[int, Any]] | None = None
+        #: Told of every batch that was read, how many samples of it count.
+        self.seen: Callable[[int], object] = bool
 
     @property
     def n(self) -> int:
@@ -113,6 +115,7 @@ class ExactBatches:
             batches = (self._picked(part) for part in self._parts)
         for weight, batch in zip(self._weights, batches, strict=True):
             item = (weight, self.transfer(batch))
+            self.seen(weight)
             if kept is not None:
                 size += _nbytes(item[1])
                 kept.append(item)

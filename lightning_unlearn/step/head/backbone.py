@@ -28,7 +28,7 @@ from lightning_unlearn.step.head.inputs import (
     to_device,
 )
 from lightning_unlearn.step.head.reading import keywords, taps
-from lightning_unlearn.step.head.reading.options import (
+from lightning_unlearn.step.head.reading.backbone_options import (
     PLAIN,
     check_options,
     checked_tokens,
@@ -286,13 +286,13 @@ class PublicBackbone(nn.Module):
     @torch.no_grad()
     def _tried(self, names: object, example: Any) -> tuple[list[str], int]:
         """The taps, and how many features they give."""
-        if names != "auto":
-            names = taps.check_names(self.model, names)
+        auto = names == "auto"
+        found = [] if auto else taps.check_names(self.model, names)
         try:
-            if names == "auto":
-                names = taps.find(self.model, self._prepared(example))
-            self.taps = list(names)
-            return self.taps, self._raw(example).shape[1]
+            if auto:
+                found = taps.find(self.model, self._prepared(example))
+            self.taps = found
+            return found, self._raw(example).shape[1]
         except (UnlearningError, MemoryError):
             raise
         except Exception as problem:  # whatever a model raises that wants other inputs

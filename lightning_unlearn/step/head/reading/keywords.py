@@ -89,7 +89,7 @@ def described(inputs: Any) -> str:
 
 def _signature(model: nn.Module) -> tuple[set[str], bool, str]:
     """(named parameters, whether any other is taken, the one that must be given)."""
-    inner = model
+    inner: Any = model
     while callable(base := getattr(inner, "get_base_model", None)):
         inner = base()
     parameters = inspect.signature(inner.forward).parameters.values()
