@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import GuaranteeError
@@ -32,6 +30,7 @@ from lightning_unlearn.step.network.spectrum import (
 )
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.step.step import project
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.passes import passes
 
 _SAMPLES = 2000
@@ -207,4 +206,4 @@ def _network_bytes(plan: NetworkPlan) -> float:
 
 
 def _tensor_bytes(batch: Any) -> int:
-    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
+    return sum(x.nbytes for x in tensors_in(batch))

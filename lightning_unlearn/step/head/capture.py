@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.errors import DataError, GuaranteeError
 from lightning_unlearn.step.batch_checks import spread_places
@@ -20,6 +19,7 @@ from lightning_unlearn.step.head.rows.calls import (
 )
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights import large_arrays
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
 _CHUNK = 4096
@@ -159,7 +159,7 @@ def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> fl
 
 
 def _form(taken: tuple[int, object]) -> list[torch.Size]:
-    return [x.shape for x in tree_leaves(taken[1]) if isinstance(x, Tensor)]
+    return [x.shape for x in tensors_in(taken[1])]
 
 
 def _alike(now: Tensor, before: Tensor) -> bool:

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.errors import DataError
+from lightning_unlearn.weights.batch_tensors import tensors_in
 
 _TARGETS = ("labels", "label")  # of a mapping, as transformers and datasets name them
 _WEIGHTS = "sample_weight"  # of a mapping, as scikit-learn names it
@@ -132,7 +133,7 @@ def first_batch(data: Any, batch_size: int) -> Any:
 
 def leaves(inputs: Any) -> list[Tensor]:
     """The tensors of inputs."""
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return tensors_in(inputs)
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:

@@ -51,38 +51,47 @@ def pooled(
     )
 
 
-def _mask_of(tokens: Tensor, inputs: Any) -> Tensor:
-    """Which tokens count (n, t), bool: all of them where nothing else is said."""
+def _mask_of(tokens: Tensor, inputs: Any) -> Tensor | None:
+    """Which tokens count (n, t), bool; None where nothing is said: all of them."""
     mask = text_mask(inputs)
     if mask is None or mask.shape != tokens.shape[:2]:
-        return tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        return None
     return mask.to(tokens.device) != 0
 
 
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    if bool(mask.all()):
+# Which way a row is computed must not depend on the others in its batch.
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
         return x.mean(1)
     weights = mask.to(x)[:, :, None]
     return (x * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def _max(x: Tensor, mask: Tensor) -> Tensor:
+def _max(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return x.amax(1)
     largest = x.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
     return largest.masked_fill(~mask.any(1)[:, None], 0)
 
 
-def _first(x: Tensor, mask: Tensor) -> Tensor:
+def _first(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return x[:, 0]
     return x[torch.arange(len(x), device=x.device), mask.int().argmax(1)]
 
 
-def _last(x: Tensor, mask: Tensor) -> Tensor:
+def _last(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return x[:, -1]
     at = x.shape[1] - 1 - mask.int().flip(1).argmax(1)
     return x[torch.arange(len(x), device=x.device), at]
 
 
 #: Of the tokens that count: their mean, the largest value of each feature, the first of
 #: them, the last of them.
-TOKENS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "mean": _mean,
     "max": _max,
     "cls": _first,

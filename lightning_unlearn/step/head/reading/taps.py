@@ -163,6 +163,8 @@ def find(model: nn.Module, inputs: Any) -> list[str]:
     ]
     found = _blocks(called, modules) or _layers(called, modules, again)
     _check_one_encoder(found, inputs)
+    if "" in seen and next(model.children(), None) is None:
+        return [""]  # one layer
     if is_text(inputs):
         return seen.hidden[-1:] or found[-1:] or _none(model)
     return found[-DEPTHS:] or _none(model)
