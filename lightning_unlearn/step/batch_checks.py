@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.weights.objective import Batches, LossFunction
+from lightning_unlearn.weights.opaque import tensors_in
 
 _READ = 32  # samples read for a check
 
@@ -24,7 +24,7 @@ def check_repeatable(batches: Batches) -> None:
 
     def read() -> list[Tensor]:
         _, batch = batches.take(spread_places(batches.n))
-        return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        return tensors_in(batch)
 
     if not _identical(read(), read()):
         raise DataError(
@@ -37,7 +37,7 @@ def check_repeatable(batches: Batches) -> None:
 def check_in_place(loss: LossFunction, batches: Batches) -> None:
     """Raise `ModelError` if the loss changes the batch it is given."""
     _, batch = batches.take(spread_places(batches.n))
-    leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+    leaves = tensors_in(batch)
     before = [x.clone() for x in leaves]
     loss(batch, 0)
     if not _identical(before, leaves):

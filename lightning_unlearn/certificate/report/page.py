@@ -25,8 +25,8 @@ from lightning_unlearn.guarantee.claims import Grade
 
 _NOTHING = Evidence()
 _NO_JINJA = (
-    "expected the package jinja2 to make a report, found none: pip install "
-    '"lightning_unlearn[report]"'
+    "expected the package jinja2 to make a report, found none: in your clone of this "
+    'repository, pip install -e ".[report]"'
 )
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     Subset,
     TensorDataset,
     default_collate,
 )
+
+from lightning_unlearn.weights.opaque import tensors_in
 
 _KEPT = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
@@ -175,4 +176,4 @@ def _plain(indices: object) -> bool:
 
 
 def _nbytes(batch: Any) -> int:
-    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
+    return sum(x.nbytes for x in tensors_in(batch))

@@ -99,6 +99,7 @@ class Display:
         trainer: Whose bar and loggers they go to.
         bar: The bar.
         processes: Those that share the request.
+        loggers: The Trainer's own; during passes it has others.
         residuals: (solver step, residual) so far. Of weights that saw the forgotten
             samples, so as secret as they are.
     """
@@ -106,6 +107,7 @@ class Display:
     trainer: Trainer
     bar: _Bar
     processes: Processes
+    loggers: list[Logger] = field(default_factory=list)
     residuals: list[tuple[float, float]] = field(default_factory=list)
     done: int = 0
     broken: list[Logger] = field(default_factory=list)
@@ -153,7 +155,7 @@ class Display:
         self._log({**stated, **cost}, len(self.residuals), save=True)
 
     def _log(self, metrics: dict[str, float], step: int, save: bool = False) -> None:
-        for logger in self.trainer.loggers:
+        for logger in self.loggers:
             if logger in self.broken:
                 continue
             name = type(logger).__name__
@@ -185,7 +187,7 @@ def shown(
     """A display that is taken down when the block ends, whatever happens."""
     bar = _Bar(trainer, module)
     try:
-        yield Display(trainer, bar, processes)
+        yield Display(trainer, bar, processes, trainer.loggers)
     finally:
         bar.close()
 

@@ -242,11 +242,14 @@ def _check_independent(
         exact = read(groups[:1])
         with elsewhen():
             other = read(neighbours, _ANOTHER_BATCH)
-    if not all(
-        torch.equal(one, two)
-        for place, row in exact.items()
-        for one, two in zip(row, own[place], strict=True)
-    ):
+    if not _equal(exact, own) and not _equal(read(groups[:1]), own):
+        raise GuaranteeError(
+            "expected features, targets and sample weights that are the same at every "
+            "read, got others the second time: something is random in eval mode "
+            "(mixup, functional dropout without training=self.training, sampling, "
+            "noise); do it only if self.training"
+        )
+    if not _equal(exact, own):
         raise GuaranteeError(
             "expected features, targets and sample weights that do not depend on the "
             "head's weights, got others at other weights (self-distillation, "
@@ -302,6 +305,15 @@ def _rows(
     return dict(zip(places, rows, strict=True))
 
 
+def _equal(found: _Rows, known: _Rows) -> bool:
+    """Whether some rows are as before, to the last bit."""
+    return all(
+        torch.equal(one, two)
+        for place, row in found.items()
+        for one, two in zip(row, known[place], strict=True)
+    )
+
+
 def _same_rows(found: _Rows, known: _Rows) -> bool:
     """Whether some rows are as before, up to what a batch's size does to rounding."""
     size = max(float(row.abs().max()) for row, *_ in known.values())
@@ -326,6 +338,19 @@ def _call(
     if weight:
         _check_call(head, calls[0], out, weight)
     return calls[0]
+
+
+def _difference(out: Tensor, expected: Tensor) -> str:
+    """What a loss is that is not the head's, in words."""
+    if out.shape != expected.shape:
+        return f"shape {tuple(out.shape)}"
+    more = float((out - expected).mean())
+    mean = float(expected.mean())
+    return (
+        f"another value, {mean + more:.6g} where the head's own is {mean:.6g} "
+        f"({abs(more):.2g} {'more' if more > 0 else 'less'}, of a regulariser, class "
+        "weights or another term)"
+    )
 
 
 def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> None:
@@ -355,7 +380,8 @@ def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> N
     if not same:
         raise GuaranteeError(
             "expected the loss to be head.loss(features, targets) or its mean, got "
-            "another value: put the regulariser into l2= and leave other terms out; "
+            f"{_difference(out, expected)}: put the regulariser into l2= and leave "
+            "other terms out; "
             "weights of samples or classes go into head.loss(features, targets, "
             "weights), whose mean is over samples and not divided by the sum of the "
             "weights; or use guarantee=NormBall()"
