@@ -1,14 +1,45 @@
 """Files that appear whole, and new ones that follow no link."""
 
 import os
+import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_unlearn.errors import SetupError
+
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one letter is a drive
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is the URL of some file system (s3://, memory://, file://)."""
+    return _URL.match(str(path)) is not None
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Try whether a new file can be made at a path, before any work; leave nothing.
+
+    Args:
+        path: Where a file is to appear.
+        what: The option, as it was given, for a message.
+
+    Raises:
+        SetupError: If none can.
+    """
+    longest = part_of(path, secrets.token_hex(8))
+    try:
+        with tempfile.TemporaryFile(dir=path.parent), suppress(FileNotFoundError):
+            longest.lstat()  # nothing is left, whatever stops the process here
+    except (OSError, ValueError) as problem:  # no name that a file system takes
+        raise SetupError(
+            f"expected {what} to name a place that can be written, got "
+            f"{type(problem).__name__}: {problem!s:.200}; choose another folder or "
+            "name, or change its permissions"
+        ) from None
 
 
 def part_of(path: Path, token: str = "") -> Path:

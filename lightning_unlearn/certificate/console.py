@@ -341,7 +341,13 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CertificateError(f"expected text in {path}: {error}") from None
+        own = path.with_name(f"{path.stem}.certificate.json")
+        found = f" (beside it is {own})" if own.is_file() else ""
+        raise CertificateError(
+            f"expected the JSON of a certificate or a ledger in {path}, got a file "
+            f"that is no text ({error.reason} at byte {error.start}): a checkpoint's "
+            f"certificate stands beside it, as <name>.certificate.json{found}"
+        ) from None
 
 
 def _model(path: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from lightning_unlearn.errors import CertificateError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_INSTALL = "install it with: pip install 'lightning_unlearn[sign]'"
+_INSTALL = 'install it from your clone of this repository: pip install -e ".[sign]"'
 
 
 def sign(certificate_json: str, private_key_pem: bytes) -> str:

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_unlearn.errors import DataError, ModelError, UnlearningError
+from lightning_unlearn.errors import ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file, replacement
@@ -27,7 +27,7 @@ from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
-from lightning_unlearn.plugin.run import child_processes, strategies
+from lightning_unlearn.plugin.run import child_processes, compat, guests, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
 from lightning_unlearn.plugin.training.outside import (
@@ -51,6 +51,7 @@ from lightning_unlearn.plugin.training.training_record import (
 )
 from lightning_unlearn.plugin.training.weight_decay import l2_of
 from lightning_unlearn.weights.digests import state_digest
+from lightning_unlearn.weights.passes import check_ordinary
 
 
 class UnlearningCallback(Callback):
@@ -247,17 +248,19 @@ class UnlearningCallback(Callback):
         known = attached.set_up() if attached.set_up is not None else None
         if stage == "fit":
             attached.restored = False  # a checkpoint is loaded after this, if at all
+            training_data.check_passed(compat.passed_loader(trainer))
         if stage == STAGE:
             if datamodule is not None and datamodule is not known:
-                datamodule.setup("fit")
+                guests.set_up(datamodule)
             if not attached.is_of(pl_module):
-                pl_module.setup("fit")
+                guests.set_up(pl_module)
         if stage in (STAGE, "fit") and datamodule is not None:
             attached.set_up = weakref.ref(datamodule)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Digest everything outside the scope before the first step moves anything."""
+        check_ordinary(pl_module)
         attached = self.attached
         attached.bound_state = None
         private_file.check_whole(self.record, trainer.ckpt_path)
@@ -278,23 +281,19 @@ class UnlearningCallback(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the training data and the weight decay."""
-        try:
-            loader = training_data.training_loader(trainer.train_dataloader)
-        except DataError:
-            self.attached.loader = None  # a request will say what is wrong with it
-        else:
-            most, own = trainer.num_training_batches, len(loader)
-            record_data(self.record, loader, int(most) if most < own else None)
-            self.attached.loader = loader
-            self.attached.warn_if_scaled(trainer, loader.dataset)
-            self.attached.probe_rows(trainer, pl_module, self.options, loader)
-        watch_training(pl_module, lambda: trainer.training, self.attached.loader)
+        loader = training_data.training_loader(trainer.train_dataloader)
+        most, own = trainer.num_training_batches, len(loader)
+        record_data(self.record, loader, int(most) if most < own else None)
+        self.attached.loader = loader
+        self.attached.warn_if_scaled(trainer, loader.dataset)
+        self.attached.probe_rows(trainer, pl_module, self.options, loader)
+        watch_training(pl_module, lambda: trainer.training, loader)
         try:
             self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
             self.record.l2_problem = None
         except ModelError as error:
             self.record.l2, self.record.l2_problem = None, str(error)
-        warn_early(pl_module, self.options, self.record)
+        warn_early(trainer, pl_module, self.options, self.record)
 
     @property
     def retained_indices(self) -> list[int]:

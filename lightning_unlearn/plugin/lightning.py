@@ -30,10 +30,11 @@ if TYPE_CHECKING:
         Trainer as Trainer,
     )
     from lightning.pytorch.callbacks import (
-        BatchSizeFinder as BatchSizeFinder,
+        BaseFinetuning as BaseFinetuning,
         Checkpoint as Checkpoint,
         EarlyStopping as EarlyStopping,
         ModelCheckpoint as ModelCheckpoint,
+        ModelPruning as ModelPruning,
         ProgressBar as ProgressBar,
         RichProgressBar as RichProgressBar,
         StochasticWeightAveraging as StochasticWeightAveraging,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
         LightningOptimizer as LightningOptimizer,
     )
     from lightning.pytorch.loggers import Logger as Logger
+    from lightning.pytorch.loggers.logger import DummyLogger as DummyLogger
+    from lightning.pytorch.profilers import PassThroughProfiler as PassThroughProfiler
     from lightning.pytorch.strategies import (
         DDPStrategy as DDPStrategy,
         ModelParallelStrategy as ModelParallelStrategy,
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
         TrainerFn as TrainerFn,
         TrainerStatus as TrainerStatus,
     )
+    from lightning.pytorch.utilities import CombinedLoader as CombinedLoader
     from lightning.pytorch.utilities.compile import (
         _maybe_unwrap_optimized as _maybe_unwrap_optimized,
     )

@@ -7,11 +7,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from lightning_unlearn.errors import ModelError
-from lightning_unlearn.plugin.lightning import LightningModule, is_overridden
+from lightning_unlearn.errors import ModelError, UnlearningError
+from lightning_unlearn.plugin.lightning import (
+    DummyLogger,
+    LightningModule,
+    Trainer,
+    is_overridden,
+)
+from lightning_unlearn.weights.plain_state import put_back_after
 
 
 class UnlearnableMixin:
@@ -84,7 +91,31 @@ def hooks(
         ModelError: If the module cannot give a loss.
     """
     l2 = getattr(module, "unlearning_l2", None)
-    return _loss_function(module), scope_of(module), l2() if l2 else None
+    loss = partial(_named_failure, _loss_function(module))
+    return loss, scope_of(module), l2() if l2 else None
+
+
+def _named_failure(
+    loss: Callable[[Any, int], Tensor], batch: Any, batch_idx: int
+) -> Tensor:
+    """A loss of the user's, which was written for training, in a pass of ours.
+
+    Raises:
+        ModelError: If it cannot be computed there.
+    """
+    try:
+        return loss(batch, batch_idx)
+    except (UnlearningError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:  # of the user's own code
+        raise ModelError(
+            "expected a loss that can be computed as the passes of a request do, "
+            "outside of fit, in eval mode and in the dtype of the passes, got "
+            f"{type(problem).__name__} on batch {batch_idx}: {problem!s:.300}; make "
+            "tensors in the dtype and on the device of the input; what only fit has "
+            "(optimizers, attributes set in on_train_start, losses that exist in train "
+            "mode) is not there: override unlearning_loss(batch, batch_idx)"
+        ) from problem
 
 
 def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
@@ -107,12 +138,57 @@ def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
 
 @contextmanager
 def quiet(module: LightningModule, restore: bool = False) -> Iterator[None]:
-    """Silence ``self.log`` in the passes, and keep metrics out of them.
+    """Silence ``self.log`` and loggers in the passes, and keep metrics out of them.
 
-    Outside Lightning's own loops ``self.log`` raises. Metrics are emptied before the
+    Outside Lightning's own loops ``self.log`` raises. Lists, counters and whatever else
+    the module keeps are afterwards as they were before. Metrics are emptied before the
     passes, so that no loss can depend on what they had accumulated, and after a
     request that succeeds; after one that fails, or with `restore`, they are as before.
     """
+    with (
+        put_back_after(module),
+        _profilers_lifted(module),
+        _loggers_muted(vars(module).get("_trainer")),
+        _silent(module, restore),
+    ):
+        yield
+
+
+@contextmanager
+def _loggers_muted(trainer: Trainer | None) -> Iterator[None]:
+    """What a loss logs by ``self.logger`` in a pass goes nowhere: it is no step."""
+    loggers = [] if trainer is None else trainer.loggers
+    if trainer is not None:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        if trainer is not None:
+            trainer.loggers = loggers
+
+
+@contextmanager
+def _profilers_lifted(module: LightningModule) -> Iterator[None]:
+    """Without the hooks by which a profiler of Lightning's sees every layer."""
+    lifted = []
+    for part in module.modules():
+        for hooks_of in (part._forward_hooks, part._forward_pre_hooks):
+            for key, hook in [*hooks_of.items()]:
+                function = getattr(hook, "func", hook)
+                if ".profilers." in (getattr(function, "__module__", "") or ""):
+                    lifted.append((hooks_of, [*hooks_of.items()]))
+                    del hooks_of[key]
+    try:
+        yield
+    finally:
+        for hooks_of, before in reversed(lifted):
+            hooks_of.clear()
+            hooks_of.update(before)
+
+
+@contextmanager
+def _silent(module: LightningModule, restore: bool) -> Iterator[None]:
+    """Without ``self.log``, and with metrics that are emptied."""
     names = ("log", "log_dict")
     own = {name: vars(module)[name] for name in names if name in vars(module)}
     metrics = [m for m in module.modules() if isinstance(m, torchmetrics.Metric)]

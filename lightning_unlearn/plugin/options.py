@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from lightning_unlearn._base import validate
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn._base.text import is_unicode
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.guarantee.claims import Terms, check_delta
@@ -96,6 +97,11 @@ class Options:
         for name in ("ledger", "prepared", "state_file"):
             path = getattr(self, name)
             if path is not None:
+                if is_remote(path):
+                    raise ArgumentError(
+                        f"expected {name}= on a disk of this machine, got {path}: it "
+                        "is locked, renamed and linked, which no remote store can do"
+                    )
                 own = (
                     Path(path).resolve() if name == "ledger" else Path(path).absolute()
                 )

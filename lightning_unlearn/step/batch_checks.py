@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.objective import Batches, LossFunction
+from lightning_unlearn.weights.opaque import tensors_in
 
 _READ = 32  # samples read for a check
 

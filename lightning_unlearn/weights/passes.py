@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from lightning_unlearn._base.modes import modes_put_back
+from lightning_unlearn.errors import ModelError
 from lightning_unlearn.weights.dtensors import sharded_as
 from lightning_unlearn.weights.precision import full_float32
 from lightning_unlearn.weights.scope import Scope
@@ -45,7 +48,8 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
     Eval mode, no autocast, no TensorFloat-32, the math attention kernel (flash kernels
     have no second derivative), eager execution, gradients on for the weights in scope
     and for them alone. Weights and buffers are copies in `dtype`: whatever a pass does
-    to them, the module has its own tensors back at the end, whatever happens. Shards
+    to them, the module has its own tensors back at the end, whatever happens. Hooks on
+    gradients are lifted and gradients of embeddings are dense: F is the loss. Shards
     stay what they are (FSDP holds on to them): no pass can change them.
     """
     grads = {p: p.requires_grad for p in module.parameters()}
@@ -54,6 +58,7 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
     originals = [t.data for t in tensors]
     with ExitStack() as stack:
         stack.enter_context(modes_put_back(module))
+        stack.enter_context(_plain_gradients(module, tensors))
         stack.callback(_restore, grads, tensors, originals)
         in_scope = {id(p) for p in scope.parameters}
         module.eval()
@@ -69,6 +74,64 @@ def passes(module: nn.Module, scope: Scope, dtype: torch.dtype) -> Iterator[None
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+@contextmanager
+def _plain_gradients(module: nn.Module, tensors: list[Tensor]) -> Iterator[None]:
+    """Without what changes gradients on their way, or makes them sparse."""
+    hooked = [(t, t._backward_hooks) for t in tensors if t._backward_hooks]
+    dicts: list[dict[int, Any]] = [
+        hooks
+        for part in module.modules()
+        for hooks in (part._backward_hooks, part._backward_pre_hooks)
+        if hooks
+    ]
+    kept = [dict(hooks) for hooks in dicts]
+    sparse: list[Any] = [
+        part for part in module.modules() if getattr(part, "sparse", None) is True
+    ]
+    try:
+        for t, _ in hooked:
+            t._backward_hooks = None
+        for hooks in dicts:
+            hooks.clear()
+        for part in sparse:
+            part.sparse = False
+        yield
+    finally:
+        for t, hooks in hooked:
+            t._backward_hooks = hooks
+        for hooks, before in zip(dicts, kept, strict=True):
+            hooks.update(before)
+        for part in sparse:
+            part.sparse = True
+
+
+def hooked_weights(scope: Scope) -> list[str]:
+    """Names of weights in scope whose gradients are changed by hooks."""
+    pairs = zip(scope.names, scope.parameters, strict=True)
+    return [name for name, p in pairs if p._backward_hooks]
+
+
+def check_ordinary(module: nn.Module) -> None:
+    """Raise `ModelError` for tensors of which no gradient or copy can be taken.
+
+    Args:
+        module: Before a training, or a request.
+    """
+    for name, tensor in _held(module).items():
+        if is_lazy(tensor):
+            raise ModelError(
+                f"expected weights that have a size, got {name!r} of a lazy layer that "
+                "was never called: run the module once on a batch, such as model(x), "
+                "before fit, and before a request in a fresh process"
+            )
+        if tensor.is_inference():
+            raise ModelError(
+                f"expected ordinary tensors, got {name!r}, made under "
+                "torch.inference_mode(), which no gradient can be taken of: make the "
+                "module outside of it, or module.load_state_dict into one that was"
+            )
 
 
 def _restore(

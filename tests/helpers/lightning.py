@@ -19,11 +19,14 @@ if TYPE_CHECKING:
         LightningModule as LightningModule,
     )
     from lightning.pytorch.callbacks import (
+        BackboneFinetuning as BackboneFinetuning,
         BatchSizeFinder as BatchSizeFinder,
         EarlyStopping as EarlyStopping,
         ModelCheckpoint as ModelCheckpoint,
+        ModelPruning as ModelPruning,
         RichProgressBar as RichProgressBar,
         StochasticWeightAveraging as StochasticWeightAveraging,
+        ThroughputMonitor as ThroughputMonitor,
         TQDMProgressBar as TQDMProgressBar,
     )
     from lightning.pytorch.cli import LightningCLI as LightningCLI
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
         FSDPStrategy as FSDPStrategy,
         ModelParallelStrategy as ModelParallelStrategy,
     )
+    from lightning.pytorch.utilities import CombinedLoader as CombinedLoader
     from lightning.pytorch.utilities.exceptions import (
         SIGTERMException as SIGTERMException,
     )

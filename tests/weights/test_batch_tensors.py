@@ -7,7 +7,7 @@ import torch
 
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
-from lightning_unlearn.weights.batch_tensors import tensors_in
+from lightning_unlearn.weights.opaque import tensors_in
 
 
 class Encoding(UserDict):

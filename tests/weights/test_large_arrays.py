@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import DataError
-from lightning_unlearn.step.head import capture as features
+from lightning_unlearn.step.head.rows import feature_data as features
 from lightning_unlearn.step.head.capture import capture, check_rows
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective

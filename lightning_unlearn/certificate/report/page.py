@@ -26,8 +26,8 @@ from lightning_unlearn.guarantee.claims import Grade
 _NOTHING = Evidence()
 _TITLE = b"<title>Unlearning report: "  # of report.html.jinja
 _NO_JINJA = (
-    "expected the package jinja2 to make a report, found none: pip install "
-    '"lightning_unlearn[report]"'
+    "expected the package jinja2 to make a report, found none: in your clone of this "
+    'repository, pip install -e ".[report]"'
 )
 
 

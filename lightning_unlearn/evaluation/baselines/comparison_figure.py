@@ -9,8 +9,8 @@ from lightning_unlearn.errors import SetupError
 from lightning_unlearn.evaluation.attacks.roc import Interval
 
 _NO_MATPLOTLIB = (
-    "expected the package matplotlib to draw a figure, found none: pip install "
-    '"lightning_unlearn[figures]"'
+    "expected the package matplotlib to draw a figure, found none: in your clone of "
+    'this repository, pip install -e ".[figures]"'
 )
 _ENDINGS = (".png", ".pdf", ".svg")
 _MARKERS = "osD^vP<>hd"

@@ -96,7 +96,7 @@ class Comparison(NamedTuple):
 
         Raises:
             SetupError: If the path is none such, or matplotlib is missing: it comes
-                with ``lightning_unlearn[figures]``.
+                with the extra ``figures``.
         """
         points = [
             comparison_figure.Point(

@@ -14,7 +14,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from lightning_unlearn.weights.batch_tensors import tensors_in
+from lightning_unlearn.weights.opaque import tensors_in
 
 _KEPT = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn._base.strict_json import unique
 from lightning_unlearn.errors import ForgetSetError
+from lightning_unlearn.plugin.data import masks
 
 _MOST_BYTES = 256 << 20
 _INTEGER = re.compile("[+-]?[0-9]{1,18}")
 Value = int | str
 
 
-def read_indices(path: Path) -> list[int]:
+def read_indices(path: Path, n: int | None = None) -> list[int]:
     """Read indices from a .txt, .json, .npy or .csv file.
 
     .txt: one a line, blank lines and ``#`` comments ignored. .json: a list. .npy: a
@@ -28,6 +30,7 @@ def read_indices(path: Path) -> list[int]:
 
     Args:
         path: The file.
+        n: Length of the dataset, where a .json or .npy file may hold a mask of it.
 
     Returns:
         The indices, in the file's order.
@@ -36,7 +39,7 @@ def read_indices(path: Path) -> list[int]:
         ForgetSetError: If the file is missing, of another kind or malformed.
     """
     readers = {".txt": _txt, ".json": _json, ".npy": _npy, ".csv": _csv}
-    return _read(path, readers, integers, "indices")
+    return _read(path, readers, lambda found, what: integers(found, what, n), "indices")
 
 
 def read_values(path: Path, by: str | None) -> list[Value]:
@@ -65,14 +68,25 @@ def read_values(path: Path, by: str | None) -> list[Value]:
     return _read(path, readers, values, "values that name samples")
 
 
-def integers(found: Any, what: str) -> list[int]:
+def integers(found: Any, what: str, n: int | None = None) -> list[int]:
     """Positions, whatever holds them.
+
+    Args:
+        found: What holds them.
+        what: Its name, for a message.
+        n: Length of the dataset, where a mask of it is taken too.
 
     Raises:
         ForgetSetError: If it holds something else.
     """
+    flat = _flat(masks.column(found), what, "indices")
+    if n is not None:
+        flat = list(flat)
+        marked = masks.positions(found, flat, what, n)
+        if marked is not None:
+            return marked
     indices = []
-    for value in _flat(found, what, "indices"):
+    for value in flat:
         if isinstance(value, (bool, np.bool_)) or not isinstance(
             value, (int, np.integer)
         ):
@@ -129,6 +143,11 @@ def _read(path: Path, readers: dict[str, Any], convert: Any, what: str) -> list[
         raise ForgetSetError(
             f"expected a forget file ending in {', '.join(readers)}, got "
             f"{str(path)[:200]}: pass values themselves as a list, [{str(path)[:40]}]"
+        )
+    if is_remote(path):
+        raise ForgetSetError(
+            f"expected a forget file on a disk of this machine, got {path}: copy it "
+            "here first"
         )
     try:
         there = path.is_file()

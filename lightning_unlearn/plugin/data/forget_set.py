@@ -45,11 +45,12 @@ def resolve(
     """Positions to forget, sorted, each in the dataset and still in the model.
 
     Args:
-        forget: Indices (int, list, tuple, set, range, array, tensor), the path of a
-            .txt, .json, .npy or .csv file of them, a `Subset` of the training data (of
-            a `datasets.Dataset` what ``select`` or ``filter`` gave), a DataLoader over
-            one, or a predicate that is asked for every sample. With
-            `by` or `hook`, a list or a file of ids.
+        forget: Indices (int, list, tuple, set, range, array, tensor), a mask with one
+            True or False for every sample, the path of a .txt, .json, .npy or .csv
+            file of either, a `Subset` of the training data (of a `datasets.Dataset`
+            what ``select`` or ``filter`` gave), a DataLoader over one, or a predicate
+            that is asked for every sample. With `by` or `hook`, a list or a file of
+            ids.
         dataset: The training dataset.
         removed: Positions earlier requests have removed.
         by: Attribute or column of the dataset that holds each sample's id; column of a
@@ -61,7 +62,8 @@ def resolve(
 
     Raises:
         ForgetSetError: If the set is empty, everything, repeated, out of range,
-            already forgotten, names somebody unknown, or is not of the training data.
+            all forgotten already, names somebody unknown, or is not of the training
+            data. What of it is forgotten already is left out, with a warning.
     """
     kinds = (Dataset, DataLoader)
     listed = not (isinstance(forget, kinds) or is_hub(forget) or callable(forget))
@@ -73,7 +75,10 @@ def resolve(
         )
     if listed and (by is not None or hook is not None):
         named = _named(forget, by)
-        found = _by_hook(named, hook) if hook else _by_attribute(named, dataset, by)
+        if hook:
+            found = _by_hook(named, hook, len(dataset))
+        else:
+            found = _by_attribute(named, dataset, by, removed)
         chosen = _checked(_still_in(found, removed), len(dataset), removed)
         return _with_copies(chosen, dataset, removed)
     if isinstance(forget, DataLoader):
@@ -88,11 +93,11 @@ def resolve(
             "use torch.utils.data.Subset(train_dataset, indices)"
         )
     elif isinstance(forget, (str, Path)):
-        indices = read_indices(Path(forget))
+        indices = read_indices(Path(forget), len(dataset))
     elif callable(forget):
         indices = _by_predicate(forget, dataset, removed)
     else:
-        indices = integers(forget, "the forget set")
+        indices = integers(forget, "the forget set", len(dataset))
     chosen = _checked(indices, len(dataset), removed)
     return _with_copies(chosen, dataset, removed)
 
@@ -147,7 +152,7 @@ def _still_in(found: list[int], removed: Sequence[int]) -> list[int]:
     return left or sorted({*found})  # all gone: `_checked` says so
 
 
-def _by_hook(named: list[Value], hook: Hook) -> list[int]:
+def _by_hook(named: list[Value], hook: Hook, n: int) -> list[int]:
     try:
         found = hook(named)
     except Exception as problem:  # the user's own code
@@ -155,10 +160,12 @@ def _by_hook(named: list[Value], hook: Hook) -> list[int]:
             f"expected forget_indices(request) to return positions, got "
             f"{type(problem).__name__}: {problem!s:.200}"
         ) from problem
-    return integers(found, "what forget_indices(request) returned")
+    return integers(found, "what forget_indices(request) returned", n)
 
 
-def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]:
+def _by_attribute(
+    named: list[Value], dataset: Any, by: str | None, removed: Sequence[int]
+) -> list[int]:
     assert by is not None  # or there is a hook
     places: dict[str, list[int]] = {}
     kinds: dict[str, Value] = {}
@@ -184,7 +191,18 @@ def _by_attribute(named: list[Value], dataset: Any, by: str | None) -> list[int]
             "are written differently (case and spaces count)"
         )
     _warn_of_twins({str(value) for value in named}, places)
+    gone = {*removed}
+    forgotten = [v for v in named if gone.issuperset(places[str(v)])]
+    if forgotten and len(forgotten) < len(named):
+        _say_forgotten([repr(str(v))[:60] for v in forgotten])
     return [i for value in named for i in places[str(value)]]
+
+
+def _say_forgotten(names: Sequence[object]) -> None:
+    rank_zero_warn(
+        f"an earlier request has already removed {some(names)}: this one is for the "
+        "others"
+    )
 
 
 def _warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
@@ -321,11 +339,14 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
             "forgotten, all of them; an earlier request has already removed them, and "
             "its certificate and checkpoint stand"
         )
+    unique = sorted(set(unique) - set(again))
     if again:
         raise ForgetSetError(
             f"expected samples that are still in, got {some(again)}, which an earlier "
-            "request has already removed: leave them out"
+            "request has already removed: there is nothing left to do"
         )
+    if again:
+        _say_forgotten(again)
     if len(unique) + len(removed) == n:
         raise ForgetSetError(
             f"expected at least one sample to retain, got a request for all "

@@ -14,6 +14,19 @@ from lightning_unlearn.errors import DataError
 from lightning_unlearn.step.batch_checks import spread_places
 
 
+def check_passed(loader: object) -> None:
+    """Refuse what was passed to a training as its data, before anything is made.
+
+    Args:
+        loader: What was passed; None if a module makes it later.
+
+    Raises:
+        DataError: As `training_loader`.
+    """
+    if loader is not None:
+        training_loader(loader)
+
+
 def training_loader(loader: object) -> DataLoader:
     """The one map-style DataLoader the model trains on.
 
@@ -23,15 +36,18 @@ def training_loader(loader: object) -> DataLoader:
     if not isinstance(loader, DataLoader):
         raise DataError(
             "expected one torch DataLoader as the training data, got "
-            f"{type(loader).__name__}: pass train_dataloaders=DataLoader(...); several "
-            "loaders at once have no single set of samples to forget from"
+            f"{type(loader).__name__}: with an UnlearningCallback pass one "
+            "train_dataloaders=DataLoader(...), over a ConcatDataset or a dataset of "
+            "tuples if there are several; several loaders at once (a list, a dict, a "
+            "CombinedLoader) have no single set of samples to forget from"
         )
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise DataError(
             "expected a map-style training dataset with __len__ and __getitem__, got "
             f"{type(dataset).__name__}: samples of an IterableDataset have no "
-            "positions to forget; index them first"
+            "positions to forget; index them first, or train without the "
+            "UnlearningCallback"
         )
     if loader.batch_sampler is None:
         raise DataError(

@@ -9,7 +9,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_unlearn._base.files import appear, part_of, remove
+from lightning_unlearn._base.files import (
+    appear,
+    check_writable,
+    is_remote,
+    part_of,
+    remove,
+)
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.receipts import from_text, receipts_path
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
@@ -50,7 +56,13 @@ def check_free(target: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise `SetupError` if a file would be overwritten or the folder is missing."""
+    """Raise `SetupError` if a file would be overwritten, or cannot be written there."""
+    if is_remote(path):
+        raise SetupError(
+            f"expected save_to= on a disk of this machine, got {path}: checkpoint, "
+            "certificate and ledger appear together, which no remote store does; save "
+            "here, and copy what appears (not the private and receipts files)"
+        )
     for target in targets(path):
         check_free(target)
     if not path.parent.is_dir():
@@ -58,6 +70,8 @@ def check_target(path: Path) -> None:
             f"expected the folder of save_to={path} to exist, got none at "
             f"{path.parent}: create it"
         )
+    for target in targets(path):
+        check_writable(target, f"save_to={path}")
 
 
 def stage(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from lightning_unlearn._base.files import check_writable
 from lightning_unlearn._base.strict_json import canonical_digest, strict_object
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.plugin.data.exact_batches import plain_batches
@@ -188,7 +189,7 @@ def check_target(path: Path) -> None:
 
     Raises:
         DataError: If something else stands there.
-        SetupError: If the folder is missing.
+        SetupError: If the folder is missing, or cannot be written.
     """
     if not path.parent.is_dir():
         raise SetupError(
@@ -196,6 +197,7 @@ def check_target(path: Path) -> None:
             f"{path.parent}: create it"
         )
     _FILE.check_free(path)
+    check_writable(path, f"prepared={path}")
 
 
 def delete(path: Path) -> None:

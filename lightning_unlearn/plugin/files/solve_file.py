@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_unlearn._base.files import check_writable
 from lightning_unlearn._base.strict_json import canonical_digest
 from lightning_unlearn.certificate.ledger import forget_digest
 from lightning_unlearn.errors import DataError, SetupError
@@ -86,7 +87,7 @@ def with_solve_file(plan: Plan, key: str, resume_from: Path | None) -> Plan:
         resume_from: Where a solve of the same request stood, or None.
 
     Raises:
-        SetupError: If two files are named.
+        SetupError: If two files are named, or none can be written there.
         DataError: If the state is not of this request.
     """
     options, processes = plan.options, plan.processes
@@ -101,6 +102,7 @@ def with_solve_file(plan: Plan, key: str, resume_from: Path | None) -> Plan:
     made_from, saved = binding(plan, key), None
     if resume_from is not None:
         saved = processes.first(lambda: read(resume_from, made_from))
+    processes.first(lambda: check_writable(file, f"state_file={file}"))
     mine = file if processes.rank == 0 else None
     return replace(
         plan, solve_file=FileObserver(made_from, mine, options.state_every, saved)

@@ -168,8 +168,9 @@ class NetworkPlan(Plan):
 
     def _check_products(self, few: list[int], frugal: bool) -> None:
         """In float64, unless memory is short or the model cannot compute in it."""
-        curvature, dtypes = self.options.curvature, [torch.float64, self.dtype]
-        for dtype in dtypes[1:] if frugal else dict.fromkeys(dtypes):
+        # Inside `passes` here, and in others below: weights have other dtypes there.
+        curvature, own = self.options.curvature, self.dtype
+        for dtype in (own,) if frugal else dict.fromkeys((torch.float64, own)):
             with passes(self.module, self.scope, dtype):
                 batches = self.batches(self.loader, few, len(few), dtype=dtype)
                 weight, batch = batches.take(range(len(few)))
@@ -177,7 +178,7 @@ class NetworkPlan(Plan):
                 try:
                     loss()
                 except RuntimeError:
-                    if dtype is self.dtype:
+                    if dtype is own:
                         raise
                     continue
                 derivative_checks.check_symmetric(loss, self.scope, curvature)

@@ -34,6 +34,7 @@ from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 from lightning_unlearn.step.step import Step
+from lightning_unlearn.weights import opaque
 from lightning_unlearn.weights.objective import LossFunction
 from lightning_unlearn.weights.processes import Processes
 from lightning_unlearn.weights.scope import Scope, Vector
@@ -248,7 +249,9 @@ class Plan(PassContext, ABC):
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> Any:
-    def cast(x: Tensor) -> Tensor:
+    def cast(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return opaque.rewritten(x, cast)
         return x.to(dtype) if x.is_floating_point() else x
 
-    return apply_to_collection(batch, Tensor, cast)
+    return apply_to_collection(batch, (Tensor, opaque.Opaque), cast)

@@ -3,18 +3,16 @@
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
-from lightning_unlearn.errors import (
-    DataError,
-    GuaranteeError,
-    ModelError,
-    UnlearningError,
-)
+from lightning_unlearn._base.problems import Problems
+from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import NO_SENSITIVITY
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
-from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.lightning import LightningModule, Trainer
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.size_of_noise import loud_noise_early
+from lightning_unlearn.plugin.training import batch_norm
+from lightning_unlearn.plugin.training.other_callbacks import check_others
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.training.weight_decay import known_l2
 from lightning_unlearn.step.head.convex_head import ConvexHead
@@ -45,14 +43,14 @@ def _beside(scope: Scope) -> str:
 
 
 def chosen_guarantee(
-    options: Options, head: ConvexHead | None, l2: float, scope: Scope
+    options: Options, head: ConvexHead | None, l2: float | None, scope: Scope
 ) -> StronglyConvex | NormBall | NewtonStep | None:
     """What the request will claim; None when the noise is chosen by hand.
 
     Args:
         options: Of the callback.
         head: The ConvexHead in scope, if its weights are exactly those.
-        l2: Of the objective.
+        l2: Of the objective; None if it is not known, which is refused elsewhere.
         scope: The weights in scope.
 
     Raises:
@@ -69,7 +67,7 @@ def chosen_guarantee(
                 "freeze the rest of the model with requires_grad_(False), if it never "
                 "saw this data, or return head.parameters() from unlearning_parameters"
             )
-        if not l2 > 0:
+        if l2 is not None and not l2 > 0:
             raise GuaranteeError(
                 f"expected l2 > 0 for a strongly convex objective, got l2={l2}: pass "
                 "l2=1e-3 to the UnlearningCallback and train with the same weight "
@@ -96,8 +94,62 @@ def chosen_guarantee(
     return None
 
 
+def takes_statistics_anew(
+    options: Options,
+    head: ConvexHead | None,
+    chosen: StronglyConvex | NormBall | NewtonStep | None,
+) -> bool:
+    """Whether a request may take statistics of batch normalisation anew.
+
+    Args:
+        options: Of the callback.
+        head: The ConvexHead in scope, or None.
+        chosen: The guarantee; None without one, or where there is none yet.
+    """
+    if chosen is None:
+        by_hand = options.noise_std is not None and options.guarantee == "auto"
+        return by_hand or (head is None and options.guarantee == "auto")
+    return isinstance(chosen, NormBall)
+
+
+def _ahead(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    options: Options,
+    record: TrainingRecord,
+) -> Problems:
+    """All that a request would refuse, as far as it shows before the training."""
+    problems = Problems()
+    with problems.noted():
+        if record.drawn_problem is not None:
+            raise DataError(record.drawn_problem)
+    with problems.noted():
+        check_others(trainer)
+    with problems.noted():
+        _, in_scope, own_l2 = hooks(pl_module)
+        scope = Scope(pl_module, in_scope)
+        head, chosen = convex_head(pl_module, scope), None
+        l2 = known_l2(options.l2, own_l2, record.l2)
+        with problems.noted():
+            if l2 is None:
+                raise ModelError(record.l2_problem)
+        with problems.noted():
+            chosen = chosen_guarantee(options, head, l2, scope)
+        with problems.noted():
+            anew = takes_statistics_anew(options, head, chosen)
+            batch_norm.check_before_training(pl_module, anew)
+        with problems.noted():
+            loud = loud_noise_early(options, chosen, pl_module, head, l2, scope.size)
+            if l2 is not None and loud is not None:
+                raise GuaranteeError(loud)
+    return problems
+
+
 def warn_early(
-    pl_module: LightningModule, options: Options, record: TrainingRecord
+    trainer: Trainer,
+    pl_module: LightningModule,
+    options: Options,
+    record: TrainingRecord,
 ) -> None:
     """Say before the training, not after it, what a request would refuse."""
     ledger = options.ledger_path
@@ -114,18 +166,8 @@ def warn_early(
             "samples: a certificate would be graded vacuous; lower delta in the "
             "UnlearningCallback"
         )
-    try:
-        if record.drawn_problem is not None:
-            raise DataError(record.drawn_problem)
-        _, in_scope, own_l2 = hooks(pl_module)
-        l2 = known_l2(options.l2, own_l2, record.l2)
-        if l2 is None:
-            raise ModelError(record.l2_problem)
-        scope = Scope(pl_module, in_scope)
-        head = convex_head(pl_module, scope)
-        chosen = chosen_guarantee(options, head, l2, scope)
-        problem = loud_noise_early(options, chosen, pl_module, head, l2, scope.size)
-        if problem is not None:
-            raise GuaranteeError(problem)
-    except UnlearningError as error:
-        rank_zero_warn(f"trainer.unlearn would be refused after this training: {error}")
+    problems = _ahead(trainer, pl_module, options, record)
+    if problems.found:
+        rank_zero_warn(
+            f"trainer.unlearn would be refused after this training: {problems.text}"
+        )

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
-from lightning_unlearn.guarantee.kinds import Guarantee, NormBall
+from lightning_unlearn.guarantee.kinds import Guarantee
 from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.files.known_checkpoints import (
@@ -21,13 +22,23 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.plan.plan import Plan
-from lightning_unlearn.plugin.plan.which_guarantee import chosen_guarantee, convex_head
+from lightning_unlearn.plugin.plan.which_guarantee import (
+    chosen_guarantee,
+    convex_head,
+    takes_statistics_anew,
+)
 from lightning_unlearn.plugin.plan.which_plan import plan_for
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.stage import StageContext
-from lightning_unlearn.plugin.request.trainer_state import check_averages
+from lightning_unlearn.plugin.run import guests
 from lightning_unlearn.plugin.training import public_backbones
-from lightning_unlearn.plugin.training.outside import merge_changes, numbers, outside_of
+from lightning_unlearn.plugin.training.other_callbacks import check_others
+from lightning_unlearn.plugin.training.outside import (
+    Outside,
+    merge_changes,
+    numbers,
+    outside_of,
+)
 from lightning_unlearn.plugin.training.training_record import (
     TrainingRecord,
     check_same_data,
@@ -39,9 +50,10 @@ from lightning_unlearn.plugin.training.weight_decay import (
 )
 from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.head.convex_head import ConvexHead
-from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.digests import state_digest, tensors_digest
 from lightning_unlearn.weights.objective import LossFunction
+from lightning_unlearn.weights.opaque import tensors_in
+from lightning_unlearn.weights.passes import hooked_weights
 from lightning_unlearn.weights.scope import Scope, Shards
 
 
@@ -68,21 +80,32 @@ def resolve(
         options = replace(options, guarantee=guarantee)
     dataset: Any = context.loader.dataset
     resume_from = None if request is None else request.resume_from
+    problems, l2 = Problems(), None
     with context.processes.together():  # no process may wait for one that refuses
         save_to = None if request is None else request.save_to
         options.check_paths(save_to, context.ckpt_path, resume_from)
         loss, scope, head, module_l2 = _scope(context)
-        check_same_data(dataset, record)
-        drawn = _drawn(context)
-        chosen = [] if request is None else request.positions(context, record, drawn)
-        gone = {*chosen, *record.removed}
-        check_averages(context.trainer)
+        drawn, chosen, chosen_one, outside = [], [], None, Outside((), ())
+        with problems.noted():
+            check_same_data(dataset, record)
+            drawn = _drawn(context)
+            if request is not None:
+                chosen = request.positions(context, record, drawn)
+        with problems.noted():
+            check_others(context.trainer)
+    gone = {*chosen, *record.removed}
     with raising_in_all(context, scope):
-        public_backbones.check(context.module)
-        l2 = _l2(context, scope, module_l2)
-        chosen_one = chosen_guarantee(options, head, l2, scope)
-        free = chosen_one is None or isinstance(chosen_one, NormBall)
-        outside = outside_of(context.module, scope, record, rebuilds=free)
+        with problems.noted():
+            public_backbones.check(context.module)
+        with problems.noted():
+            l2 = _l2(context, scope, module_l2)
+        with problems.noted():
+            chosen_one = chosen_guarantee(options, head, l2, scope)
+        with problems.noted():
+            anew = takes_statistics_anew(options, head, chosen_one)
+            outside = outside_of(context.module, scope, record, rebuilds=anew)
+        problems.check()
+    assert l2 is not None  # or a problem was noted
     ledger = context.processes.first(lambda: _ledger(context))
     if request is not None:
         with context.processes.together():
@@ -126,6 +149,8 @@ def share_record(context: StageContext) -> None:
     attached, options = context.callback.attached, context.callback.options
     if attached.is_of(context.module):
         attached.compare_rows(context.trainer, context.module, options)
+    else:
+        guests.unfreeze_trained(context.trainer, context.module, record.trained)
     merge_changes(record, processes)
     shared = processes.first(record.to_dict)
     if processes.rank > 0:
@@ -142,8 +167,7 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
     with processes.together():
         some = spread_places(len(plan.retained))
         _, batch = plan.batches(loader, plan.retained).take(some)
-        leaves = tensors_in(batch)
-        sample = tensors_digest((str(i), x) for i, x in enumerate(leaves))
+        sample = tensors_digest((str(i), x) for i, x in enumerate(tensors_in(batch)))
         plain = numbers(context.module, context.callback.record)
     processes.agree(
         forget_set=plan.chosen,
@@ -227,6 +251,13 @@ def _scope(
         scope = strategy.scope(module, head.parameters())
     else:  # a head is solved from zero, if it must be
         scope.check_finite()
+    hooked = hooked_weights(scope)
+    if hooked:
+        rank_zero_warn(
+            f"hooks on the gradients of weights in scope ({', '.join(hooked[:3])}) are "
+            "left out of a request: its objective is the loss, so that a part of a "
+            "weight that such a hook keeps fixed in training is moved with the rest"
+        )
     return loss, scope, head, module_l2
 
 

@@ -1,5 +1,6 @@
 """A stage of ours inside the Trainer's run, with callback, model and data found."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,14 +16,20 @@ from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
     LightningModule,
+    TrainerStatus,
     check_package,
     is_overridden,
     isolate_rng,
     pl,
 )
 from lightning_unlearn.plugin.request import trainer_state
-from lightning_unlearn.plugin.run import child_processes, compat, strategies
-from lightning_unlearn.weights.passes import copies, put_back
+from lightning_unlearn.plugin.run import (
+    child_processes,
+    compat,
+    loading,
+    strategies,
+)
+from lightning_unlearn.weights.passes import check_ordinary, copies, put_back
 from lightning_unlearn.weights.processes import Processes
 
 
@@ -79,11 +86,11 @@ class _InEachProcess:
             source = getattr(self.trainer, "datamodule", None) or self.model
             loader = source.train_dataloader()
         loader = training_data.training_loader(loader)
-        return self.stage(
-            StageContext(
-                self.trainer, self.model, self.callback, loader, self.ckpt_path
-            )
+        context = StageContext(
+            self.trainer, self.model, self.callback, loader, self.ckpt_path
         )
+        with compat.as_after_fit(self.trainer, loader):
+            return self.stage(context)
 
 
 def _check_attached(trainer: pl.Trainer, callback: UnlearningCallback) -> None:
@@ -132,9 +139,10 @@ def run_in_trainer(
     Raises:
         SetupError: If the callback, the model or the data is missing.
     """
+    _check_idle(trainer)
     check_package(datamodule)
-    callback = callback_of(trainer, model)
-    model = model or trainer.lightning_module
+    callback = callback_of(trainer, None if model is None else compat.unwrapped(model))
+    model = compat.unwrapped(trainer.lightning_module if model is None else model)
     if not isinstance(model, LightningModule):
         raise SetupError(
             "expected a model: pass model=, or call trainer.fit first, got "
@@ -144,13 +152,15 @@ def run_in_trainer(
         raise SetupError(
             "expected train_dataloaders= or datamodule=, got both: leave one out"
         )
-    _check_checkpoint(ckpt_path)
+    check_ordinary(model)
+    loading.check_there(ckpt_path)
     strategies.adapter(trainer)  # refuse before any process is launched
     callback.take_sent_record(trainer)
     attached = callback.attached
     given = train_dataloaders
     if given is None and datamodule is None:
-        given = trainer.train_dataloader or attached.loader
+        given = trainer.train_dataloader
+        given = attached.loader if given is None else given
         if given is None:
             datamodule = getattr(trainer, "datamodule", None) or attached.datamodule
         nowhere = given is None and datamodule is None
@@ -178,6 +188,7 @@ def run_in_trainer(
             trainer,
             model,
             in_each,
+            callback,
             datamodule=datamodule,
             ckpt_path=path,
             weights_only=weights_only,
@@ -191,6 +202,22 @@ def run_in_trainer(
         return result
 
 
+def _check_idle(trainer: pl.Trainer) -> None:
+    if trainer.state.status == TrainerStatus.RUNNING:
+        what = trainer.state.fn.value if trainer.state.fn is not None else "a run"
+        raise SetupError(
+            f"expected a Trainer that is done, got one in the middle of {what}: a hook "
+            "cannot move the model under its optimizers; call trainer.unlearn after "
+            f"trainer.{what} has returned"
+        )
+
+
+def _interrupted(committed: bool) -> str:
+    if committed:
+        return "Interrupted after the request was done: the model has moved."
+    return "Interrupted: nothing was changed (model, record and files are as before)."
+
+
 @contextmanager
 def _unchanged(
     model: LightningModule, callback: UnlearningCallback, loads: bool, always: bool
@@ -198,14 +225,21 @@ def _unchanged(
     """Undo the loading of a checkpoint if the request it was loaded for fails."""
     snapshot, requests = callback.snapshot(), callback.requests
     weights = copies(model) if loads or always else None
+    flags = [(p, p.requires_grad) for p in model.parameters()]
     done = False
     try:
         yield
         done = not always
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes one of the other
+        if model.trainer.is_global_zero:
+            print(_interrupted(callback.requests != requests), file=sys.stderr)
+        raise
     finally:
         committed = callback.requests != requests  # teardown may still fail after it
         if not (done or committed):
             callback.rewind(snapshot)
+            for parameter, required in flags:
+                parameter.requires_grad_(required)
             if weights is not None:
                 put_back(model, weights)
 
@@ -219,13 +253,6 @@ def _without_loggers(trainer: pl.Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.loggers = loggers
-
-
-def _check_checkpoint(ckpt_path: str | Path | None) -> None:
-    name = str(ckpt_path or "")
-    by_lightning = name in ("", "best", "last", "hpc") or name.startswith("registry")
-    if not by_lightning and not Path(name).exists():
-        raise SetupError(f"expected a checkpoint at {name}, found none there")
 
 
 def callback_of(

@@ -5,31 +5,15 @@ from pathlib import Path
 import torch
 import torchmetrics
 
-from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.lightning import (
     Checkpoint,
     EarlyStopping,
     LightningModule,
     ModelCheckpoint,
-    StochasticWeightAveraging,
     Trainer,
     is_overridden,
 )
-
-_AVERAGING = {"WeightAveraging", "EMAWeightAveraging"}  # classes of Lightning >= 2.6
-
-
-def check_averages(trainer: Trainer) -> None:
-    """Raise `ModelError` if a callback keeps averaged copies of the weights."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        names = {cls.__name__ for cls in type(callback).__mro__}
-        if isinstance(callback, StochasticWeightAveraging) or names & _AVERAGING:
-            raise ModelError(
-                "expected no callback with copies of the trained weights, got "
-                f"{type(callback).__name__}, which would bring them back: run the "
-                "request with a Trainer without it (and ckpt_path=)"
-            )
 
 
 def kept_states(trainer: Trainer) -> list[str]:

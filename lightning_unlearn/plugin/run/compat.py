@@ -12,24 +12,28 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from typing import Any
 
 from lightning_utilities.core.enums import StrEnum as LightningEnum
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.lightning import (
     PACKAGE,
-    BatchSizeFinder,
+    CombinedLoader,
     LightningDataModule,
     LightningModule,
+    PassThroughProfiler,
     Trainer,
     TrainerStatus,
     _call_and_handle_interrupt,
     _maybe_unwrap_optimized,
     _MultiProcessingLauncher,
 )
+from lightning_unlearn.plugin.run import loading
+from lightning_unlearn.plugin.run.guests import callbacks_muted, lifted, muted
 from lightning_unlearn.plugin.which_lightning import (
     PACKAGES,
     installed,
@@ -37,8 +41,9 @@ from lightning_unlearn.plugin.which_lightning import (
 )
 
 
-# What hooks such as ``setup(stage)`` receive; not one of Lightning's own stages, so
-# that no optimizer is made, no DDP wrapper is put on and no validation step is asked.
+# What our callback's ``setup(stage)`` receives, and no other's (`guests`); not one of
+# Lightning's own stages, so that no optimizer is made, no DDP wrapper is put on and no
+# validation step is asked.
 class StageFn(LightningEnum):
     """The value of ``trainer.state.fn`` during a request."""
 
@@ -59,10 +64,17 @@ def pickles(trainer: Trainer) -> bool:
     return is_spawning(trainer) and launcher._start_method == "spawn"  # type: ignore[union-attr]
 
 
+def passed_loader(trainer: Trainer) -> object:
+    """What was passed to ``fit`` as training data; None if a module makes it."""
+    source = trainer.fit_loop._data_source
+    return None if source.is_module() else source.instance
+
+
 def run_stage(
     trainer: Trainer,
     model: LightningModule,
     stage: Callable[[], Any],
+    ours: Any,
     *,
     datamodule: LightningDataModule | None,
     ckpt_path: str | None,
@@ -71,7 +83,8 @@ def run_stage(
 ) -> Any:
     """Run `stage` where `fit` would run its loop, and return what it returns.
 
-    The Trainer stays connected to `model` if the run succeeds and `keep` is set.
+    The Trainer stays connected to `model` if the run succeeds and `keep` is set. Of its
+    callbacks `ours` alone hears of a stage that is not Lightning's.
     """
     model = _maybe_unwrap_optimized(model)
     previous = trainer.strategy._lightning_module
@@ -90,6 +103,7 @@ def run_stage(
             trainer,
             model,
             stage,
+            ours,
             datamodule,
             ckpt_path,
             weights_only,
@@ -109,6 +123,7 @@ def _in_process(
     trainer: Trainer,
     model: LightningModule,
     stage: Callable[[], Any],
+    ours: Any,
     datamodule: LightningDataModule | None,
     ckpt_path: str | None,
     weights_only: bool | None,
@@ -129,19 +144,30 @@ def _in_process(
     kwargs: dict[str, Any] = {"ckpt_path": path}
     if "weights_only" in inspect.signature(Trainer._run).parameters:  # from 2.6.0
         kwargs["weights_only"] = weights_only
-    trainer._run_stage = stage  # type: ignore[method-assign]
+
+    def as_known() -> Any:
+        with lifted(model):
+            return stage()
+
+    trainer._run_stage = as_known  # type: ignore[method-assign]
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    # It asks for a loop in `setup`, and a request has none.
-    others = [c for c in callbacks if not isinstance(c, BatchSizeFinder)]
-    trainer.callbacks = others  # type: ignore[attr-defined]
+    own: Any = trainer
+    profiler = own.profiler
+    own.profiler = PassThroughProfiler()  # those of a fit end with it
     try:
-        with _callbacks_restored(trainer), warnings.catch_warnings():
+        with (
+            _hooks_muted(trainer, model, ours),
+            _clock_put_back(trainer),
+            _callbacks_restored(trainer),
+            warnings.catch_warnings(),
+        ):
             # Other callbacks' states, and where they would write, we do not use.
             for about in ("The dirpath has changed from", "Be aware that when using"):
                 warnings.filterwarnings("ignore", message=about)
             return trainer._run(model, **kwargs)
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        own.profiler = profiler
         del trainer._run_stage
 
 
@@ -158,9 +184,11 @@ def _callbacks_restored(trainer: Trainer) -> Iterator[None]:
         restore_callbacks()
 
     def everything(*args: Any, **kwargs: Any) -> None:
-        restore_all(*args, **kwargs)
-        if not restored:
-            restore_callbacks()
+        with loading.named(args[0] if args else None):
+            restore_all(*args, **kwargs)
+            _load_clock(trainer, connector._loaded_checkpoint)
+            if not restored:
+                restore_callbacks()
 
     connector.restore_callbacks = noting  # type: ignore[method-assign]
     connector._restore_modules_and_callbacks = everything  # type: ignore[method-assign]
@@ -171,6 +199,26 @@ def _callbacks_restored(trainer: Trainer) -> Iterator[None]:
         del connector._restore_modules_and_callbacks
 
 
+@contextmanager
+def _hooks_muted(trainer: Trainer, model: LightningModule, ours: Any) -> Iterator[None]:
+    """See `guests`; callbacks of the model are known once Lightning has added them."""
+    connector = trainer._callback_connector
+    attach = connector._attach_model_callbacks
+    with ExitStack() as stack:
+        for owner in (model, getattr(trainer, "datamodule", None)):
+            if owner is not None:
+                stack.enter_context(muted(owner))
+
+        def attach_and_mute() -> None:
+            attach()
+            known = ours.attached.is_of(model)
+            stack.enter_context(callbacks_muted(trainer, ours, known))
+
+        connector._attach_model_callbacks = attach_and_mute  # type: ignore[method-assign]
+        stack.callback(delattr, connector, "_attach_model_callbacks")
+        yield
+
+
 _MOVED = 17  # epochs; and a multiple of it for what counts faster
 
 
@@ -178,8 +226,19 @@ _MOVED = 17  # epochs; and a multiple of it for what counts faster
 def clock_moved(trainer: Trainer) -> Iterator[None]:
     """A block in which a Trainer's epochs, steps and batches show other numbers."""
     loop, before = trainer.fit_loop, trainer.fit_loop.max_batches
-    steps = loop.epoch_loop
-    counters = [
+    counters = _counters(trainer)
+    with _clock_put_back(trainer):
+        for speed, counter in enumerate(counters, start=1):
+            for name, value in vars(counter).items():
+                setattr(counter, name, value + _MOVED * speed)
+        finite = before != float("inf")
+        loop.max_batches = int(before) + 3 * _MOVED if finite else 3 * _MOVED
+        yield
+
+
+def _counters(trainer: Trainer) -> list[Any]:
+    loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    return [
         *(loop.epoch_progress.current, loop.epoch_progress.total),
         *(steps.batch_progress.current, steps.batch_progress.total),
         *(
@@ -187,18 +246,59 @@ def clock_moved(trainer: Trainer) -> Iterator[None]:
             steps.manual_optimization.optim_step_progress.total,
         ),
     ]
+
+
+@contextmanager
+def _clock_put_back(trainer: Trainer) -> Iterator[None]:
+    """A block after which a Trainer's clock, and what it trains on, is as before."""
+    loop, counters = trainer.fit_loop, _counters(trainer)
     shown = [dict(vars(counter)) for counter in counters]
+    batches, loader = loop.max_batches, loop._combined_loader
     try:
-        for speed, counter in enumerate(counters, start=1):
-            for name, value in vars(counter).items():
-                setattr(counter, name, value + _MOVED * speed)
-        finite = before != float("inf")
-        loop.max_batches = int(before) + 3 * _MOVED if finite else 3 * _MOVED
         yield
     finally:
-        loop.max_batches = before
+        loop.max_batches, loop._combined_loader = batches, loader
         for counter, values in zip(counters, shown, strict=True):
             vars(counter).update(values)
+
+
+def _load_clock(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Show the epochs and steps of the training that a checkpoint is of."""
+    loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    of = "epoch_loop."
+    shown = {
+        "epoch_progress": loop.epoch_progress,
+        f"{of}batch_progress": steps.batch_progress,
+        f"{of}automatic_optimization.optim_progress": (
+            steps.automatic_optimization.optim_progress
+        ),
+        f"{of}manual_optimization.optim_step_progress": (
+            steps.manual_optimization.optim_step_progress
+        ),
+    }
+    saved = checkpoint.get("loops", {}).get("fit_loop", {})
+    for name, progress in shown.items():
+        if name in saved:
+            progress.load_state_dict(saved[name])
+
+
+@contextmanager
+def as_after_fit(trainer: Trainer, loader: DataLoader) -> Iterator[None]:
+    """A block in which the Trainer shows a training loader, as it does after a fit."""
+    loop = trainer.fit_loop
+    with _clock_put_back(trainer):
+        if loop._combined_loader is None:
+            loop._combined_loader = CombinedLoader(loader, "max_size_cycle")
+        if loop.max_batches in (0, float("inf")):
+            limit = trainer.limit_train_batches
+            most = limit if isinstance(limit, int) else int(len(loader) * (limit or 1))
+            loop.max_batches = min(most, len(loader))
+        yield
+
+
+def unwrapped(model: Any) -> Any:
+    """The module that `torch.compile` has put into another."""
+    return _maybe_unwrap_optimized(model) if hasattr(model, "_orig_mod") else model
 
 
 def name_mixed_packages() -> None:

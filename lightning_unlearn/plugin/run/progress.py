@@ -99,6 +99,7 @@ class Display:
         trainer: Whose bar and loggers they go to.
         bar: The bar.
         processes: Those that share the request.
+        loggers: The Trainer's own; during passes it has others.
         residuals: (solver step, residual) so far. Of weights that saw the forgotten
             samples, so as secret as they are.
         logs: Whether loggers are told.
@@ -107,6 +108,7 @@ class Display:
     trainer: Trainer
     bar: _Bar
     processes: Processes
+    loggers: list[Logger] = field(default_factory=list)
     residuals: list[tuple[float, float]] = field(default_factory=list)
     done: int = 0
     broken: list[Logger] = field(default_factory=list)
@@ -173,7 +175,7 @@ class Display:
         self._log({**stated, **cost}, len(self.residuals), save=True)
 
     def _log(self, metrics: dict[str, float], step: int, save: bool = False) -> None:
-        for logger in self.trainer.loggers if self.logs else ():
+        for logger in self.loggers if self.logs else ():
             if logger in self.broken:
                 continue
             name = type(logger).__name__
@@ -209,7 +211,7 @@ def shown(
     """A display that is taken down when the block ends, whatever happens."""
     bar = _Bar(trainer, module, what)
     try:
-        yield Display(trainer, bar, processes, logs=logs)
+        yield Display(trainer, bar, processes, trainer.loggers, logs=logs)
     finally:
         bar.close()
 

@@ -11,7 +11,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_unlearn.errors import DataError, ModelError
-from lightning_unlearn.plugin.lightning import isolate_rng
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    is_overridden,
+    isolate_rng,
+)
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.weights.objective import Batches, LossFunction
 from lightning_unlearn.weights.passes import passes
@@ -42,12 +46,39 @@ def stale_layers(
             raise ModelError(
                 f"expected no statistics of the training data, got {kind} at {name!r}, "
                 "whose running mean and variance were computed on the forgotten "
-                "samples too: replace it by GroupNorm or LayerNorm, or keep it frozen "
-                "(call eval() on it in on_train_epoch_start, before any training step)"
-                "; BatchNorm's are taken anew for a whole network without guarantee, "
-                "or with NormBall"
+                f"samples too: {_INSTEAD}"
             )
         yield name
+
+
+_INSTEAD = (
+    "replace it by GroupNorm or LayerNorm, or keep it frozen (call eval() on it in "
+    "on_train_epoch_start, before any training step); BatchNorm's are taken anew for a "
+    "whole network without guarantee, or with NormBall"
+)
+#: Hooks in which a module may still freeze its statistics.
+_LATER = ("train", "on_train_start", "on_train_epoch_start", "on_train_batch_start")
+
+
+def check_before_training(module: LightningModule, rebuilds: bool) -> None:
+    """Raise `ModelError` if a training will move statistics that a request must refuse.
+
+    Args:
+        module: In the modes its training begins with.
+        rebuilds: Whether a request may take BatchNorm's anew.
+    """
+    if any(is_overridden(hook, module) for hook in _LATER):
+        return  # it may have thought of it: a request will see what has moved
+    for name, layer in module.named_modules():
+        if not (isinstance(layer, _NormBase) and layer.training):
+            continue
+        if layer.running_mean is None or (rebuilds and isinstance(layer, _BatchNorm)):
+            continue
+        raise ModelError(
+            f"expected no statistics of the training data, got {type(layer).__name__} "
+            f"at {name!r} in train mode, whose running mean and variance will be "
+            f"computed on samples to be forgotten too: {_INSTEAD}"
+        )
 
 
 class _Sums:

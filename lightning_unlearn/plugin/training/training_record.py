@@ -253,5 +253,9 @@ def check_same_data(dataset: Any, record: TrainingRecord) -> None:
     if now is not None and now != record.fingerprint:
         raise DataError(
             "expected the training data the model was trained on, got other samples: "
-            "indices would point at the wrong ones (an unseeded random_split?)"
+            "indices would point at the wrong ones. If random_split makes them, it "
+            "splits anew in every process: split with "
+            "generator=torch.Generator().manual_seed(0), before training and now; for "
+            "this model pass the samples it was trained on, in their order, as "
+            "train_dataloaders="
         )

@@ -30,7 +30,7 @@ from lightning_unlearn.step.network.spectrum import (
 )
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.step.step import project
-from lightning_unlearn.weights.batch_tensors import tensors_in
+from lightning_unlearn.weights.opaque import tensors_in
 from lightning_unlearn.weights.passes import passes
 
 _SAMPLES = 2000

@@ -43,9 +43,10 @@ def unlearn(
     Args:
         trainer: With an `UnlearningCallback`.
         forget: Positions in the training dataset (indices, or the path of a .txt,
-            .json, .npy or .csv file of them), a `Subset` of it, a DataLoader over one,
-            or a predicate that is given each sample and returns True or False. With
-            `by`, a list or a file of ids. If the DataModule (or the model) has a
+            .json, .npy or .csv file of them), a mask with one True or False for every
+            sample, a `Subset` of it, a DataLoader over one, or a predicate that is
+            given each sample and returns True or False. With `by`, a list or a file of
+            ids. If the DataModule (or the model) has a
             method ``forget_indices(request)``, lists and files go to it: it is given
             the listed values and returns positions.
         model: The module; by default the one the Trainer was last used with.

@@ -23,8 +23,8 @@ from lightning_unlearn.step.head.rows.independence import (
     check_padding,
 )
 from lightning_unlearn.weights import large_arrays
-from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.objective import Batches, LossFunction
+from lightning_unlearn.weights.opaque import tensors_in
 
 
 def capture(

@@ -33,6 +33,19 @@ class HeadCall:
     weights: Tensor | None = None  # (n, 1), or (n, K)
 
 
+def _check_classes(targets: Tensor, K: int) -> None:
+    outside = (targets < 0) | (targets >= K)
+    if bool(outside.any()):
+        found = int(targets[outside][0])
+        raise ArgumentError(
+            f"expected class indices from 0 to {K - 1}, got {found} "
+            f"({int(outside.sum())} of {targets.numel()} targets): count classes from "
+            "0; a sample that is to be ignored (such as -100) gets weight 0 in "
+            "head.loss(features, targets.clamp(min=0), (targets >= 0).float()), or is "
+            "left out of the dataset"
+        )
+
+
 class ConvexHead(nn.Module):
     """An affine map of features with a convex loss of its own.
 
@@ -146,6 +159,8 @@ class ConvexHead(nn.Module):
                 targets = targets[:, None]
         if self.loss_name == "cross_entropy" and not indices:
             _check_distributions(targets)
+        if indices and not torch.compiler.is_compiling():
+            _check_classes(targets, K)
         shape = (n,) if indices else (n, K)
         if targets.shape != shape:
             raise ArgumentError(

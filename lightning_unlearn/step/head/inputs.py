@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.errors import DataError
-from lightning_unlearn.weights.batch_tensors import tensors_in
+from lightning_unlearn.weights.opaque import tensors_in
 
 _TARGETS = ("labels", "label")  # of a mapping, as transformers and datasets name them
 _WEIGHTS = "sample_weight"  # of a mapping, as scikit-learn names it

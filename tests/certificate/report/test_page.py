@@ -274,7 +274,7 @@ def test_files_are_new_and_named_html(tmp_path):
 
 def test_without_jinja2_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(SetupError, match=r'pip install "lightning_unlearn\[report\]"'):
+    with pytest.raises(SetupError, match=r'pip install -e "\.\[report\]"'):
         render(make().to_json())
 
 

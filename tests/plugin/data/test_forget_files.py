@@ -41,7 +41,7 @@ from tests.plugin.request.test_refusals import refused
         ("a.txt", "1_0\n", "expected one index a line in .* got '1_0'"),
         ("a.txt", "9" * 5000, "expected one index a line in .* got '9999"),
         ("a.json", "[NaN]", "hold integers, got nan"),
-        ("a.json", "[true]", "hold integers, got True"),
+        ("a.json", "[true, 1]", "hold integers, got True"),
     ],
 )
 def test_malformed_files(name, content, message, tmp_path):

@@ -95,16 +95,20 @@ def test_averaged_copies_of_the_weights_are_refused_and_other_states_listed():
     assert "the state kept by Remembers" in (other.unlearn([1]).certificate.not_covered)
 
 
-def test_a_teardown_that_fails_after_the_request_does_not_undo_it():
+def test_a_teardown_that_fails_after_the_request_does_not_undo_it(tmp_path):
     class Net(HeadNet):
         def teardown(self, stage):
-            if stage == "unlearn":
-                raise RuntimeError("in teardown")
+            raise RuntimeError("in teardown")
 
-    net, fit_trainer, callback, _ = fitted(Net())
+    _, fit_trainer, _, dataset = fitted()
+    fit_trainer.save_checkpoint(tmp_path / "run.ckpt")
+    net, callback = Net(), UnlearningCallback()
     before = weights(net)
     with pytest.raises(RuntimeError, match="in teardown"):
-        fit_trainer.unlearn([1])
+        trainer(callback).unlearn(
+            [1], model=net, train_dataloaders=loader(dataset),
+            ckpt_path=tmp_path / "run.ckpt",
+        )  # fmt: skip
     assert not same(weights(net), before)
     assert callback.record.removed == [1]
 

@@ -65,8 +65,8 @@ def refused(error, match, net, fit_trainer, callback, forget, **kwargs):
         ([600], "indices from 0 to 599 .* got 600"),
         ([-1], "indices from 0 to 599 .* got -1"),
         ([0.5], r"hold integers, got 0.5 \(float\)"),
-        ([True], r"hold integers, got True \(bool\)"),
-        (torch.ones(600, dtype=torch.bool), "hold integers"),
+        ([True], r"one True or False for each of the 600 samples .* got 1"),
+        (torch.ones(600, dtype=torch.bool), "a request for all 600"),
         (
             torch.zeros(2, 2, dtype=torch.long),
             r"hold integers, got \[0, 0\] \(list\)",

@@ -209,8 +209,11 @@ def test_second_request_never_brings_the_first_back():
     with pytest.raises(
         lightning_unlearn.errors.ForgetSetError, match="still in, got 2"
     ):
-        fit_trainer.unlearn([2, 20])
+        fit_trainer.unlearn([2])
     assert callback.record.removed == [1, 2, 3, 10]
+    with pytest.warns(UserWarning, match="already removed 2: this one is for the oth"):
+        assert fit_trainer.unlearn([2, 20]).n_forget == 1
+    assert callback.record.removed == [1, 2, 3, 10, 20]
 
 
 def test_fresh_process_from_a_checkpoint(tmp_path):

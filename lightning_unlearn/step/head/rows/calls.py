@@ -150,8 +150,23 @@ def _check_call(head: ConvexHead, call: HeadCall, out: Tensor, weight: int) -> N
     if not same:
         raise GuaranteeError(
             "expected the loss to be head.loss(features, targets) or its mean, got "
-            "another value: put the regulariser into l2= and leave other terms out; "
+            f"{_difference(out, expected)}: put the regulariser into l2= and leave "
+            "other terms out; "
             "weights of samples or classes go into head.loss(features, targets, "
             "weights), whose mean is over samples and not divided by the sum of the "
             "weights; or use guarantee=NormBall()"
         )
+
+
+def _difference(out: Tensor, expected: Tensor) -> str:
+    """What a loss is that is not the head's, in words."""
+    if out.shape != expected.shape:
+        return f"shape {tuple(out.shape)}"
+    out, expected = out.detach(), expected.detach()
+    more = float((out - expected).mean())
+    mean = float(expected.mean())
+    return (
+        f"another value, {mean + more:.6g} where the head's own is {mean:.6g} "
+        f"({abs(more):.2g} {'more' if more > 0 else 'less'}, of a regulariser, class "
+        "weights or another term)"
+    )

@@ -61,9 +61,14 @@ def check_independent(
         exact = read(groups[:1])
         with elsewhen():
             other = read(neighbours, _ANOTHER_BATCH)
-    if not all(
-        all(map(torch.equal, row[:3], own[place][:3])) for place, row in exact.items()
-    ):
+    if not _equal(exact, own) and not _equal(read(groups[:1]), own):
+        raise GuaranteeError(
+            "expected features, targets and sample weights that are the same at every "
+            "read, got others the second time: something is random in eval mode "
+            "(mixup, functional dropout without training=self.training, sampling, "
+            "noise); do it only if self.training"
+        )
+    if not _equal(exact, own):
         raise GuaranteeError(
             "expected features, targets and sample weights that do not depend on the "
             "head's weights, got others at other weights (self-distillation, "
@@ -110,6 +115,13 @@ def check_padding(
         for group in groups:
             now = rows_in(loss, head, batches, [places[i] for i in group])
             _check_same_rows(now, known)
+
+
+def _equal(found: Rows, known: Rows) -> bool:
+    """Whether some rows are as before, to the last bit."""
+    return all(
+        all(map(torch.equal, row[:3], known[place][:3])) for place, row in found.items()
+    )
 
 
 def _others(found: Rows, known: Rows) -> list[int]:
