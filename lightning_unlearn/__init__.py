@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.plugin.callback import (
         UnlearningCallback as UnlearningCallback,
     )
-    from lightning_unlearn.plugin.certified import (
+    from lightning_unlearn.plugin.certified.heads import (
         CertifiedClassifier as CertifiedClassifier,
         CertifiedRegressor as CertifiedRegressor,
     )

@@ -1,5 +1,6 @@
 """Which model a callback's record is of, and how it came here."""
 
+import time
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,8 @@ class Attachment:
         requests: That have succeeded.
         forgotten_since: Positions that a request of this process had forgotten before
             an older checkpoint was loaded.
+        began: When the training that runs began, by `time.perf_counter`.
+        fit_seconds: How long the last training took, or None if none has ended here.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -56,6 +59,8 @@ class Attachment:
     fits_seen: int = 0
     requests: int = 0
     forgotten_since: frozenset[int] = frozenset()
+    began: float | None = None
+    fit_seconds: float | None = None
 
     def restore(self, record: TrainingRecord) -> None:
         """Take the record of a checkpoint; warn if it is older than what is known."""
@@ -94,7 +99,15 @@ class Attachment:
             self.fits_seen = fits
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
+        self.began, self.fit_seconds = time.perf_counter(), None
         return unknown
+
+    def end_fit(self, fits: int) -> None:
+        """It has ended; so many have, in any process."""
+        self.fits_seen = fits
+        if self.began is not None:
+            self.fit_seconds = time.perf_counter() - self.began
+        self.began = None
 
     def probe_rows(
         self,

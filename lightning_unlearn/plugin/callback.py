@@ -368,11 +368,12 @@ class UnlearningCallback(Callback):
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)
             self._remember_values(pl_module)
+            self.attached.began = None  # how long it would have taken is not known
             self._count_fit()
 
     def _count_fit(self) -> None:
         self._fits += 1
-        self.attached.fits_seen = int(self._fits)
+        self.attached.end_fit(int(self._fits))
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
         note_changed_numbers(pl_module, self.record)

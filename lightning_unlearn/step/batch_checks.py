@@ -4,9 +4,9 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
 _READ = 32  # samples read for a check
@@ -26,7 +26,7 @@ def check_repeatable(batches: Batches) -> None:
 
     def read() -> list[Tensor]:
         _, batch = batches.take(spread_places(batches.n))
-        return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        return tensors_in(batch)
 
     if not _identical(read(), read()):
         raise DataError(
@@ -39,7 +39,7 @@ def check_repeatable(batches: Batches) -> None:
 def check_in_place(loss: LossFunction, batches: Batches) -> None:
     """Raise `ModelError` if the loss changes the batch it is given."""
     _, batch = batches.take(spread_places(batches.n))
-    leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+    leaves = tensors_in(batch)
     before = [x.clone() for x in leaves]
     loss(batch, 0)
     if not _identical(before, leaves):
@@ -56,8 +56,7 @@ Width = tuple[tuple[int, ...], ...]
 
 def width_of(batch: object) -> Width:
     """How wide a batch is: with dynamic padding, as its longest sample."""
-    leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-    return tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+    return tuple(tuple(leaf.shape[1:]) for leaf in tensors_in(batch))
 
 
 def size_of(width: Width) -> int:

@@ -1,6 +1,7 @@
 """SHA-256 digests of tensors."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -35,6 +36,7 @@ def state_digest(state: Mapping[str, object]) -> str:
 
 def entry_digest(name: str, value: object) -> str:
     """SHA-256 of one entry of a ``state_dict``: a tensor, or extra state."""
+    value = from_tensor(value)
     if isinstance(value, Tensor):
         return tensors_digest([(name, value)])
     sha = hashlib.sha256()
@@ -42,3 +44,25 @@ def entry_digest(name: str, value: object) -> str:
         part = tensors_digest([("", leaf)]) if isinstance(leaf, Tensor) else repr(leaf)
         sha.update(part.encode())
     return sha.hexdigest()
+
+
+def as_tensor(state: Mapping[str, object]) -> Tensor:
+    """Extra state in words and numbers as bytes of JSON: formats of tensors hold it."""
+    text = _HEAD + json.dumps(state)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).clone()
+
+
+def from_tensor(value: object) -> object:
+    """What `as_tensor` was given, from what it returned; anything else as it is."""
+    if not (isinstance(value, Tensor) and value.dtype == torch.uint8):
+        return value
+    data = bytes(value.cpu().flatten().tolist())
+    if not data.startswith(_HEAD.encode()):
+        return value
+    try:
+        return json.loads(data[len(_HEAD) :])
+    except ValueError:
+        return value
+
+
+_HEAD = "lightning_unlearn extra state: "

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     Subset,
     TensorDataset,
     default_collate,
 )
+
+from lightning_unlearn.weights.batch_tensors import tensors_in
 
 _KEPT = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
@@ -96,6 +97,8 @@ class ExactBatches:
             self._picked = plain_batches(self.dataset, indices[:1] + indices[-2:])
         self._cache: list[tuple[int, Any]] | None = None
         self._now: list[int] = []
+        #: Told of every batch that was read, how many samples of it count.
+        self.seen: Callable[[int], object] = bool
 
     def now(self) -> list[int]:
         """Positions of the samples in the batch that was handed out last."""
@@ -122,6 +125,7 @@ class ExactBatches:
             self._parts, self._weights, batches, strict=True
         ):
             item = (weight, self.transfer(batch))
+            self.seen(weight)
             if kept is not None:
                 size += _nbytes(item[1])
                 kept.append(item)
@@ -201,4 +205,4 @@ def _plain(indices: object) -> bool:
 
 
 def _nbytes(batch: Any) -> int:
-    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
+    return sum(x.nbytes for x in tensors_in(batch))

@@ -22,6 +22,7 @@ from lightning_unlearn.plugin.data.forget_files import (
     read_values,
     values,
 )
+from lightning_unlearn.plugin.data.hub_datasets import column, is_hub, picked_from
 from lightning_unlearn.plugin.data.subsets import (
     flatten,
     from_loader,
@@ -45,12 +46,14 @@ def resolve(
 
     Args:
         forget: Indices (int, list, tuple, set, range, array, tensor), the path of a
-            .txt, .json, .npy or .csv file of them, a `Subset` of the training data,
-            a DataLoader over one, or a predicate that is asked for every sample. With
+            .txt, .json, .npy or .csv file of them, a `Subset` of the training data (of
+            a `datasets.Dataset` what ``select`` or ``filter`` gave), a DataLoader over
+            one, or a predicate that is asked for every sample. With
             `by` or `hook`, a list or a file of ids.
         dataset: The training dataset.
         removed: Positions earlier requests have removed.
-        by: Attribute of the dataset that holds each sample's id; column of a file.
+        by: Attribute or column of the dataset that holds each sample's id; column of a
+            file.
         hook: Ids -> positions, the user's own ``forget_indices``.
 
     Returns:
@@ -60,7 +63,8 @@ def resolve(
         ForgetSetError: If the set is empty, everything, repeated, out of range,
             already forgotten, names somebody unknown, or is not of the training data.
     """
-    listed = not (isinstance(forget, (Dataset, DataLoader)) or callable(forget))
+    kinds = (Dataset, DataLoader)
+    listed = not (isinstance(forget, kinds) or is_hub(forget) or callable(forget))
     if by is not None and not listed:
         raise ForgetSetError(
             f"expected a list or a file of ids with by={by!r}, got "
@@ -74,7 +78,9 @@ def resolve(
         return _with_copies(chosen, dataset, removed)
     if isinstance(forget, DataLoader):
         forget = from_loader(forget, dataset)
-    if isinstance(forget, Subset):
+    if is_hub(forget):
+        indices = picked_from(forget, dataset)
+    elif isinstance(forget, Subset):
         indices = from_subset(forget, dataset)
     elif isinstance(forget, Dataset):
         raise ForgetSetError(
@@ -214,20 +220,25 @@ def _ids_of(dataset: Any, by: str) -> list[Value]:
     """Each sample's id: of the dataset, or of the one its Subsets pick from."""
     level: Any = dataset
     positions = list(range(len(level)))
-    while getattr(level, by, None) is None and isinstance(level, Subset):
+    while (labels := _held(level, by)) is None and isinstance(level, Subset):
         positions = through(level, positions)
         level = level.dataset
-    labels = getattr(level, by, None)
     n = len(level)
     if labels is not None and hasattr(labels, "tolist"):  # tensors, arrays, pandas
         labels = labels.tolist()
     if not (isinstance(labels, (list, tuple)) and len(labels) == n):
         raise ForgetSetError(
-            f"expected an attribute {by!r} of {type(level).__name__} with one id for "
-            f"each of its {n} samples, got {_described(labels)}; "
+            f"expected a column or attribute {by!r} of {type(level).__name__} with "
+            f"one id for each of its {n} samples, got {_described(labels)}; "
             f"{_candidates(level, n)}or give the DataModule a forget_indices(request)"
         )
     return values([labels[i] for i in positions], f"the attribute {by!r}")
+
+
+def _held(level: Any, by: str) -> Any:
+    """A column, if the dataset has columns; else an attribute. None if neither."""
+    found = column(level, by)
+    return getattr(level, by, None) if found is None and not is_hub(level) else found
 
 
 def _described(labels: Any) -> str:
@@ -238,6 +249,8 @@ def _described(labels: Any) -> str:
 
 
 def _candidates(level: Any, n: int) -> str:
+    if is_hub(level):
+        return f"its columns are {', '.join(level.column_names[:9])}; "
     fit = [
         name
         for name, value in vars(level).items()

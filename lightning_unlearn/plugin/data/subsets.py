@@ -26,7 +26,7 @@ def some(indices: Sequence[object]) -> str:
     return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
 
 
-def from_loader(loader: DataLoader, dataset: Any) -> Subset | list[int]:
+def from_loader(loader: DataLoader, dataset: Any) -> Any:
     """What a loader of the forget set reads.
 
     Raises:
@@ -35,9 +35,8 @@ def from_loader(loader: DataLoader, dataset: Any) -> Subset | list[int]:
     sampler = loader.sampler
     if loader.dataset is dataset and isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
-    if isinstance(loader.dataset, Subset) and isinstance(
-        sampler, (SequentialSampler, RandomSampler)
-    ):
+    picks = isinstance(loader.dataset, Subset) or hasattr(loader.dataset, "select")
+    if picks and isinstance(sampler, (SequentialSampler, RandomSampler)):
         return loader.dataset
     raise ForgetSetError(
         "expected a DataLoader over a Subset of the training dataset, got one over "

@@ -109,9 +109,17 @@ class HeadPlan(Plan):
     def prepare(self) -> PreparedHead:
         """See `Plan`."""
         with passes(self.module, self.scope, self.dtype):
+            rows = self._rows(self.blocks(self.retained))
+        return self.solved(rows)
+
+    def solved(self, rows: FeatureData) -> PreparedHead:
+        """What is prepared from the rows of all retained samples, read in blocks."""
+        if self.display is not None:
+            self.display.stage("solving")
+        with passes(self.module, self.scope, self.dtype):
             return prepare_head(
                 self.head,
-                self._rows(self.blocks(self.retained)),
+                rows,
                 self.retained,
                 self.scope.flatten(),
                 block=self.batch_size(),
@@ -141,6 +149,8 @@ class HeadPlan(Plan):
             check_repeatable(batches)
             check_in_place(self.loss, batches)
             elsewhen = partial(compat.clock_moved, self.trainer)
+            if self.display is not None:
+                batches.seen = self.display.reading(len(batches.places))
             rows = capture(self.loss, self.head, batches, elsewhen)
         tell_near(self.module, self.processes)
         return rows

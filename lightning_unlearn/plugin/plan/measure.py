@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.report.evidence import Quality
-from lightning_unlearn.errors import StrategyError
+from lightning_unlearn.errors import DataError, StrategyError
 from lightning_unlearn.plugin.lightning import MisconfigurationException
+from lightning_unlearn.plugin.plan.head_rows import right_in
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
+from lightning_unlearn.step.head.inputs import split_batch
+from lightning_unlearn.step.head.reading.keywords import call, known_keywords
 from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Vector
 
@@ -25,8 +28,9 @@ Values = dict[str, tuple[str, float]]
 def measure(plan: Plan, batches: Iterable[tuple[int, Any]]) -> tuple[str, float]:
     """Inside `passes`: the metric of the weights as they are now.
 
-    The accuracy where a batch is (inputs, class indices) and the module maps inputs to
-    logits, else the unlearning loss, a sample. Several processes each give their part.
+    The accuracy where a `ConvexHead` in scope is given classes, or a batch is (inputs,
+    class indices), or a mapping with "labels", and the module maps inputs to logits;
+    else the unlearning loss, a sample. Several processes each give their part.
 
     Args:
         plan: The request.
@@ -37,28 +41,41 @@ def measure(plan: Plan, batches: Iterable[tuple[int, Any]]) -> tuple[str, float]
     """
     with plan.processes.summed(4) as (sums,), torch.no_grad():
         for index, (weight, batch) in enumerate(batches):
-            right = _right(plan, batch) if weight else None
-            loss = float(plan.loss(batch, index).mean()) * weight if weight else 0.0
+            right, loss = _of_batch(plan, batch, index) if weight else (None, 0.0)
+            loss *= weight
             found = (float(right or 0), float(weight if right is None else 0))
             sums += torch.tensor([*found, loss, weight]).to(sums)
     right, without, loss, n = sums.tolist()
     return ("loss", loss / n) if without else ("accuracy", right / n)
 
 
+def _of_batch(plan: Plan, batch: Any, index: int) -> tuple[int | None, float]:
+    """How many are classified correctly, None if nothing is, and the mean loss."""
+    head = plan.head
+    if head is None:
+        return _right(plan, batch), float(plan.loss(batch, index).mean())
+    with head.recording() as calls:
+        loss = float(plan.loss(batch, index).mean())
+    return (right_in(head, calls[0]) if len(calls) == 1 else None), loss
+
+
 def _right(plan: Plan, batch: Any) -> int | None:
-    """How many are classified correctly; None if nothing is classified."""
-    head = plan.head  # one logit for each of two classes, or a count, is no class
-    if head is not None and head.loss_name != "cross_entropy":
+    if not isinstance(batch, Mapping) and not (
+        isinstance(batch, (list, tuple)) and len(batch) == 2
+    ):
         return None
-    if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
+    try:
+        x, y = split_batch(batch)
+    except DataError:  # a mapping of another form
         return None
-    x, y = batch
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
         return None
     try:
-        logits = plan.module(x)
+        logits = call(plan.module, known_keywords(plan.module, x))
     except (TypeError, NotImplementedError):  # forward takes something else
         return None
+    if isinstance(logits, Mapping):  # as transformers return them
+        logits = logits.get("logits")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         return None
     return int((logits.argmax(1) == y).sum())

@@ -1,10 +1,13 @@
 """The head of a certified module: solved where training starts, as a request would."""
 
+from dataclasses import replace
+
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.request.resolution import resolve
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.run import progress
 
 
 def solve_head(context: StageContext) -> tuple[float, int, float]:
@@ -19,9 +22,14 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
     Raises:
         UnlearningError: As a request: if the data or the model cannot be solved.
     """
-    with context.strategy.gathered(context.module):
+    run = context.trainer, context.module, context.processes
+    with (
+        progress.shown(*run, what="Solving", logs=False) as display,
+        context.strategy.gathered(context.module),
+    ):
         plan = resolve(context, None, guarantee=StronglyConvex())
         assert isinstance(plan, HeadPlan)
+        plan = replace(plan, display=display)
         if context.processes.world > 1:
             step = plan.step(plan.retained)
             weights, passes = step.weights, step.solution.matvecs

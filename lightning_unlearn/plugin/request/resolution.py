@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import DataError, ModelError
@@ -41,6 +39,7 @@ from lightning_unlearn.plugin.training.weight_decay import (
 )
 from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.head.convex_head import ConvexHead
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.digests import state_digest, tensors_digest
 from lightning_unlearn.weights.objective import LossFunction
 from lightning_unlearn.weights.scope import Scope, Shards
@@ -143,7 +142,7 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
     with processes.together():
         some = spread_places(len(plan.retained))
         _, batch = plan.batches(loader, plan.retained).take(some)
-        leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        leaves = tensors_in(batch)
         sample = tensors_digest((str(i), x) for i, x in enumerate(leaves))
         plain = numbers(context.module, context.callback.record)
     processes.agree(

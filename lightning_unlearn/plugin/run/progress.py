@@ -35,8 +35,8 @@ STAGES = ("reading", "gradient", "solving", "certificate", "writing")
 class _Bar:
     """The user's bar: what Lightning shows for ``predict``, with our words on it."""
 
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        self.trainer, self.module = trainer, module
+    def __init__(self, trainer: Trainer, module: LightningModule, what: str) -> None:
+        self.trainer, self.module, self.what = trainer, module, what
         self.bar: ProgressBar | None = None
         self.draw: Callable[[int, str], None] | None = None
         self.shown = -math.inf
@@ -53,7 +53,7 @@ class _Bar:
             return
         self.shown = now
         with told("the progress bar is off", self._off):
-            self.draw(done, f"Unlearning: {text}")
+            self.draw(done, f"{self.what}: {text}")
 
     def _off(self) -> None:
         self.bar = self.draw = None
@@ -101,6 +101,7 @@ class Display:
         processes: Those that share the request.
         residuals: (solver step, residual) so far. Of weights that saw the forgotten
             samples, so as secret as they are.
+        logs: Whether loggers are told.
     """
 
     trainer: Trainer
@@ -109,12 +110,31 @@ class Display:
     residuals: list[tuple[float, float]] = field(default_factory=list)
     done: int = 0
     broken: list[Logger] = field(default_factory=list)
+    logs: bool = True
 
     def stage(self, name: str) -> None:
         """One of `STAGES` begins."""
         self._listen()
         self.done = STAGES.index(name)
         self.bar.show(self.done, name)
+
+    def reading(self, total: int) -> Callable[[int], None]:
+        """Samples are read; what is returned is told how many more were.
+
+        Args:
+            total: Samples of this process.
+        """
+        begin, done = time.monotonic(), 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            rate = done / max(time.monotonic() - begin, 1e-9)
+            left = math.ceil((total - done) / rate) if done else 0
+            text = f"reading, {done:,} of {total:,} samples, {rate:.0f} a second"
+            self.bar.show(self.done, f"{text}, {left} s left", passing=True)
+
+        return count
 
     def residual(self, value: float) -> None:
         """The solver has made a step."""
@@ -153,7 +173,7 @@ class Display:
         self._log({**stated, **cost}, len(self.residuals), save=True)
 
     def _log(self, metrics: dict[str, float], step: int, save: bool = False) -> None:
-        for logger in self.trainer.loggers:
+        for logger in self.trainer.loggers if self.logs else ():
             if logger in self.broken:
                 continue
             name = type(logger).__name__
@@ -180,12 +200,16 @@ def told(what: str, then: Callable[[], object] = lambda: None) -> Iterator[None]
 
 @contextmanager
 def shown(
-    trainer: Trainer, module: LightningModule, processes: Processes
+    trainer: Trainer,
+    module: LightningModule,
+    processes: Processes,
+    what: str = "Unlearning",
+    logs: bool = True,
 ) -> Iterator[Display]:
     """A display that is taken down when the block ends, whatever happens."""
-    bar = _Bar(trainer, module)
+    bar = _Bar(trainer, module, what)
     try:
-        yield Display(trainer, bar, processes)
+        yield Display(trainer, bar, processes, logs=logs)
     finally:
         bar.close()
 

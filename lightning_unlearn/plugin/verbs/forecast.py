@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.plugin.data.exact_batches import CACHE_BYTES
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.plan.head_rows import HeadRows
 from lightning_unlearn.plugin.plan.measure import measure as measured
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan, objective_over
 from lightning_unlearn.plugin.plan.plan import Plan
@@ -31,11 +30,14 @@ from lightning_unlearn.step.network.spectrum import (
 )
 from lightning_unlearn.step.noise import gaussian_noise
 from lightning_unlearn.step.step import project
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.passes import passes
 
 _SAMPLES = 2000
 _DRAWS = 3
+_WARM = 64
 _TIMED = (1500, 4500)  # samples of the two timed runs
+_READ = (_WARM, 1500)  # where reading a sample is most of its time
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,20 @@ class Outlook:
         name: "accuracy" or "loss".
         before: Without noise.
         at: noise_std -> the mean over a few draws of noise.
+        largest_row: At the head, the constant of its bias with it; None without one.
     """
 
     name: str
     before: float
     at: Callable[[float], float]
+    largest_row: float | None = None
 
 
 def outlook(plan: Plan, loader: DataLoader, indices: list[int]) -> Outlook:
     """Prepare the evaluation of noisy copies of the current weights.
 
-    The metric is the accuracy where a batch is (inputs, class indices) and the module
-    maps inputs to logits, else the unlearning loss. At most 2,000 samples are used.
+    The metric is that of `measure`. At most 2,000 samples are used; what reaches a head
+    is read once, for all draws.
 
     Args:
         plan: The request.
@@ -67,15 +71,21 @@ def outlook(plan: Plan, loader: DataLoader, indices: list[int]) -> Outlook:
     Returns:
         The evaluation; the module is not changed by it.
     """
-    kept = list(plan.batches(loader, indices[:_SAMPLES]))
+    batches, largest = plan.batches(loader, indices[:_SAMPLES]), None
+    rows = HeadRows.read(plan, batches) if isinstance(plan, HeadPlan) else None
+    kept = list(batches) if rows is None else []
     w0 = plan.scope.flatten()
     ball = None if isinstance(plan, HeadPlan) else plan.options.max_norm
+    if isinstance(plan, HeadPlan) and rows is not None:
+        largest = (rows.largest**2 + (plan.head.bias is not None)) ** 0.5
 
     def measure(noise_std: float) -> tuple[str, float]:
         w = w0
         if noise_std > 0:
             w = w0 + gaussian_noise(len(w0), noise_std).to(w0.device)
         w = w if ball is None else project(w, ball)
+        if isinstance(plan, HeadPlan) and rows is not None:
+            return rows.metric(plan, w)
         with passes(plan.module, plan.scope, plan.dtype):
             plan.scope.assign(w)
             return measured(plan, kept)
@@ -86,24 +96,7 @@ def outlook(plan: Plan, loader: DataLoader, indices: list[int]) -> Outlook:
         draws = [measure(noise_std)[1] for _ in range(_DRAWS)]
         return sum(draws) / len(draws)
 
-    return Outlook(name, before, at)
-
-
-def logit_noise(
-    plan: Plan, loader: DataLoader, indices: list[int], noise_std: float
-) -> float | None:
-    """noise_std times the largest feature row at the head, or None without one."""
-    if not isinstance(plan, HeadPlan):
-        return None
-    batches = plan.batches(loader, indices[:_SAMPLES])
-    largest = 0.0
-    with passes(plan.module, plan.scope, plan.dtype):
-        for index, (_, batch) in enumerate(batches):
-            with plan.head.recording() as calls:
-                plan.loss(batch, index)
-            for call in calls:
-                largest = max(largest, float(call.features.norm(dim=1).max()))
-    return noise_std * (largest**2 + (plan.head.bias is not None)) ** 0.5
+    return Outlook(name, before, at, largest)
 
 
 def seconds(plan: Plan, prepared: PreparedHead | PreparedNetwork | None) -> float:
@@ -111,19 +104,21 @@ def seconds(plan: Plan, prepared: PreparedHead | PreparedNetwork | None) -> floa
 
     The number of passes is learnt from the runs; what does not grow with the samples
     (the spectrum is estimated on a fixed number) is told apart by their difference.
-    A prepared head is cheap enough to be tried in full.
+    Where the rows of a head are known already it is tried in full: most of a request's
+    time goes into reading them.
     """
-    if isinstance(prepared, PreparedHead) and prepared.factor is not None:
+    if isinstance(prepared, PreparedHead):
         start = time.perf_counter()
         plan.step_from(prepared)
         return time.perf_counter() - start
     n = len(plan.retained)
-    small, large = _TIMED
-    _timed(plan, min(n, 64))  # warm up
+    small, large = _READ if isinstance(plan, HeadPlan) else _TIMED
+    t_small = _timed(plan, min(n, _WARM))  # also to warm up
     t_large = _timed(plan, min(n, large))
     if n <= large:
         return t_large
-    slope = (t_large - _timed(plan, small)) / (large - small)
+    t_small = t_small if small == _WARM else _timed(plan, small)
+    slope = (t_large - t_small) / (large - small)
     return t_large + max(slope, 0.1 * t_large / large) * (n - large)
 
 
@@ -211,4 +206,4 @@ def _network_bytes(plan: NetworkPlan) -> float:
 
 
 def _tensor_bytes(batch: Any) -> int:
-    return sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
+    return sum(x.nbytes for x in tensors_in(batch))

@@ -45,6 +45,7 @@ from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.verbs import forecast
 
 _NOTHING_CHANGED = "PREFLIGHT: nothing was changed"
+_WAIT = 10.0  # seconds: below it nobody minds what is quicker
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -67,6 +68,7 @@ class Preflight:
         metric_after: Expected with the noise (mean of a few draws).
         curve: (epsilon, noise_std, expected metric) for other epsilons.
         seconds: Predicted wall time.
+        training_seconds: Wall time of the last training in this process, or None.
         memory_bytes: Predicted peak memory added by the request.
         n_forget: Samples to forget.
         n_retain: Samples retained.
@@ -104,6 +106,7 @@ class Preflight:
     composed_epsilon: float | None = None
     composed_grade: Grade | None = None
     on_your_word: tuple[str, ...] = ()
+    training_seconds: float | None = None
 
     def __str__(self) -> str:
         lines = [_NOTHING_CHANGED, ""]
@@ -130,7 +133,7 @@ class Preflight:
                 f"{self.metric_data} {self.metric}",
                 f"{self.metric_before:.4g} now, {self.metric_after:.4g} with the noise",
             ),
-            ("time", f"about {self.seconds:.2g} s"),
+            ("time", self._time()),
             ("memory", f"about {self.memory_bytes / 2**20:,.0f} MiB more"),
         ]
         rows.insert(1, ("release", self._release()))
@@ -142,6 +145,12 @@ class Preflight:
         if self.logit_noise is not None:
             rows.append(("logit noise", f"{self.logit_noise:.3g}"))
         return rows
+
+    def _time(self) -> str:
+        text = f"about {self.seconds:.3g} s"
+        if self.training_seconds is not None:
+            text += f"; the last training took {self.training_seconds:.3g} s"
+        return text
 
     def _release(self) -> str:
         text = f"{self.release}"
@@ -233,7 +242,11 @@ def _look(
         indices = list(range(len(validation.dataset)))  # type: ignore[arg-type]
     outlook = forecast.outlook(plan, loader, indices)
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
-    logit = forecast.logit_noise(plan, loader, indices, noise_std)
+    row = outlook.largest_row
+    logit = None if row is None else noise_std * row
+    seconds = forecast.seconds(plan, None if state is None else state.state)
+    attached = callback.attached
+    trained = attached.fit_seconds if attached.is_of(plan.module) else None
     return Preflight(
         grade=decision.grade,
         epsilon=decision.epsilon,
@@ -247,11 +260,16 @@ def _look(
         metric_before=outlook.before,
         metric_after=outlook.before if noise_std == 0 else outlook.at(noise_std),
         curve=_curve(plan, outlook) if decision.sensitivity is not None else (),
-        seconds=forecast.seconds(plan, None if state is None else state.state),
+        seconds=seconds,
+        training_seconds=trained,
         memory_bytes=forecast.memory_bytes(plan),
         n_forget=len(plan.chosen),
         n_retain=len(plan.retained),
-        advice=(*_strength(plan, decision), *_advice(plan, decision, callback, logit)),
+        advice=(
+            *_strength(plan, decision),
+            *_advice(plan, decision, callback, logit),
+            *_slower(seconds, trained),
+        ),
         release=basis.release,
         releases=options.releases,
         composed_epsilon=decision.composed_epsilon,
@@ -325,6 +343,16 @@ def _strength(plan: Plan, decision: Decision) -> tuple[str, ...]:
     return (f"{found}, which is graded vacuous: lower epsilon",)
 
 
+def _slower(seconds: float, trained: float | None) -> tuple[str, ...]:
+    """That training again would be quicker, if it would."""
+    if trained is None or not seconds > max(trained, _WAIT):
+        return ()
+    return (
+        f"training again without these samples is quicker than this request, and "
+        f"exact: the last training took {trained:.3g} s, it about {seconds:.3g} s",
+    )
+
+
 def _advice(
     plan: Plan,
     decision: Decision,
@@ -367,7 +395,6 @@ def _advice(
             f"{head.tolerance.value * 0.05 / logit:.1g} would bring it to 0.05"
         )
     longest = logit / decision.noise_std if logit and decision.noise_std else None
-    problem = loud_noise(plan, longest)
-    if problem is not None:
+    if (problem := loud_noise(plan, longest)) is not None:
         found.insert(0, f"trainer.unlearn would be refused: {problem}")
     return tuple(found)

@@ -2,12 +2,14 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import prepared_file
+from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
     LightningModule,
@@ -15,9 +17,11 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
-from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.run import progress, strategies
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 
@@ -61,6 +65,7 @@ def prepare(
     datamodule: LightningDataModule | None = None,
     ckpt_path: str | Path | None = None,
     weights_only: bool | None = None,
+    afresh: bool = False,
 ) -> Preparation:
     """Store what makes the next requests on a trained model cheap.
 
@@ -73,10 +78,13 @@ def prepare(
     What is stored depends on every sample, those to be forgotten among them. It is
     kept by the callback in memory, and in the file of its option ``prepared`` if that
     is set; never in a checkpoint. After a request only the features of the retained
-    samples stay, in memory; the file is deleted. Call `prepare` again for the next
-    one. It is not used, with a warning, once the model, ``l2`` or the scope is another.
-    The samples are read now: changes made to retained ones afterwards are not in the
-    next request, and are found for plain tensors only (else 32 samples are compared).
+    samples stay, in memory; the file is deleted. Call `prepare` again for the next one.
+    It is not used, with a warning, once the model, ``l2`` or the scope is another.
+
+    Rows that are known already are not read again (a certified module has prepared all
+    when it was fitted), unless they are found to be of other samples: plain tensors are
+    all compared, of others 32 and some blocks. Changes to retained samples that this
+    does not find are in the next request only with ``afresh=True``.
 
     Args:
         trainer: With an `UnlearningCallback`.
@@ -85,6 +93,7 @@ def prepare(
         datamodule: As for `unlearn`.
         ckpt_path: As for `unlearn`.
         weights_only: As for `unlearn`.
+        afresh: Read every sample again, whatever is known.
 
     Returns:
         What was stored and what it cost, which is logged too.
@@ -97,7 +106,7 @@ def prepare(
 
     def stage(context: StageContext) -> Preparation:
         with isolate_rng(), quiet(context.module, restore=True):
-            return _prepare(context)
+            return _prepare(context, afresh)
 
     return run_in_trainer(
         trainer,
@@ -110,21 +119,23 @@ def prepare(
     )
 
 
-def _prepare(context: StageContext) -> Preparation:
+def _prepare(context: StageContext, afresh: bool) -> Preparation:
     begin = time.perf_counter()
     callback, path = context.callback, context.callback.options.prepared_path
     if path is not None:
         prepared_file.check_target(path)  # before the work, not after it
     share_record(context)
-    plan = resolve(context, None)
-    bound = prepared_file.bind(plan, plan.prepare())
+    run = context.trainer, context.module, context.processes
+    with progress.shown(*run, what="Preparing", logs=False) as display:
+        plan = replace(resolve(context, None), display=display)
+        bound, passes = _bound(plan, None if afresh else callback.bound_state)
     if path is not None:
         prepared_file.write(path, bound)
     callback.adopt(context.module, context.loader, bound)
     done = Preparation(
         what=_what(bound.state),
         n=len(plan.retained),
-        passes=bound.state.passes,
+        passes=passes,
         seconds=time.perf_counter() - begin,
         nbytes=bound.nbytes,
         path=path,
@@ -132,6 +143,37 @@ def _prepare(context: StageContext) -> Preparation:
     if context.trainer.is_global_zero:
         _log.info(str(done))
     return done
+
+
+def _bound(plan: Plan, known: BoundState | None) -> tuple[BoundState, float]:
+    """What is prepared, and passes that were spent: nothing is read that is known.
+
+    After a fit of a certified module all of it is there already, after a request the
+    rows of the retained samples.
+    """
+    if known is None or not _covers(known, plan):
+        bound = prepared_file.bind(plan, plan.prepare())
+        return bound, bound.state.passes
+    state = known.state
+    if not (isinstance(plan, HeadPlan) and isinstance(state, PreparedHead)):
+        return known, 0.0
+    if state.start is not None:
+        return known, 0.0
+    bound = prepared_file.bind(plan, plan.solved(state.rows))
+    return bound, bound.state.passes
+
+
+def _covers(known: BoundState, plan: Plan) -> bool:
+    """Whether it is of this model and environment, and of just these samples."""
+    if known.positions != plan.retained or not known.fits(plan):
+        return False
+    if known.elsewhere(plan):
+        return False
+    try:
+        known.check_data(plan)
+    except DataError:
+        return False
+    return True
 
 
 def _what(state: PreparedHead | PreparedNetwork) -> str:

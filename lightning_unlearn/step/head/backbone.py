@@ -10,25 +10,32 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import (
-    ArgumentError,
     DataError,
     ModelError,
+    UnlearningError,
 )
-from lightning_unlearn.step.head import taps
 from lightning_unlearn.step.head.inputs import (
+    Samples,
     batches,
     cast,
     first_batch,
     leaves,
     to_device,
 )
+from lightning_unlearn.step.head.reading import keywords, taps
+from lightning_unlearn.step.head.reading.backbone_options import (
+    PLAIN,
+    check_eval,
+    check_options,
+    checked_tokens,
+)
+from lightning_unlearn.step.head.reading.pooling import pooled
 from lightning_unlearn.step.known_samples import Sketches, Watch, Where, sample_names
-from lightning_unlearn.weights.digests import tensors_digest
+from lightning_unlearn.weights.digests import as_tensor, from_tensor, tensors_digest
 
 _LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up
 
@@ -49,16 +56,24 @@ class PublicBackbone(nn.Module):
     Args:
         model: Any module that was NOT trained on the private data. It is frozen in
             place.
-        taps: Names of modules whose outputs are read, as in ``named_modules()``;
-            "auto" takes the last four blocks, or layers of a model without blocks.
-        pool: Grid that maps (n, c, h, w) are averaged over. Of tokens (n, t, c) the
-            mean and the first are taken; vectors (n, c) stay as they are.
+        taps: Names of modules whose outputs are read, as in ``named_modules()``, "" for
+            what the model itself returns; "auto" takes the last four blocks, or layers
+            of a model without blocks, and of texts the last layer. Texts are mappings
+            with ``input_ids``, as tokenizers make them.
+        pool: Grid that maps (n, c, h, w) are averaged over; vectors (n, c) stay as they
+            are.
         standardize: "public": subtract the mean and divide by the standard deviation
-            that each feature has on `public_data`. "none": leave them.
-        unit_norm: Divide each row by its own norm.
+            that each feature has on `public_data`. "none": leave them. "auto": "none"
+            for texts, else "public".
+        unit_norm: Divide each row by its own norm; of texts that are not standardised
+            each part of it first (their mean, their largest values).
+        tokens: What is taken of tokens (n, t, c), of those that an ``attention_mask``
+            marks if there is one: "mean", "max" (of each feature), "cls" (the first),
+            "last". "auto": mean and max of texts, of others mean and cls.
         public_data: Inputs that are no training samples: a tensor (n, ...), a Dataset
-            or a DataLoader (of batches ``(inputs, ...)``, the first counts, tensors or
-            mappings of keywords). For "none" one input will do: only shapes are read.
+            (of `datasets` too) or a DataLoader (of batches ``(inputs, ...)``, the first
+            counts, tensors or mappings of keywords). Where nothing is standardised one
+            input will do, for shapes; a `transformers` model of texts brings it along.
         scale: Public factor of every row; with `unit_norm` the norm of a row. Noise
             moves a logit by ``noise_std`` times that; l2 counts as ``l2 / scale**2``.
         batch_size: Samples that `features` and the statistics read at once.
@@ -90,33 +105,40 @@ class PublicBackbone(nn.Module):
         model: nn.Module,
         taps: Sequence[str] | Literal["auto"] = "auto",
         pool: tuple[int, int] = (2, 2),
-        standardize: Literal["public", "none"] = "public",
+        standardize: Literal["auto", "public", "none"] = "auto",
         unit_norm: bool = True,
         *,
-        public_data: Tensor | Dataset | DataLoader | None = None,
+        tokens: Sequence[str] | Literal["auto"] = "auto",
+        public_data: Samples | None = None,
         scale: float = 8.0,
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        _check_options(model, pool, standardize, unit_norm)
+        check_options(model, pool, standardize, unit_norm)
+        if public_data is None and standardize != "public":
+            public_data = keywords.example_of(model)
         validate.positive(scale=scale)
         validate.count(batch_size=batch_size)
         self.model = model.requires_grad_(False).eval()
         self._kind = type(model).__name__  # now: FSDP makes it another class
         self.pool = int(pool[0]), int(pool[1])
-        self.standardize, self.unit_norm = standardize, unit_norm
+        self.unit_norm = unit_norm
         self.scale, self.batch_size = float(scale), int(batch_size)
         self.n_public = 0
         self._watch = Watch()
         device = next(chain(model.parameters(), model.buffers()), torch.zeros(0)).device
         first = to_device(first_batch(public_data, self.batch_size), device)
-        self.taps = self._taps(taps, first)
-        self.n_features = self._raw(first).shape[1]
+        first = keywords.known_keywords(model, first)
+        self.of_texts = keywords.is_text(first)
+        usual = "none" if self.of_texts else "public"
+        self.standardize = usual if standardize == "auto" else standardize
+        self.tokens = checked_tokens(tokens, self.of_texts)
+        self.taps, self.n_features = self._tried(taps, first)
         empty = torch.zeros(0, dtype=torch.int64)
         self.register_buffer("known", empty)  # first bytes of their digests
         self.register_buffer("mean", torch.zeros(self.n_features, device=device))
         self.register_buffer("std", torch.ones(self.n_features, device=device))
-        if standardize == "public":
+        if self.standardize == "public":
             self._take_statistics(batches(public_data, self.batch_size))
         self._made: dict[str, str] = self._digests()
         self.eval()
@@ -130,7 +152,8 @@ class PublicBackbone(nn.Module):
     def description(self) -> str:
         """What a certificate says of it."""
         return (
-            f"{self._kind} read at {', '.join(self.taps)}: its weights, "
+            f"{self._kind} read at {', '.join(n or 'its end' for n in self.taps)}: "
+            "its weights, "
             "the choice of these depths, and "
             + (
                 f"means and deviations of {self.n_public:,} public samples"
@@ -146,17 +169,23 @@ class PublicBackbone(nn.Module):
         """
         return math.hypot(self.scale, bias) if self.unit_norm else None
 
+    @property
+    def usual_l2(self) -> float:
+        """What the certified modules take for l2 if nothing is said."""
+        return 3e-4 if self.of_texts else 1e-3
+
     @torch.no_grad()
     def forward(self, inputs: Any) -> Tensor:
         """Features (n, d), float32, of a tensor (n, ...) or a mapping of keywords.
+
+        Of a mapping the model is given what it takes.
 
         Raises:
             ModelError: If a part of the model is in train mode.
             GuaranteeError: If a training sample is one of the public samples.
         """
-        self._check_eval()
-        if isinstance(inputs, Mapping):
-            inputs = dict(inputs)  # of whatever kind: torch finds tensors in these
+        check_eval(self.model)
+        inputs = keywords.known_keywords(self.model, inputs)
         blank = self._watch.meet(inputs, self.known)
         raw = self._raw(inputs)
         self._watch.look_at(raw, blank)
@@ -165,7 +194,7 @@ class PublicBackbone(nn.Module):
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return self.scale * rows
 
-    def features(self, data: Tensor | Dataset | DataLoader) -> Tensor:
+    def features(self, data: Samples) -> Tensor:
         """Features (n, d) of all samples, read in batches, on the CPU.
 
         Args:
@@ -184,7 +213,7 @@ class PublicBackbone(nn.Module):
             ModelError: If a weight, buffer, statistic or option differs, a part is in
                 train mode, or a weight can be trained; it is named.
         """
-        self._check_eval()
+        check_eval(self.model)
         for name, p in self.model.named_parameters():
             if p.requires_grad:
                 raise ModelError(
@@ -245,11 +274,12 @@ class PublicBackbone(nn.Module):
         return super().requires_grad_(False)
 
     @override
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"made": dict(self._made), "n_public": self.n_public}
+    def get_extra_state(self) -> Tensor:
+        return as_tensor({"made": self._made, "n_public": self.n_public})
 
     @override
     def set_extra_state(self, state: Any) -> None:
+        state = from_tensor(state)
         made: Any = state.get("made") if isinstance(state, Mapping) else None
         texts = isinstance(made, Mapping) and all(
             isinstance(x, str) for pair in made.items() for x in pair
@@ -274,11 +304,28 @@ class PublicBackbone(nn.Module):
 
     # -- inside ----------------------------------------------------------------
 
-    def _taps(self, names: object, example: Any) -> list[str]:
-        if names != "auto":
-            return taps.check_names(self.model, names)
-        with torch.no_grad():
-            return taps.find(self.model, self._prepared(example))
+    @property
+    def _even(self) -> bool:
+        return self.of_texts and self.unit_norm and self.standardize == "none"
+
+    @torch.no_grad()
+    def _tried(self, names: object, example: Any) -> tuple[list[str], int]:
+        """The taps, and how many features they give."""
+        auto = names == "auto"
+        found = [] if auto else taps.check_names(self.model, names)
+        try:
+            if auto:
+                found = taps.find(self.model, self._prepared(example))
+            self.taps = found
+            return found, self._raw(example).shape[1]
+        except (UnlearningError, MemoryError):
+            raise
+        except Exception as problem:  # whatever a model raises that wants other inputs
+            raise ModelError(
+                f"expected a model ({self._kind}) that can be called with one batch of "
+                f"public_data={keywords.described(example)}, got "
+                f"{type(problem).__name__}: {problem!s:.200}; give it inputs of its own"
+            ) from problem
 
     def _prepared(self, inputs: Any) -> Any:
         """Floating-point inputs in the dtype of the model."""
@@ -298,12 +345,16 @@ class PublicBackbone(nn.Module):
         kind = next(iter(kinds)) if kinds else "cpu"
         with torch.autocast(kind, enabled=False):
             found = taps.activations(self.model, self.taps, inputs)
-            return torch.cat([taps.pooled(x, self.pool, inputs) for x in found], dim=1)
+            rows = [
+                pooled(x, self.pool, self.tokens, inputs, self._even) for x in found
+            ]
+            return torch.cat(rows, dim=1)
 
     def _take_statistics(self, batches: Iterable[Any]) -> None:
         n, total = 0, torch.zeros(2, self.n_features, dtype=torch.float64)
         known, sketches = [], Sketches()
         for batch in batches:
+            batch = keywords.known_keywords(self.model, batch)
             raw = self._raw(to_device(batch, self.mean.device)).cpu()
             sketches.add(raw)
             rows = raw.double()
@@ -338,41 +389,8 @@ class PublicBackbone(nn.Module):
         ]
         found = {name: tensors_digest([(name, t)]) for name, t in tensors}
         options = [self.taps, self.pool, self.standardize, self.unit_norm, self.scale]
+        if self.tokens != PLAIN or self._even:  # or as before there were these
+            options += [self.tokens, self._even]
         text = json.dumps([self._kind, *options])
         found["options"] = hashlib.sha256(text.encode()).hexdigest()
         return found
-
-    def _check_eval(self) -> None:
-        for name, module in self.model.named_modules():
-            if module.training:
-                kind = type(module).__name__
-                raise ModelError(
-                    f"expected a PublicBackbone in eval mode, got {name or 'its model'}"
-                    f" ({kind}) in train mode: batch normalisation would take "
-                    "statistics of private samples, dropout would be random; do not "
-                    "call train() on its parts"
-                )
-
-
-def _check_options(
-    model: object, pool: object, standardize: object, unit_norm: object
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"expected model to be a torch.nn.Module, got {type(model).__name__}"
-        )
-    sizes = tuple(pool) if isinstance(pool, (tuple, list)) else ()
-    if len(sizes) != 2:
-        raise ArgumentError(f"expected pool to be a pair such as (2, 2), got {pool!r}")
-    validate.count(pool_rows=sizes[0], pool_columns=sizes[1])
-    if standardize not in ("public", "none"):
-        raise ArgumentError(
-            f'expected standardize="public" or "none", got {standardize!r}: '
-            "statistics, a PCA or a selection of features made from private data "
-            "remember the samples to be forgotten; take them from public data"
-        )
-    if not isinstance(unit_norm, bool):
-        raise ArgumentError(
-            f"expected unit_norm to be True or False, got {unit_norm!r}: the norm "
-            "itself is scale="
-        )

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.errors import DataError, GuaranteeError
 from lightning_unlearn.step.batch_checks import width_of
@@ -24,6 +23,7 @@ from lightning_unlearn.step.head.rows.independence import (
     check_padding,
 )
 from lightning_unlearn.weights import large_arrays
+from lightning_unlearn.weights.batch_tensors import tensors_in
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
 
@@ -166,7 +166,7 @@ def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> fl
 
 
 def _form(taken: tuple[int, object]) -> list[torch.Size]:
-    return [x.shape for x in tree_leaves(taken[1]) if isinstance(x, Tensor)]
+    return [x.shape for x in tensors_in(taken[1])]
 
 
 def _alike(now: Tensor, before: Tensor) -> bool:

@@ -1,17 +1,29 @@
 """Batches of inputs and targets, from whatever holds them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.errors import DataError
+from lightning_unlearn.weights.batch_tensors import tensors_in
 
-_TARGETS = "labels"  # of a mapping, as transformers names them
+_TARGETS = ("labels", "label")  # of a mapping, as transformers and datasets name them
 _WEIGHTS = "sample_weight"  # of a mapping, as scikit-learn names it
+
+
+class MapStyle(Protocol):
+    """Samples by position: `datasets.Dataset`, a list, anything alike."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Samples = Tensor | Dataset | DataLoader | MapStyle
 
 
 def batches(data: Any, batch_size: int) -> Iterator[Any]:
@@ -19,7 +31,12 @@ def batches(data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, Tensor):
         yield from data.split(batch_size)
         return
-    if data is None or not isinstance(data, (Dataset, DataLoader)):
+    read = isinstance(data, (Dataset, DataLoader)) or (
+        hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and not isinstance(data, (str, Mapping))
+    )
+    if not read:
         raise DataError(
             "expected public_data= to be a tensor (n, ...), a Dataset or a DataLoader, "
             f"got {type(data).__name__}: inputs that are no training samples, for "
@@ -27,10 +44,23 @@ def batches(data: Any, batch_size: int) -> Iterator[Any]:
             "one of them will do"
         )
     loader = data if isinstance(data, DataLoader) else in_order(data, batch_size)
-    yield from map(inputs_of, loader)
+    for batch in loader:
+        inputs = inputs_of(batch)
+        _check_tensors(inputs)
+        yield inputs
 
 
-def in_order(data: Dataset | DataLoader, batch_size: int) -> DataLoader:
+def _check_tensors(inputs: Any) -> None:
+    """Raise `DataError` for texts that were put together as lists."""
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    if ids is not None and not isinstance(ids, Tensor):
+        raise DataError(
+            f"expected input_ids (n, t) as one tensor, got {type(ids).__name__}: give "
+            "a DataLoader with collate_fn=DataCollatorWithPadding(tokenizer)"
+        )
+
+
+def in_order(data: Dataset | DataLoader | MapStyle, batch_size: int) -> DataLoader:
     """All samples in their order, though a loader shuffles or drops the last batch.
 
     It draws nothing from torch's global generator.
@@ -39,26 +69,29 @@ def in_order(data: Dataset | DataLoader, batch_size: int) -> DataLoader:
     if isinstance(data, DataLoader):
         data, collate = data.dataset, data.collate_fn
     own = torch.Generator()
-    return DataLoader(data, batch_size, collate_fn=collate, generator=own)
+    dataset: Any = data
+    return DataLoader(dataset, batch_size, collate_fn=collate, generator=own)
 
 
 def split_batch(batch: Any) -> tuple[Any, Tensor]:
     """Inputs and targets of a batch.
 
     Args:
-        batch: ``(inputs, targets)``, or a mapping whose "labels" are the targets and
-            whose other entries are keywords of the model.
+        batch: ``(inputs, targets)``, or a mapping whose "labels" (or "label") are the
+            targets and whose other entries are keywords of the model.
 
     Raises:
         DataError: If it is neither.
     """
-    if isinstance(batch, Mapping) and _TARGETS in batch:
-        return inputs_of(batch), batch[_TARGETS]
+    if isinstance(batch, Mapping):
+        for name in _TARGETS:
+            if name in batch:
+                return inputs_of(batch), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     several = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise DataError(
-        f'expected batches (inputs, targets) or mappings with "{_TARGETS}", got '
+        f'expected batches (inputs, targets) or mappings with "{_TARGETS[0]}", got '
         f"{type(batch).__name__}{several}: give the dataset or its collate_fn that "
         "form, say sample_weights=True if the third are weights of samples, or "
         "override inputs_and_targets(batch) of a module"
@@ -81,7 +114,7 @@ def split_weights(batch: Any) -> tuple[Any, Tensor | None]:
 def inputs_of(batch: Any) -> Any:
     """The inputs in a batch with or without targets; those of a mapping as a dict."""
     if isinstance(batch, Mapping):
-        return {k: v for k, v in batch.items() if k != _TARGETS}
+        return {k: v for k, v in batch.items() if k not in _TARGETS}
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
@@ -99,7 +132,7 @@ def first_batch(data: Any, batch_size: int) -> Any:
 
 def leaves(inputs: Any) -> list[Tensor]:
     """The tensors of inputs."""
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return tensors_in(inputs)
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn import NewtonStep, UnlearningCallback, preflight
 from lightning_unlearn.errors import ForgetSetError, GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.plugin.verbs.preflight import _slower
 from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
@@ -145,14 +146,16 @@ def test_validation_data_of_a_datamodule_and_losses_without_classes():
         def val_dataloader(self):
             return DataLoader(digits(100), 50)
 
-    class NoLogits(HeadNet):
-        def forward(self, x):
-            return {"logits": super().forward(x)}
+    class NoClasses(HeadNet):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            soft = 0.9 * nn.functional.one_hot(y, 10) + 0.01
+            return self.head.loss(self.backbone(x), soft).mean()
 
     callback = UnlearningCallback()
     fit_trainer = trainer(callback)
     with pytest.warns(UserWarning, match="no `validation_step`"):
-        fit_trainer.fit(NoLogits(), datamodule=Data())
+        fit_trainer.fit(NoClasses(), datamodule=Data())
     look = preflight(fit_trainer, [1])
     assert look.metric_data == "validation"
     assert look.metric == "loss"
@@ -191,3 +194,59 @@ def test_the_release_and_all_so_far_are_told_as_the_certificate_will():
     assert "for samples that the first of them forgot" in str(look)
     bare = preflight(fitted(noise_std=0.0)[1], [1])
     assert (bare.release, bare.composed_epsilon) == (1, None)
+
+
+class Counted(HeadNet):
+    """A frozen part that counts the samples it reads."""
+
+    read = 0
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.read += len(x)
+        return self.head.loss(self.backbone(x), y).mean()
+
+
+def test_samples_are_read_once_for_all_draws_of_the_noise():
+    net, fit_trainer, callback, dataset = fitted(Counted())
+    n = len(dataset)
+    net.read = 0
+    preflight(fit_trainer, range(20), val_dataloaders=VALIDATION)
+    # The validation data, and what tells the seconds: the retained samples at most
+    # once, a few to warm up and to check them.
+    assert net.read < len(VALIDATION.dataset) + n + 1000
+
+
+def test_draws_of_the_noise_are_worth_what_the_module_with_them_is():
+    net, fit_trainer, _, _ = fitted(noise_std=0.0)
+    look = preflight(fit_trainer, range(20), val_dataloaders=VALIDATION)
+    assert look.metric_after == look.metric_before
+    assert look.metric_before == pytest.approx(accuracy(net, digits()), abs=1e-6)
+
+
+def test_the_seconds_of_a_training_stand_beside_those_of_a_request():
+    _, fit_trainer, callback, dataset = fitted()
+    look = preflight(fit_trainer, [1])
+    assert look.training_seconds == callback.attached.fit_seconds > 0
+    assert "; the last training took" in str(look)
+    callback.attached.fit_seconds = None  # as in a process that has trained nothing
+    assert "training took" not in str(preflight(fit_trainer, [1]))
+
+
+def test_a_request_that_is_slower_than_training_says_so():
+    assert _slower(9.0, 1.0) == ()
+    assert _slower(235.0, None) == _slower(20.0, 21.0) == ()
+    (text,) = _slower(235.0, 21.0)
+    assert "quicker than this request" in text
+    assert "took 21 s, it about 235 s" in text
+
+
+def test_a_training_that_was_cut_short_says_nothing_of_how_long_it_takes():
+    class Ends(HeadNet):
+        def on_train_batch_end(self, *args):
+            raise RuntimeError("the power is off")
+
+    callback = UnlearningCallback()
+    with pytest.raises(RuntimeError, match="power"):
+        trainer(callback).fit(Ends(), loader(digits(300)))
+    assert callback.attached.fit_seconds is None

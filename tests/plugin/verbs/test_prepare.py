@@ -120,8 +120,28 @@ def test_features_are_read_once():
     assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 700
     result = fit_trainer.unlearn([9, 10])  # from the rows that were kept
     assert result.n_retain == 1792
-    assert samples_read(lambda: prepare(fit_trainer)) >= 1792  # always afresh
-    assert callback.bound_state.state.factor is not None
+    assert callback.bound_state.state.start is None
+    assert samples_read(lambda: prepare(fit_trainer)) < 700  # solved from known rows
+    state = callback.bound_state.state
+    assert state.factor is not None
+    assert state.positions.tolist() == callback.retained_indices
+    kept = callback.bound_state
+    assert prepare(fit_trainer).passes == 0  # all is there
+    assert callback.bound_state is kept
+    assert samples_read(lambda: prepare(fit_trainer, afresh=True)) >= 1792
+    torch.testing.assert_close(callback.bound_state.state.start, state.start)
+    assert fit_trainer.unlearn([11]).certificate.grade is Grade.CERTIFIED
+
+
+def test_changed_samples_are_read_again_though_rows_of_the_others_are_known():
+    _, fit_trainer, callback, dataset = fitted()
+    prepare(fit_trainer)
+    before = callback.bound_state.state.rows.features
+    dataset.tensors[0][200] += 1
+    done = prepare(fit_trainer)
+    after = callback.bound_state.state.rows.features
+    assert done.passes > 0
+    assert (before != after).any(1).nonzero().flatten().tolist() == [200]
 
 
 def test_what_is_of_another_model_is_not_used():

@@ -176,7 +176,7 @@ def test_without_statistics_the_example_may_be_a_training_sample():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"standardize": "private"}, ArgumentError, 'expected standardize="public"'),
+        ({"standardize": "private"}, ArgumentError, 'expected standardize="auto"'),
         ({"standardize": True}, ArgumentError, "a PCA or a selection"),
         ({"pool": 2}, ArgumentError, "a pair such as"),
         ({"pool": (0, 2)}, ArgumentError, "pool_rows"),
@@ -287,8 +287,10 @@ def test_keywords_of_any_mapping_are_read_and_recognised():
     ids, mask = torch.randint(9, (20, 5)), torch.ones(20, 5, dtype=torch.long)
     samples = [{"input_ids": i, "attention_mask": m, "labels": 0}
                for i, m in zip(ids, mask, strict=True)]  # fmt: skip
-    made = PublicBackbone(Words(), ["layer"], public_data=DataLoader(samples, 8))
-    assert made.n_features == 12  # mean and first token
+    made = PublicBackbone(
+        Words(), ["layer"], standardize="public", public_data=DataLoader(samples, 8)
+    )
+    assert made.n_features == 12  # mean and max of the tokens
     private = Encoding(input_ids=ids[:3], attention_mask=mask[:3])
     assert made(private).shape == (3, 12)
     with made.reading_private(), pytest.raises(GuaranteeError, match="got 3 in one"):

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_unlearn.errors import ArgumentError, ModelError
-from lightning_unlearn.step.head import taps
+from lightning_unlearn.step.head.reading import taps
+from lightning_unlearn.step.head.reading.pooling import pooled
 
 
 class Block(nn.Module):
@@ -68,7 +69,7 @@ def test_auto_takes_the_last_layers_of_a_transformer():
     }
     model = Words().eval()
     names = taps.find(model, words)
-    assert names == [f"layers.{i}" for i in (2, 3, 4, 5)]
+    assert names == [""]  # of texts the last hidden state
     last = taps.activations(model, names, words)[-1]
     torch.testing.assert_close(last, model(**words)["last_hidden_state"])
 
@@ -139,34 +140,30 @@ def test_a_tap_that_is_not_called_is_refused():
 
 def test_maps_are_averaged_over_a_grid_that_fits():
     x = torch.randn(3, 4, 6, 6)
-    torch.testing.assert_close(
-        taps.pooled(x, (2, 3)), F.avg_pool2d(x, (3, 2)).flatten(1)
-    )
-    assert taps.pooled(x, (9, 9)).shape == (3, 4 * 36)
-    torch.testing.assert_close(taps.pooled(x, (1, 1)), x.mean((2, 3)))
+    torch.testing.assert_close(pooled(x, (2, 3)), F.avg_pool2d(x, (3, 2)).flatten(1))
+    assert pooled(x, (9, 9)).shape == (3, 4 * 36)
+    torch.testing.assert_close(pooled(x, (1, 1)), x.mean((2, 3)))
 
 
 def test_tokens_give_their_mean_and_the_first():
     x = torch.randn(3, 5, 4)
-    torch.testing.assert_close(
-        taps.pooled(x, (1, 1)), torch.cat([x.mean(1), x[:, 0]], 1)
-    )
+    torch.testing.assert_close(pooled(x, (1, 1)), torch.cat([x.mean(1), x[:, 0]], 1))
 
 
 def test_padding_counts_in_no_mean():
     x, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    rows = taps.pooled(x, (1, 1), {"attention_mask": mask})
+    rows = pooled(x, (1, 1), ("mean",), {"attention_mask": mask})
     torch.testing.assert_close(rows[0, :4], x[0, :3].mean(0))
     torch.testing.assert_close(rows[1, :4], x[1].mean(0))
 
 
 def test_vectors_stay_and_are_single_precision():
     x = torch.randn(3, 4, dtype=torch.float64)
-    rows = taps.pooled(x, (2, 2))
+    rows = pooled(x, (2, 2))
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows, x.float())
 
 
 def test_other_shapes_are_refused():
     with pytest.raises(ModelError, match=r"got \(2, 3, 4, 5, 6\)"):
-        taps.pooled(torch.randn(2, 3, 4, 5, 6), (2, 2))
+        pooled(torch.randn(2, 3, 4, 5, 6), (2, 2))
