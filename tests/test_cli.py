@@ -159,7 +159,7 @@ def test_a_report_that_fails_does_not_hide_that_the_request_is_done(
 ):
     fit()
 
-    def fail(self, path):
+    def fail(self, path, overwrite):
         raise OSError("disk full")
 
     monkeypatch.setattr("lightning_unlearn.UnlearningResult.report", fail)
@@ -292,3 +292,26 @@ def test_two_processes(project):
         assert torch.allclose(weights, shared[name], rtol=0, atol=2e-6)
     again = shell(*request, *two, "--save_to", "two.ckpt", status=1)
     assert again.stderr.count("error: expected save_to= to name a new file") == 1
+
+
+def test_files_are_replaced_when_that_is_asked_for(project, capsys):
+    fit()
+    named = ("--save_to", "clean.ckpt", "--report", "internal.html")
+    verb("unlearn", *named)
+    before, then = Path("clean.ckpt").read_bytes(), {"ckpt": "clean.ckpt"}
+    refused("overwrite=True", "unlearn", *named, capsys=capsys, forget="[1]", **then)
+    verb("unlearn", *named, "--overwrite", "true", forget="[1]", **then)
+    assert Path("clean.ckpt").read_bytes() != before
+    Path("other.html").write_text("mine")
+    named = ("--save_to", "clean.ckpt", "--report", "other.html", "--overwrite=true")
+    refused("got another file", "unlearn", *named, capsys=capsys, forget="[2]", **then)
+    assert Path("other.html").read_text() == "mine"
+
+
+def test_noise_that_would_destroy_the_model_is_asked_for(project, capsys):
+    loud = ("--save_to", "clean.ckpt", "--unlearning.tolerance", "1e-2")
+    fit()
+    refused("moves a logit by at most 1", "unlearn", *loud, capsys=capsys)
+    assert not Path("clean.ckpt").exists()
+    verb("unlearn", *loud, "--unlearning.accept_noise", "true")
+    assert Path("clean.ckpt").exists()
