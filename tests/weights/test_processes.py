@@ -44,8 +44,9 @@ def test_every_sample_is_in_one_process_once(n, batch_size, world, by_position, 
         )  # fmt: skip
         seen = [(weight, batch[0].tolist()) for weight, batch in batches]
         steps.add(len(seen))
-        assert all(weight in (0, len(rows)) for weight, rows in seen)
-        own = [row for weight, rows in seen if weight for row in rows]
+        # By position a batch is filled up with samples that do not count.
+        assert by_position or all(weight in (0, len(rows)) for weight, rows in seen)
+        own = [row for weight, rows in seen for row in rows[:weight]]
         assert own == [indices[place] for place in batches.places]
         assert batches.n == n
         read += own
