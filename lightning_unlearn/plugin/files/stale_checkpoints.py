@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import checkpoint, private_file
 from lightning_unlearn.plugin.files.private_file import private_path
@@ -20,7 +21,8 @@ class Stale:
     """Files from before a request.
 
     Args:
-        checkpoints: Those known to hold what is being forgotten, that exist.
+        checkpoints: Those known to hold what is being forgotten, that exist or are in
+            a remote store.
         logs: Folders of the Trainer's loggers that exist.
     """
 
@@ -46,12 +48,14 @@ def find(trainer: Trainer, ckpt_path: str | None, record: TrainingRecord) -> Sta
             paths |= {getattr(callback, name, None) for name in _PATHS}
             paths |= set(getattr(callback, "best_k_models", {}))
             own = getattr(callback, "dirpath", None)
-            folders |= {Path(own)} if own else set()
+            folders |= {Path(own)} if own and not is_remote(own) else set()
     # Another process knows of the file it began with, and not of those beside it.
     for folder in folders:
         beside = folder.glob("*.ckpt")
         paths |= {p for p in beside if _lineage(p) == record.lineage}
     checkpoints = {str(Path(str(p)).absolute()) for p in paths if _is_there(p)}
+    # Whether one is still there nobody asks a remote store: it is told.
+    checkpoints |= {p for p in paths if isinstance(p, str) and is_remote(p)}
     # The folder of all versions: a training in another process logged to another one.
     logged = {
         getattr(logger, "root_dir", None) or logger.log_dir or logger.save_dir
@@ -84,7 +88,9 @@ def delete(
         path = Path(name)
         if path.resolve() == clean.resolve():
             continue
-        problem = _problem(path, record, chosen, clean)
+        problem = "it is in a remote store"
+        if not is_remote(name):
+            problem = _problem(path, record, chosen, clean)
         if problem is None:
             try:
                 _remove(path)
