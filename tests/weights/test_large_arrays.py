@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lightning_unlearn.errors import DataError
-from lightning_unlearn.step.head.rows import feature_data as features
 from lightning_unlearn.step.head.capture import capture, check_rows
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
+from lightning_unlearn.step.head.rows import feature_data as features
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights import large_arrays as storage
 from lightning_unlearn.weights.passes import passes

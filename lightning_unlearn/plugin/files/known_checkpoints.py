@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
@@ -72,12 +73,12 @@ def known(
             named |= {getattr(callback, name, None) for name in _PATHS}
             named |= set(getattr(callback, "best_k_models", {}))
             own = getattr(callback, "dirpath", None)
-            if _is_remote(own):
+            if own is not None and is_remote(own):
                 named.add(str(own))
             elif own:
                 beside.add(Path(own))
     local = {_absolute(p) for p in named if _is_there(p)}
-    remote = {str(p) for p in named if _is_remote(p)}
+    remote = {str(p) for p in named if isinstance(p, (str, Path)) and is_remote(p)}
     # Another process knows of the file it began with, and not of those beside it.
     others = {_absolute(p) for folder in beside for p in folder.glob("*.ckpt")} - local
     found = [Known(p, Standing.UNREADABLE, named=True) for p in remote]
@@ -139,11 +140,6 @@ def _release(served: TrainingRecord) -> int:
 
 def _absolute(path: object) -> str:
     return str(Path(str(path)).absolute())
-
-
-def _is_remote(path: object) -> bool:
-    """Whether it is an address that Lightning writes to through fsspec."""
-    return isinstance(path, (str, Path)) and "://" in str(path)
 
 
 def _is_there(path: object) -> bool:

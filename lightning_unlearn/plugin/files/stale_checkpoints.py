@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import checkpoint, private_file
 from lightning_unlearn.plugin.files.known_checkpoints import Standing, known
@@ -18,7 +19,8 @@ class Stale:
     """Files from before a request.
 
     Args:
-        checkpoints: Those known to hold what is being forgotten, that exist.
+        checkpoints: Those known to hold what is being forgotten, that exist or are in
+            a remote store, which nobody asks.
         logs: Folders of the Trainer's loggers that exist.
         unsure: Files that cannot be read, or not from here: they may hold it too.
     """
@@ -51,7 +53,8 @@ def find(
     checkpoints = [
         one.path
         for one in found
-        if one.standing in ours or (one.named and Path(one.path).exists())
+        if one.standing in ours
+        or (one.named and (is_remote(one.path) or Path(one.path).exists()))
     ]
     unsure = [
         one.path
@@ -90,7 +93,9 @@ def delete(
         path = Path(name)
         if path.resolve() == clean.resolve():
             continue
-        problem = _problem(path, record, chosen, clean)
+        problem = "it is in a remote store"
+        if not is_remote(name):
+            problem = _problem(path, record, chosen, clean)
         if problem is None:
             try:
                 _remove(path)

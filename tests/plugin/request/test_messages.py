@@ -21,7 +21,7 @@ from lightning_unlearn.errors import (
     SetupError,
 )
 from lightning_unlearn.guarantee.claims import Grade
-from tests.helpers.lightning import ModelPruning
+from tests.helpers.lightning import ModelCheckpoint, ModelPruning
 from tests.helpers.nets import (
     MLP,
     HeadNet,
@@ -155,6 +155,22 @@ def test_remote_paths_are_refused_by_name():
             UnlearningCallback(**{name: "gs://bucket/file"})
     found = [files.is_remote(p) for p in ("s3://b", Path("s3://b"), "C:/x", "/a:b/c")]
     assert found == [True, True, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory")
+def test_checkpoints_in_a_remote_store_are_told_and_left(tmp_path):
+    saves = ModelCheckpoint(dirpath="memory://runs", save_last=True)
+    callback = UnlearningCallback()
+    fit_trainer = trainer(callback, callbacks=[saves], enable_checkpointing=True)
+    fit_trainer.fit(HeadNet(), loader(digits(300)))
+    remote = saves.best_model_path
+    assert remote.startswith("memory://")
+    clean = tmp_path / "clean.ckpt"
+    with pytest.warns(UserWarning, match="has left memory://.*it is in a remote store"):
+        result = fit_trainer.unlearn([1], save_to=clean, delete_stale=True)
+    assert remote in result.stale.checkpoints
+    assert "older checkpoints of" in " ".join(result.certificate.not_covered)
+    assert result.certificate.grade is Grade.CERTIFIED
 
 
 def test_the_console_says_what_a_checkpoint_is_not(tmp_path, capsys):
