@@ -14,6 +14,7 @@ from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.files.served import Served
 from lightning_unlearn.plugin.lightning import (
     Callback,
     LightningDataModule,
@@ -29,6 +30,7 @@ from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
+from lightning_unlearn.plugin.training.hyper_parameters import written
 from lightning_unlearn.plugin.training.outside import (
     merge_changes,
     note_changed_numbers,
@@ -126,7 +128,7 @@ class UnlearningCallback(Callback):
         self.attached = Attachment()
         # Trainings that ended; processes launched from this one count in it too.
         self._fits = torch.zeros(1).share_memory_()
-        self.serves = False  # whether what is being saved is to be served
+        self.serves: Served | None = None  # what is being saved, to be served
         self._steps = -1
         self._values: dict[str, str] | None = None  # of tensors, when training began
 
@@ -266,6 +268,8 @@ class UnlearningCallback(Callback):
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
+            datamodule = getattr(trainer, "datamodule", None)
+            self.record.hyper_parameters = written(pl_module, datamodule)
         self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
         self._project(trainer, pl_module)  # the start lies in the ball too
@@ -324,8 +328,8 @@ class UnlearningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Bring the record up to date, or leave out what is not to be served."""
-        if self.serves:
-            private_file.leave_out(checkpoint, self.record)
+        if self.serves is not None:
+            self.serves.take(checkpoint, self.record)
             return
         if self.record.removed:
             rank_zero_warn(NOT_TO_BE_SERVED)

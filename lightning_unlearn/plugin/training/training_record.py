@@ -29,6 +29,8 @@ class TrainingRecord:
         l2_problem: Why none was found.
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
+        hyper_parameters: Of module and DataModule before the first training step
+            (`plugin.training.hyper_parameters`); None if it was not watched.
         trained: Names of parameters that were in scope of a training run.
         removed: Positions forgotten so far.
         drawn: Positions that the training could draw, if not all.
@@ -57,6 +59,7 @@ class TrainingRecord:
     l2: float | None = None
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
+    hyper_parameters: dict[str, dict[str, str]] | None = None
     trained: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     drawn: list[int] | None = None
@@ -156,7 +159,7 @@ NOT_TO_BE_SERVED = (
 _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
-        *("rows_changed", "rows_compared", "whole"),
+        *("rows_changed", "rows_compared", "whole", "hyper_parameters"),
     }
 )
 
