@@ -30,6 +30,7 @@ from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
+from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.hyper_parameters import written
 from lightning_unlearn.plugin.training.outside import (
     merge_changes,
@@ -48,7 +49,6 @@ from lightning_unlearn.plugin.training.training_record import (
     STATE_KEY,
     TrainingRecord,
     adopt_record,
-    record_data,
 )
 from lightning_unlearn.plugin.training.weight_decay import l2_of
 from lightning_unlearn.weights.digests import state_digest
@@ -280,10 +280,9 @@ class UnlearningCallback(Callback):
         try:
             loader = training_data.training_loader(trainer.train_dataloader)
         except DataError:
-            self.attached.loader = None  # a request will say what is wrong with it
+            self.attached.loader = self.attached.drawing = None  # a request says why
         else:
-            most, own = trainer.num_training_batches, len(loader)
-            record_data(self.record, loader, int(most) if most < own else None)
+            self.attached.drawing = Drawing.begin(trainer, self.record, loader)
             self.attached.loader = loader
             self.attached.warn_if_scaled(trainer, loader.dataset)
             self.attached.probe_rows(trainer, pl_module, self.options, loader)
@@ -319,6 +318,7 @@ class UnlearningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Project after every optimizer step (not between accumulated batches)."""
+        self.attached.batch_done(trainer, batch_idx)
         if trainer.global_step != self._steps:
             self._steps = trainer.global_step
             self._project(trainer, pl_module)
@@ -335,6 +335,7 @@ class UnlearningCallback(Callback):
             rank_zero_warn(NOT_TO_BE_SERVED)
         if trainer.state.fn != STAGE:
             self.take_sent_record(trainer)
+            self.attached.note_drawn()
             self._note_changes(trainer, pl_module)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -342,6 +343,7 @@ class UnlearningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
         watch_training(pl_module, None, None)
+        self.attached.end_fit(trainer, failed=False)
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
         self._remember_values(pl_module)
@@ -363,6 +365,7 @@ class UnlearningCallback(Callback):
         """Remember what was trained, also when the training was cut short."""
         if trainer.state.fn == TrainerFn.FITTING:
             watch_training(pl_module, None, None)
+            self.attached.end_fit(trainer, failed=True)
             self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)

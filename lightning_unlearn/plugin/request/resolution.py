@@ -73,8 +73,8 @@ def resolve(
         save_to = None if request is None else request.save_to
         options.check_paths(save_to, context.ckpt_path, resume_from)
         loss, scope, head, module_l2 = _scope(context)
-        check_same_data(dataset, record)
         drawn = _drawn(context)
+        check_same_data(dataset, record)
         chosen = [] if request is None else request.positions(context, record, drawn)
         gone = {*chosen, *record.removed}
         check_averages(context.trainer)

@@ -190,6 +190,7 @@ def record_data(
             "UnlearningCallback for other data"
         )
     before = record.n_train, record.fingerprint, record.drawn
+    unknown = record.drawn_problem is not None
     goes_on = gone > 0 or before[0] is None or _begins_with_all(dataset, record)
     record.removed = []  # from now on positions are those of this dataset
     record.drawn, record.drawn_problem = None, None
@@ -199,7 +200,8 @@ def record_data(
         record.drawn_problem = str(problem)
     record.n_train = n
     record.fingerprint = training_data.fingerprint(dataset, record.salt)
-    if before[0] is None or before == (n, record.fingerprint, record.drawn):
+    same = before[:2] == (n, record.fingerprint)
+    if before[0] is None or (same and _holds(record.drawn, before[2], unknown)):
         return
     record.lineage = secrets.token_hex(16)  # its positions mean other samples
     if not goes_on:
@@ -209,6 +211,13 @@ def record_data(
             "keep what the samples of this one teach, and nothing else; train on "
             "torch.utils.data.ConcatDataset([old, new]) to keep both"
         )
+
+
+def _holds(drawn: list[int] | None, before: list[int] | None, unknown: bool) -> bool:
+    """Whether a training can draw all that the one before it, on the same data, did."""
+    if drawn is None or (drawn == before and not unknown):
+        return True
+    return before is not None and not unknown and {*before} <= {*drawn}
 
 
 def _begins_with_all(dataset: Any, record: TrainingRecord) -> bool:
