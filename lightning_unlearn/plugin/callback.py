@@ -13,6 +13,7 @@ from lightning_unlearn.errors import DataError, ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files.known_checkpoints import check_not_released
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.files.served import Served
 from lightning_unlearn.plugin.lightning import (
@@ -262,7 +263,9 @@ class UnlearningCallback(Callback):
         if not (same or attached.restored or attached.travelled):
             attached.record, attached.forgotten_since = TrainingRecord(), frozenset()
         self.take_sent_record(trainer)
-        loads = trainer.ckpt_path is not None
+        loads, path = trainer.ckpt_path is not None, trainer.ckpt_path
+        digest = state_digest(pl_module.state_dict())
+        check_not_released(pl_module, digest, trainer, path, self.record)
         resumed = attached.begin_fit(pl_module, int(self._fits), loads)
         self._values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.

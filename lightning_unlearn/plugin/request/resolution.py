@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
     check_newest,
+    check_not_released,
     known,
 )
 from lightning_unlearn.plugin.files.prepared_file import BoundState
@@ -84,10 +85,11 @@ def resolve(
         chosen_one = chosen_guarantee(options, head, l2, scope)
         free = chosen_one is None or isinstance(chosen_one, NormBall)
         outside = outside_of(context.module, scope, record, rebuilds=free)
+        digest = state_digest(context.module.state_dict())
     ledger = context.processes.first(lambda: _ledger(context))
     if request is not None:
         with context.processes.together():
-            _check_newest(context, request, chosen)
+            _check_newest(context, request, chosen, digest)
     return plan_for(
         scope,
         head,
@@ -187,11 +189,15 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
     return state
 
 
-def _check_newest(context: StageContext, request: Request, chosen: list[int]) -> None:
+def _check_newest(
+    context: StageContext, request: Request, chosen: list[int], digest: str
+) -> None:
     """No checkpoint that is known may have forgotten what this one would keep."""
     record = context.callback.record
     folders = [] if request.save_to is None else [request.save_to.absolute().parent]
-    files = known(context.trainer, context.ckpt_path, record, *folders)
+    trainer, path = context.trainer, context.ckpt_path
+    check_not_released(context.module, digest, trainer, path, record, *folders)
+    files = known(trainer, path, record, *folders)
     since = context.callback.attached.forgotten_since
     if since:
         here = "a request in this process"
