@@ -236,6 +236,7 @@ def _verify(options: argparse.Namespace) -> int:
 
         if state is not None:
             findings += model_state.check_model(certificate, state)
+            findings += model_state.check_company(options.checkpoint)
         if published is not None:
             file = options.backbone.name
             findings += model_state.check_published(certificate, published, file)

@@ -4,6 +4,7 @@ Digests are computed anew from a checkpoint, or from the file in which a public 
 was published. torch is imported when a file is read, not before.
 """
 
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,15 @@ from lightning_unlearn.errors import SetupError
 from lightning_unlearn.guarantee.claims import Bound
 
 State = Mapping[str, object]
+#: What a checkpoint to be served may hold: Lightning's own, without the clock.
+CHECKPOINT_KEYS = (
+    *("epoch", "global_step", "pytorch-lightning_version", "state_dict", "callbacks"),
+    *("optimizer_states", "lr_schedulers"),
+    *("hparams_name", "hyper_parameters", "hparams_type"),
+    *("datamodule_hparams_name", "datamodule_hyper_parameters"),
+    "datamodule_hparams_type",
+)
+_RECORD = "UnlearningCallback"
 _TRIED = 8  # ways to match names: the right one fits most entries
 
 
@@ -90,6 +100,55 @@ def check_model(c: Certificate, state: State) -> list[Finding]:
         findings.append(
             Finding(
                 None, f"public parts: {_few(away)} not in a checkpoint: not checked"
+            )
+        )
+    return findings
+
+
+def check_company(path: Path) -> list[Finding]:
+    """Whether a file holds tensors besides the state_dict, and what else it holds.
+
+    Args:
+        path: A file that `load` reads.
+
+    Returns:
+        Findings; none for a bare state_dict, or if there is nothing else.
+    """
+    if path.suffix == ".safetensors":
+        return []
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    mapped = zipfile.is_zipfile(path)  # tensors are not read
+    content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if "state_dict" not in content:
+        return []
+    others = {str(k): v for k, v in content.items() if k not in CHECKPOINT_KEYS}
+    callbacks = content.get("callbacks", {})
+    others |= {f"callbacks[{k!r}]": v for k, v in callbacks.items() if k != _RECORD}
+    for i, held in enumerate(content.get("optimizer_states", ())):
+        if held.get("state"):
+            others[f"optimizer_states[{i}]"] = held["state"]
+    tensors = [
+        name
+        for name, value in others.items()
+        if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+    ]
+    rest = [name for name in others if name not in tensors]
+    findings = []
+    if tensors:
+        findings.append(
+            _failed(
+                "whole file: expected tensors in state_dict alone, got others in "
+                f"{_few(tensors)}: what they were made from is not said"
+            )
+        )
+    if rest:
+        findings.append(
+            Finding(
+                None,
+                f"whole file: it also holds {_few(rest)}, which the certificate does "
+                "not speak of: not checked",
             )
         )
     return findings

@@ -19,6 +19,7 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
+from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 
@@ -34,6 +35,7 @@ class Attachment:
         bound_state: What was prepared for the next request, or None.
         scaling_told: Whether it was said that the data look scaled by themselves.
         probe: Rows at the start of the training in this process, or None.
+        drawing: What the training in this process draws, or None.
         module: The module that was trained or unlearned in this process.
         set_up: The datamodule whose ``setup("fit")`` has been called.
         restored: Whether the record was read from a checkpoint since.
@@ -52,6 +54,7 @@ class Attachment:
     bound_state: BoundState | None = None
     scaling_told: bool = False
     probe: RowProbe | None = None
+    drawing: Drawing | None = None
     module: "weakref.ref[LightningModule] | None" = None
     set_up: "weakref.ref[LightningDataModule] | None" = None
     restored: bool = False
@@ -161,6 +164,23 @@ class Attachment:
         changed = self.probe and self.probe.changed(trainer, module, options)
         if changed:
             self.record.rows_changed = changed
+
+    def batch_done(self, trainer: Trainer, batch_idx: int) -> None:
+        """A batch has been trained on."""
+        if self.drawing is not None:
+            self.drawing.batch_done(trainer, self.record, batch_idx)
+
+    def note_drawn(self) -> None:
+        """Note in the record what the training has drawn so far."""
+        if self.drawing is not None:
+            self.drawing.note(self.record)
+
+    def end_drawing(self, trainer: Trainer, *, failed: bool) -> None:
+        """A training ends: what it drew is noted for the last time."""
+        if self.drawing is not None and not failed:
+            self.drawing.look(trainer, self.record)
+        self.note_drawn()
+        self.drawing = None
 
     def is_of(self, module: LightningModule) -> bool:
         """Whether the record is of this very module, in this process."""

@@ -14,7 +14,9 @@ from lightning_unlearn.errors import ModelError, UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file, replacement
+from lightning_unlearn.plugin.files.known_checkpoints import check_not_released
 from lightning_unlearn.plugin.files.prepared_file import BoundState
+from lightning_unlearn.plugin.files.served import Served
 from lightning_unlearn.plugin.lightning import (
     Callback,
     LightningDataModule,
@@ -30,6 +32,8 @@ from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, compat, guests, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
+from lightning_unlearn.plugin.training.drawing import Drawing
+from lightning_unlearn.plugin.training.hyper_parameters import written
 from lightning_unlearn.plugin.training.outside import (
     merge_changes,
     note_changed_numbers,
@@ -47,7 +51,6 @@ from lightning_unlearn.plugin.training.training_record import (
     STATE_KEY,
     TrainingRecord,
     adopt_record,
-    record_data,
 )
 from lightning_unlearn.plugin.training.weight_decay import l2_of
 from lightning_unlearn.weights.digests import state_digest
@@ -130,7 +133,7 @@ class UnlearningCallback(Callback):
         self.attached = Attachment()
         # Trainings that ended; processes launched from this one count in it too.
         self._fits = torch.zeros(1).share_memory_()
-        self.serves = False  # whether what is being saved is to be served
+        self.serves: Served | None = None  # what is being saved, to be served
         self._steps = -1
         self._values: dict[str, str] | None = None  # of tensors, when training began
 
@@ -268,12 +271,16 @@ class UnlearningCallback(Callback):
         if not (same or attached.restored or attached.travelled):
             attached.record, attached.forgotten_since = TrainingRecord(), frozenset()
         self.take_sent_record(trainer)
-        loads = trainer.ckpt_path is not None
+        loads, path = trainer.ckpt_path is not None, trainer.ckpt_path
+        digest = state_digest(pl_module.state_dict())
+        check_not_released(pl_module, digest, trainer, path, self.record)
         resumed = attached.begin_fit(pl_module, int(self._fits), loads)
         self._values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
+            datamodule = getattr(trainer, "datamodule", None)
+            self.record.hyper_parameters = written(pl_module, datamodule)
         self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
         self._project(trainer, pl_module)  # the start lies in the ball too
@@ -282,8 +289,7 @@ class UnlearningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the training data and the weight decay."""
         loader = training_data.training_loader(trainer.train_dataloader)
-        most, own = trainer.num_training_batches, len(loader)
-        record_data(self.record, loader, int(most) if most < own else None)
+        self.attached.drawing = Drawing.begin(trainer, self.record, loader)
         self.attached.loader = loader
         self.attached.warn_if_scaled(trainer, loader.dataset)
         self.attached.probe_rows(trainer, pl_module, self.options, loader)
@@ -319,6 +325,7 @@ class UnlearningCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Project after every optimizer step (not between accumulated batches)."""
+        self.attached.batch_done(trainer, batch_idx)
         if trainer.global_step != self._steps:
             self._steps = trainer.global_step
             self._project(trainer, pl_module)
@@ -328,13 +335,14 @@ class UnlearningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Bring the record up to date, or leave out what is not to be served."""
-        if self.serves:
-            private_file.leave_out(checkpoint, self.record)
+        if self.serves is not None:
+            self.serves.take(checkpoint, self.record)
             return
         if self.record.removed:
             rank_zero_warn(NOT_TO_BE_SERVED)
         if trainer.state.fn != STAGE:
             self.take_sent_record(trainer)
+            self.attached.note_drawn()
             self._note_changes(trainer, pl_module)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -342,6 +350,7 @@ class UnlearningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record which weights the training ended with, and their gradient."""
         watch_training(pl_module, None, None)
+        self.attached.end_drawing(trainer, failed=False)
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
         self._remember_values(pl_module)
@@ -363,6 +372,7 @@ class UnlearningCallback(Callback):
         """Remember what was trained, also when the training was cut short."""
         if trainer.state.fn == TrainerFn.FITTING:
             watch_training(pl_module, None, None)
+            self.attached.end_drawing(trainer, failed=True)
             self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)

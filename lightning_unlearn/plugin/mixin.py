@@ -20,6 +20,9 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.weights.plain_state import put_back_after
 
+#: Where a module remembers the certificate of the checkpoint it was loaded from.
+LOADED = "_loaded_certificate"
+
 
 class UnlearnableMixin:
     """Optional hooks for a LightningModule that will be unlearned.
@@ -48,6 +51,14 @@ class UnlearnableMixin:
     def unlearning_l2(self) -> float | None:
         """Coefficient of (l2/2)|w|^2; None reads it from the optimizer."""
         return None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which request has released the weights, if one has."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        states = checkpoint.get("callbacks", {}).values()
+        found = [s["certificate"] for s in states if isinstance(s, dict)
+                 and {"lineage", "certificate"} <= {*s}]  # fmt: skip
+        setattr(self, LOADED, found[0] if found else None)
 
 
 def trainable(module: LightningModule) -> list[nn.Parameter]:

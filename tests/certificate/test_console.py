@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -64,6 +65,39 @@ def test_everything_holds(released, capsys):
     ]  # fmt: skip
     assert "entry 2" in lines[4]
     assert all(len(line) < 120 for line in lines[:-1])
+
+
+def also(folder, **values):
+    """two.ckpt with more in it."""
+    held = torch.load(folder / "two.ckpt", weights_only=True)
+    for key, value in values.items():
+        held[key] = value(held[key]) if callable(value) else value
+    torch.save(held, folder / "two.ckpt")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ema_state_dict": {"head.weight": torch.ones(10, 32)}},
+        {"Data": [{"mean": torch.ones(3)}]},
+        {"callbacks": lambda c: {**c, "Average": {"head.weight": torch.ones(3)}}},
+        {"optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}]},
+    ],
+)
+def test_tensors_beside_the_state_dict_fail(more, released, capsys):
+    also(released, **more)
+    assert run(released, *WHOLE) == 1
+    out = capsys.readouterr().out
+    assert "FAILED whole file: expected tensors in state_dict alone, got" in out
+    assert next(iter(more)) in out
+
+
+def test_what_a_file_also_holds_is_named(released, capsys):
+    also(released, Data={"labels": [3, 4]}, callbacks=lambda c: {**c, "Mine": {"a": 1}})
+    assert run(released, *WHOLE) == 0
+    out = capsys.readouterr().out
+    assert "note   whole file: it also holds Data, callbacks['Mine'], which the" in out
+    assert "whole file" in out.splitlines()[-1]
 
 
 def test_the_wrong_checkpoint_and_ledger_fail(released, capsys):

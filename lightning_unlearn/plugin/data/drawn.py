@@ -58,6 +58,15 @@ def drawn_positions(loader: DataLoader, batches: int | None = None) -> list[int]
     return None if set(found) == every else sorted(set(found))
 
 
+def in_fixed_order(loader: DataLoader) -> bool:
+    """Whether every epoch draws the samples in one order, so that it has a beginning.
+
+    Args:
+        loader: One that `drawn_positions` knows.
+    """
+    return _order(loader.sampler) is not None
+
+
 def _order(sampler: Any) -> list[int] | None:
     """Positions in the order of every epoch, if it is the same one; else None."""
     kind = type(sampler)

@@ -22,6 +22,7 @@ from lightning_unlearn.errors import CertificateError, DataError, SetupError
 from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.files.plain_values import plain_values
 from lightning_unlearn.plugin.files.private_file import private_path
+from lightning_unlearn.plugin.files.served import Served
 from lightning_unlearn.plugin.lightning import Callback, RichProgressBar, Trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
@@ -100,6 +101,13 @@ def _save(
     trainer: Trainer, callback: Callback, optimizers: list[Optimizer], path: Path
 ) -> None:
     precision: Any = trainer.precision_plugin
+    strategy: Any = trainer.strategy
+    write, served = strategy.save_checkpoint, Served()
+
+    def write_served(held: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        served.keep(held)  # after every hook of the module
+        write(held, *args, **kwargs)
+
     callbacks = [callback]
     if isinstance(trainer.progress_bar_callback, RichProgressBar):
         # Its thread draws meanwhile and asks the Trainer for one: any will do, and
@@ -107,14 +115,15 @@ def _save(
         callbacks.append(RichProgressBar())
     with (
         borrowed(trainer, callbacks=callbacks, optimizers=optimizers),
-        borrowed(callback, serves=True),
-        borrowed(trainer.strategy, lr_scheduler_configs=[]),
+        borrowed(callback, serves=served),
+        borrowed(strategy, lr_scheduler_configs=[]),
     ):
         precision.state_dict = dict  # a scaler knows which gradients overflowed
+        strategy.save_checkpoint = write_served
         try:
             trainer.save_checkpoint(path, weights_only=False)
         finally:
-            del precision.state_dict
+            del precision.state_dict, strategy.save_checkpoint
 
 
 def targets(path: Path) -> tuple[Path, ...]:

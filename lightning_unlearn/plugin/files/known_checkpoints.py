@@ -7,6 +7,7 @@ values: whatever else it holds, a class of the user's among it, is not even impo
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,7 +18,8 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
 from lightning_unlearn.plugin.files import checkpoint
-from lightning_unlearn.plugin.lightning import Checkpoint, Trainer
+from lightning_unlearn.plugin.lightning import Checkpoint, LightningModule, Trainer
+from lightning_unlearn.plugin.mixin import LOADED
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 _PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
@@ -112,6 +114,57 @@ def check_newest(
             "that checkpoint (ckpt_path=), or the samples forgotten since would be "
             "back; or forget them in this request too"
         )
+
+
+def check_not_released(
+    module: LightningModule,
+    digest: str,
+    trainer: Trainer,
+    ckpt_path: object,
+    record: TrainingRecord,
+    *folders: Path,
+) -> None:
+    """Raise if a model is a released one whose record did not come with it.
+
+    Args:
+        module: The model.
+        digest: `state_digest` of its state, as all processes have computed it.
+        trainer: Of the request, or the training.
+        ckpt_path: Checkpoint it was started from, or None.
+        record: That the callback has of the model.
+        folders: That are looked into, besides those of `known` and where the process
+            runs.
+
+    Raises:
+        SetupError: If the weights are those a known certificate speaks of, and the
+            record knows nothing of that request.
+    """
+    start = None if ckpt_path is None else str(ckpt_path)
+    here = Path.cwd(), Path(trainer.default_root_dir)
+    places = (f for f in {*folders, *here} if not is_remote(f) and f.is_dir())
+    files = [one.path for one in known(trainer, start, record, *places)]
+    released = [(path, _certificate(path)) for path in files]
+    released.append(("the clean checkpoint", getattr(module, LOADED, None)))
+    for path, text in released:
+        if not text or text == record.certificate:
+            continue
+        with suppress(CertificateError):
+            if Certificate.from_json(text).weights_digest == digest:
+                raise SetupError(
+                    "expected a model with the record of its requests, got the "
+                    f"weights of {path} without it: what they have forgotten would be "
+                    "learned again; pass ckpt_path= of that file to the request, or "
+                    "to fit, in place of load_from_checkpoint or load_state_dict"
+                )
+
+
+def _certificate(path: str) -> str | None:
+    try:
+        held = checkpoint.record_in(Path(path))
+    except DataError:
+        return None  # it cannot be read
+    text = held.get("certificate")
+    return text if isinstance(text, str) else None
 
 
 def _looked_at(path: str, record: TrainingRecord, named: bool) -> Known:

@@ -29,14 +29,6 @@ def text_of(record: TrainingRecord) -> str:
     return json.dumps(record.to_dict()) + "\n"
 
 
-def leave_out(checkpoint: dict[str, Any], record: TrainingRecord) -> None:
-    """Leave in a checkpoint only what may be served."""
-    # The clock says how long the training was, and so how well it went.
-    checkpoint.update(epoch=0, global_step=0)
-    checkpoint.pop("loops", None)
-    checkpoint["callbacks"][STATE_KEY] = record.public()
-
-
 def complete(states: dict[str, Any], checkpoint: str | Path | None) -> None:
     """Add to the callbacks' states of a checkpoint what its private file holds."""
     if STATE_KEY in states and checkpoint is not None:

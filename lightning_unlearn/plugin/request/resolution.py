@@ -17,6 +17,7 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
     check_newest,
+    check_not_released,
     known,
 )
 from lightning_unlearn.plugin.files.prepared_file import BoundState
@@ -87,8 +88,8 @@ def resolve(
         loss, scope, head, module_l2 = _scope(context)
         drawn, chosen, chosen_one, outside = [], [], None, Outside((), ())
         with problems.noted():
-            check_same_data(dataset, record)
             drawn = _drawn(context)
+            check_same_data(dataset, record)
             if request is not None:
                 chosen = request.positions(context, record, drawn)
         with problems.noted():
@@ -105,11 +106,12 @@ def resolve(
             anew = takes_statistics_anew(options, head, chosen_one)
             outside = outside_of(context.module, scope, record, rebuilds=anew)
         problems.check()
+        digest = state_digest(context.module.state_dict())
     assert l2 is not None  # or a problem was noted
     ledger = context.processes.first(lambda: _ledger(context))
     if request is not None:
         with context.processes.together():
-            _check_newest(context, request, chosen)
+            _check_newest(context, request, chosen, digest)
             request.check_replaced(record, sorted(gone))
     return plan_for(
         scope,
@@ -211,11 +213,15 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
     return state
 
 
-def _check_newest(context: StageContext, request: Request, chosen: list[int]) -> None:
+def _check_newest(
+    context: StageContext, request: Request, chosen: list[int], digest: str
+) -> None:
     """No checkpoint that is known may have forgotten what this one would keep."""
     record = context.callback.record
     folders = [] if request.save_to is None else [request.save_to.absolute().parent]
-    files = known(context.trainer, context.ckpt_path, record, *folders)
+    trainer, path = context.trainer, context.ckpt_path
+    check_not_released(context.module, digest, trainer, path, record, *folders)
+    files = known(trainer, path, record, *folders)
     since = context.callback.attached.forgotten_since
     if since:
         here = "a request in this process"

@@ -29,6 +29,8 @@ class TrainingRecord:
         l2_problem: Why none was found.
         outside: Digest of every parameter and buffer outside the scope, before the
             first training step; None before training.
+        hyper_parameters: Of module and DataModule before the first training step
+            (`plugin.training.hyper_parameters`); None if it was not watched.
         trained: Names of parameters that were in scope of a training run.
         removed: Positions forgotten so far.
         drawn: Positions that the training could draw, if not all.
@@ -57,6 +59,7 @@ class TrainingRecord:
     l2: float | None = None
     l2_problem: str | None = None
     outside: dict[str, str] | None = None
+    hyper_parameters: dict[str, dict[str, str]] | None = None
     trained: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     drawn: list[int] | None = None
@@ -156,7 +159,7 @@ NOT_TO_BE_SERVED = (
 _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
-        *("rows_changed", "rows_compared", "whole"),
+        *("rows_changed", "rows_compared", "whole", "hyper_parameters"),
     }
 )
 
@@ -187,6 +190,7 @@ def record_data(
             "UnlearningCallback for other data"
         )
     before = record.n_train, record.fingerprint, record.drawn
+    unknown = record.drawn_problem is not None
     goes_on = gone > 0 or before[0] is None or _begins_with_all(dataset, record)
     record.removed = []  # from now on positions are those of this dataset
     record.drawn, record.drawn_problem = None, None
@@ -196,7 +200,8 @@ def record_data(
         record.drawn_problem = str(problem)
     record.n_train = n
     record.fingerprint = training_data.fingerprint(dataset, record.salt)
-    if before[0] is None or before == (n, record.fingerprint, record.drawn):
+    same = before[:2] == (n, record.fingerprint)
+    if before[0] is None or (same and _holds(record.drawn, before[2], unknown)):
         return
     record.lineage = secrets.token_hex(16)  # its positions mean other samples
     if not goes_on:
@@ -206,6 +211,13 @@ def record_data(
             "keep what the samples of this one teach, and nothing else; train on "
             "torch.utils.data.ConcatDataset([old, new]) to keep both"
         )
+
+
+def _holds(drawn: list[int] | None, before: list[int] | None, unknown: bool) -> bool:
+    """Whether a training can draw all that the one before it, on the same data, did."""
+    if drawn is None or (drawn == before and not unknown):
+        return True
+    return before is not None and not unknown and {*before} <= {*drawn}
 
 
 def _begins_with_all(dataset: Any, record: TrainingRecord) -> bool:

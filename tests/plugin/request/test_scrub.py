@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unlearn.guarantee.claims import Bound, Grade
+from lightning_unlearn.plugin.files.served import Served
 from tests.helpers.lightning import (
     Callback,
     CSVLogger,
@@ -168,9 +169,9 @@ class Average(Callback):
 
 
 def as_they_are(trainer, callback, optimizers, path):
-    callback.serves = True
+    callback.serves = Served()
     trainer.save_checkpoint(path)
-    callback.serves = False
+    callback.serves = None
 
 
 @pytest.mark.parametrize(
