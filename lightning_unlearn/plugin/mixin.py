@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.lightning import LightningModule, is_overridden
+from lightning_unlearn.plugin.plain_state import PlainState
 
 
 class UnlearnableMixin:
@@ -106,13 +107,18 @@ def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
 
 
 @contextmanager
-def quiet(module: LightningModule, restore: bool = False) -> Iterator[None]:
+def quiet(
+    module: LightningModule, restore: bool = False, **also: object
+) -> Iterator[PlainState | None]:
     """Silence ``self.log`` in the passes, and keep metrics out of them.
 
     Outside Lightning's own loops ``self.log`` raises. Metrics are emptied before the
     passes, so that no loss can depend on what they had accumulated, and after a
     request that succeeds; after one that fails, or with `restore`, they are as before.
+    With `restore` so is the module's plain state, and that of what is named besides
+    it, which is yielded.
     """
+    state = PlainState(module=module, **also) if restore else None
     names = ("log", "log_dict")
     own = {name: vars(module)[name] for name in names if name in vars(module)}
     metrics = [m for m in module.modules() if isinstance(m, torchmetrics.Metric)]
@@ -123,9 +129,11 @@ def quiet(module: LightningModule, restore: bool = False) -> Iterator[None]:
         metric.reset()
     failed = True
     try:
-        yield
+        yield state
         failed = False
     finally:
+        if state is not None:
+            state.put_back()
         for metric in metrics:
             metric.reset()
         if failed or restore:
