@@ -25,6 +25,7 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
+from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
@@ -227,6 +228,7 @@ class UnlearningCallback(Callback):
         self.attached.fits_seen = int(self._fits)
         named = dict(pl_module.named_parameters())
         mark_trained(named[name] for name in self.record.trained if name in named)
+        self.attached.remember_rows(pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
@@ -242,6 +244,7 @@ class UnlearningCallback(Callback):
         known = attached.set_up() if attached.set_up is not None else None
         if stage == "fit":
             attached.restored = False  # a checkpoint is loaded after this, if at all
+            attached.at_setup = AtSetup(pl_module)
         if stage == STAGE:
             if datamodule is not None and datamodule is not known:
                 datamodule.setup("fit")
@@ -379,7 +382,8 @@ class UnlearningCallback(Callback):
         self.record.trained = sorted({*self.record.trained, *marked})
 
     def _remember_values(self, pl_module: LightningModule) -> None:
-        """Copies of what this training has made will be known in this process."""
+        """What this training has made will be known in this process."""
+        self.attached.remember_rows(pl_module)
         remember_values(pl_module, self._values)
         self._values = None
 

@@ -31,7 +31,7 @@ _LIBRARIES = sys.stdlib_module_names | {
 }
 _NODES = 20_000  # objects that are looked at
 _INSIDE = 10_000  # elements of one container that are looked into
-_COPIED = 1_000_000  # elements of a tensor or array that is copied
+_COPIED = 10_000_000  # elements of all tensors and arrays that are copied
 _GENERATORS = random.Random, np.random.Generator, np.random.RandomState, torch.Generator
 
 
@@ -67,7 +67,7 @@ class PlainState:
     """
 
     def __init__(self, **roots: object) -> None:
-        self._nodes = list[_Node]()
+        self._nodes, self._room = list[_Node](), _COPIED
         held = [x for x in roots.values() if isinstance(x, nn.Module)]
         buffers = [b for module in held for b in module.buffers()]
         # Kept alive: an id must stay theirs.
@@ -103,7 +103,11 @@ class PlainState:
         if isinstance(value, (DTensor, torchmetrics.Metric, nn.Parameter)):
             return []
         if isinstance(value, (Tensor, np.ndarray)):
-            self._nodes.append(_array(name, value))
+            size = value.numel() if isinstance(value, Tensor) else value.size
+            self._room -= size
+            copied = self._room >= 0
+            self._room += 0 if copied else size
+            self._nodes.append(_array(name, value, copied))
             return []
         if isinstance(value, _GENERATORS):
             self._nodes.append(_generator(name, value))
@@ -132,7 +136,7 @@ class PlainState:
             )
             self._nodes += nodes
             return found
-        if isinstance(value, SimpleNamespace) or not _of_library(type(value)):
+        if isinstance(value, SimpleNamespace) or not of_library(type(value)):
             return [
                 *(self._attributes(name, value) if hasattr(value, "__dict__") else []),
                 (name, type(value)),
@@ -150,7 +154,7 @@ class PlainState:
             own = dict(own_attributes(layer))
             self._nodes.append(_attributes_of(prefix, layer, own, _is_own))
             found += [(f"{prefix}.{key}", value) for key, value in own.items()]
-            found += [] if _of_library(type(layer)) else [(prefix, type(layer))]
+            found += [] if of_library(type(layer)) else [(prefix, type(layer))]
             found += [(f"{prefix}.{key}", b) for key, b in layer._buffers.items()]
         return found
 
@@ -171,7 +175,8 @@ def _is_own(name: str) -> bool:
     return name not in BARE and not name.endswith("_hooks")
 
 
-def _of_library(kind: type | FunctionType) -> bool:
+def of_library(kind: type | FunctionType) -> bool:
+    """Whether a class or function is of the language, of torch, or of Lightning."""
     return str(kind.__module__).partition(".")[0] in _LIBRARIES
 
 
@@ -243,9 +248,9 @@ def _refill(value: Any, kept: Any) -> None:
         value.update(kept)
 
 
-def _array(name: str, value: Any) -> _Node:
+def _array(name: str, value: Any, copied: bool) -> _Node:
     if isinstance(value, np.ndarray):
-        if value.size > _COPIED or value.dtype.hasobject:
+        if not copied or value.dtype.hasobject:
             return _Node(name, lambda: False, None)
         kept = value.copy()
         return _Node(
@@ -253,7 +258,7 @@ def _array(name: str, value: Any) -> _Node:
             lambda: value.tobytes() != kept.tobytes(),
             lambda: np.copyto(value, kept),
         )
-    if value.numel() > _COPIED or value.layout != torch.strided:
+    if not copied or value.layout != torch.strided:
         if value.is_inference():
             return _Node(name, lambda: False, None)
         version = value._version
@@ -311,7 +316,7 @@ _Found = tuple[list[_Node], list[tuple[str, object]]]
 def _function(name: str, function: Any) -> _Found:
     """What a function of the user's holds: closures, defaults, and global names."""
     nodes, found = list[_Node](), list[tuple[str, object]]()
-    if _of_library(function):
+    if of_library(function):
         return nodes, found
     code, names = function.__code__, function.__globals__
     for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -350,7 +355,7 @@ def _class(name: str, kind: Any) -> _Found:
     """What classes of the user's hold: attributes, and what their methods use."""
     nodes, found = list[_Node](), list[tuple[str, object]]()
     for one in kind.__mro__:
-        for key, value in {} if _of_library(one) else dict(vars(one)).items():
+        for key, value in {} if of_library(one) else dict(vars(one)).items():
             if isinstance(value, (staticmethod, classmethod)):
                 value = value.__func__
             elif isinstance(value, property):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer, isolate_rng
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.made_at_start import AtSetup, reaching
 from lightning_unlearn.plugin.plan.plan import PassContext
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
 from lightning_unlearn.plugin.run import strategies
@@ -40,6 +41,7 @@ class RowProbe:
         rows: What reached the head; None if it could not be computed.
         differs: Whether they differed between two reads.
         by_order: What remembers which samples were read first, and shows in their rows.
+        made: Names of what hooks of this run made and what reaches the head.
         attributes: Digests of the module's plain attributes, to name what changed.
     """
 
@@ -48,6 +50,7 @@ class RowProbe:
     rows: Rows | None = field(repr=False)
     differs: bool = False
     by_order: str | None = None
+    made: list[str] = field(default_factory=list)
     attributes: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,6 +83,7 @@ def probe(
     options: Options,
     loader: DataLoader,
     positions: list[int],
+    at_setup: AtSetup | None = None,
 ) -> RowProbe | None:
     """Take the rows of some of these samples; None if no head is in scope.
 
@@ -89,6 +93,7 @@ def probe(
         options: Of the callback.
         loader: The training loader.
         positions: Samples that the training can draw.
+        at_setup: The module's plain attributes when this run began, or None.
     """
     _, in_scope, _ = hooks(module)
     strategy = strategies.adapter(trainer, options.curvature)
@@ -107,8 +112,17 @@ def probe(
     turned = None if backwards.rows is None else backwards.rows[::-1]
     if first.touched and not (differs or _same_or_none(first.rows, turned, 100.0)):
         by_order = _listed(first.touched)
+    made = list[str]()
+    if at_setup is not None and first.rows is not None and not differs:
+        rows = first.rows
+
+        def same() -> bool | None:
+            now = read(some).rows
+            return None if now is None else _same(now, rows)
+
+        made = reaching(at_setup.made(module), same)
     attributes = plain_attributes(module)
-    return RowProbe(loader, some, first.rows, differs, by_order, attributes)
+    return RowProbe(loader, some, first.rows, differs, by_order, made, attributes)
 
 
 class _Read(NamedTuple):

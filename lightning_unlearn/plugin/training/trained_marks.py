@@ -1,6 +1,8 @@
-"""What a watched training of this process changed: marks on parameters, and values."""
+"""What a watched training of this process changed: marks, values, and rows."""
 
+import weakref
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -66,3 +68,25 @@ def has_trained_value(tensor: Tensor) -> bool:
 def value_digest(tensor: Tensor) -> str:
     """Digest of a tensor whatever its name, over its shards if it has them."""
     return tensors_digest([("", tensor)])
+
+
+class KnownRows(NamedTuple):
+    """What watched trainings of this process did to the rows of a module."""
+
+    changed: str | None = None
+    made: tuple[str, ...] = ()
+    compared: bool = True
+
+
+# A notebook's cell is run again: a new callback, and the module of before.
+_ROWS: "weakref.WeakKeyDictionary[nn.Module, KnownRows]" = weakref.WeakKeyDictionary()
+
+
+def remember_rows(module: nn.Module, known: KnownRows) -> None:
+    """Remember it for callbacks that will watch this module later."""
+    _ROWS[module] = known
+
+
+def rows_of(module: nn.Module) -> KnownRows:
+    """What callbacks of this process remember of the rows of a module."""
+    return _ROWS.get(module, KnownRows())
