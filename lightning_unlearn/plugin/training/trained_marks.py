@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_unlearn.weights.digests import tensors_digest
@@ -43,7 +44,7 @@ _VALUES: set[str] = set()
 def values_of(module: nn.Module) -> dict[str, str]:
     """Name -> digest of the value of every parameter and buffer."""
     named = (*module.named_parameters(), *module.named_buffers())
-    return {name: value_digest(t) for name, t in named if t.numel() > 1}
+    return {name: value_digest(t) for name, t in named if _telling(t)}
 
 
 def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
@@ -62,7 +63,14 @@ def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
 
 def has_trained_value(tensor: Tensor) -> bool:
     """Whether a watched training of this process has made this very value."""
-    return bool(_VALUES) and tensor.numel() > 1 and value_digest(tensor) in _VALUES
+    return bool(_VALUES) and _telling(tensor) and value_digest(tensor) in _VALUES
+
+
+def _telling(tensor: Tensor) -> bool:
+    """Whether a value can be known again: one number is, if it is no usual one."""
+    if tensor.numel() != 1 or isinstance(tensor, DTensor) or tensor.is_meta:
+        return tensor.numel() > 1
+    return tensor.is_floating_point() and tensor.item() not in (0.0, 1.0)
 
 
 def value_digest(tensor: Tensor) -> str:

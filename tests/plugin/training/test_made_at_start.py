@@ -176,3 +176,16 @@ def test_a_cell_that_is_run_again_stays_certified():
     trainer(UnlearningCallback()).fit(net, loader(digits(300)))
     _, fit_trainer, _, _ = fitted(net, dataset=digits(300))
     assert fit_trainer.unlearn([1]).certificate.grade is Grade.CERTIFIED
+
+
+def test_a_number_that_was_trained_is_not_public():
+    net = HeadNet()
+    net.register_buffer("mean", torch.zeros(()))
+    net.on_train_start = lambda: net.mean.fill_(0.123)
+    trainer(UnlearningCallback()).fit(net, loader(digits(300)))
+    again = HeadNet()
+    again.register_buffer("mean", net.mean.clone())
+    _, fit_trainer, _, _ = fitted(again, dataset=digits(300))
+    certificate = fit_trainer.unlearn([1]).certificate
+    assert certificate.grade is Grade.NONE
+    assert "mean" in certificate.unscrubbed
