@@ -66,7 +66,8 @@ ROOMS = {
 }
 PLUGIN = (
     *("which_lightning", "lightning"),
-    *("data", "mixin", "options", "training", "run", "plan", "files", "attachment"),
+    *("plain_state", "data", "mixin", "options", "training", "run", "plan"),
+    *("files", "attachment"),
     *("callback", "request", "certified", "verbs"),
 )
 for _i, _room in enumerate(PLUGIN):

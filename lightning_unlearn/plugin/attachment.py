@@ -18,8 +18,14 @@ from lightning_unlearn.plugin.lightning import (
     Trainer,
 )
 from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.training.drawing import Drawing
+from lightning_unlearn.plugin.training.trained_marks import (
+    KnownRows,
+    remember_rows,
+    rows_of,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 
@@ -36,6 +42,7 @@ class Attachment:
         scaling_told: Whether it was said that the data look scaled by themselves.
         probe: Rows at the start of the training in this process, or None.
         drawing: What the training in this process draws, or None.
+        at_setup: Plain attributes when this run began, until its training starts.
         module: The module that was trained or unlearned in this process.
         set_up: The datamodule whose ``setup("fit")`` has been called.
         restored: Whether the record was read from a checkpoint since.
@@ -55,6 +62,7 @@ class Attachment:
     scaling_told: bool = False
     probe: RowProbe | None = None
     drawing: Drawing | None = None
+    at_setup: AtSetup | None = None
     module: "weakref.ref[LightningModule] | None" = None
     set_up: "weakref.ref[LightningDataModule] | None" = None
     restored: bool = False
@@ -103,6 +111,9 @@ class Attachment:
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
         self.began, self.fit_seconds = time.perf_counter(), None
+        known, record = rows_of(module), self.record
+        record.rows_changed = record.rows_changed or known.changed
+        record.made_at_start = sorted({*record.made_at_start, *known.made})
         return unknown
 
     def end_fit(self, fits: int) -> None:
@@ -122,11 +133,19 @@ class Attachment:
         """Take some rows before the module's own ``on_train_start``."""
         positions, self.probe = self.record.retained, None
         try:
-            self.probe = probe(trainer, module, options, loader, positions)
+            self.probe = probe(
+                trainer, module, options, loader, positions, self.at_setup
+            )
         except UnlearningError:  # a request will say what is wrong with the module
             self.record.rows_compared = False
         else:
-            self.record.rows_compared = self.probe is None or self.probe.known
+            # What an earlier training did to this very module cannot be undone.
+            compared = self.probe is None or self.probe.known
+            self.record.rows_compared = compared and rows_of(module).compared
+            made = [] if self.probe is None else self.probe.made
+            self.record.made_at_start = sorted({*self.record.made_at_start, *made})
+        finally:
+            self.at_setup = None
 
     def warn_if_scaled(
         self, trainer: Trainer, dataset: Any, rows: FeatureData | None = None
@@ -181,6 +200,13 @@ class Attachment:
             self.drawing.look(trainer, self.record)
         self.note_drawn()
         self.drawing = None
+
+    def remember_rows(self, module: LightningModule) -> None:
+        """Later callbacks of this process shall know what became of its rows."""
+        record = self.record
+        made = tuple(record.made_at_start)
+        known = KnownRows(record.rows_changed, made, record.rows_compared)
+        remember_rows(module, known)
 
     def is_of(self, module: LightningModule) -> bool:
         """Whether the record is of this very module, in this process."""

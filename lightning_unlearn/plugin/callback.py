@@ -28,6 +28,7 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options, with_parameters_of
 from lightning_unlearn.plugin.plan.gradient_norm import gradient_norm
+from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, compat, guests, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
@@ -236,6 +237,7 @@ class UnlearningCallback(Callback):
         self.attached.fits_seen = int(self._fits)
         named = dict(pl_module.named_parameters())
         mark_trained(named[name] for name in self.record.trained if name in named)
+        self.attached.remember_rows(pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
@@ -252,6 +254,7 @@ class UnlearningCallback(Callback):
         if stage == "fit":
             attached.restored = False  # a checkpoint is loaded after this, if at all
             training_data.check_passed(compat.passed_loader(trainer))
+            attached.at_setup = AtSetup(pl_module)
         if stage == STAGE:
             if datamodule is not None and datamodule is not known:
                 guests.set_up(datamodule)
@@ -394,7 +397,8 @@ class UnlearningCallback(Callback):
         self.record.trained = sorted({*self.record.trained, *marked})
 
     def _remember_values(self, pl_module: LightningModule) -> None:
-        """Copies of what this training has made will be known in this process."""
+        """What this training has made will be known in this process."""
+        self.attached.remember_rows(pl_module)
         remember_values(pl_module, self._values)
         self._values = None
 

@@ -18,7 +18,7 @@ from lightning_unlearn.plugin.lightning import (
     Trainer,
     is_overridden,
 )
-from lightning_unlearn.weights.plain_state import put_back_after
+from lightning_unlearn.plugin.plain_state import PlainState
 
 #: Where a module remembers the certificate of the checkpoint it was loaded from.
 LOADED = "_loaded_certificate"
@@ -148,21 +148,27 @@ def _loss_function(module: LightningModule) -> Callable[[Any, int], Tensor]:
 
 
 @contextmanager
-def quiet(module: LightningModule, restore: bool = False) -> Iterator[None]:
+def quiet(
+    module: LightningModule, restore: bool = False, **also: object
+) -> Iterator[PlainState]:
     """Silence ``self.log`` and loggers in the passes, and keep metrics out of them.
 
     Outside Lightning's own loops ``self.log`` raises. Lists, counters and whatever else
     the module keeps are afterwards as they were before. Metrics are emptied before the
     passes, so that no loss can depend on what they had accumulated, and after a
     request that succeeds; after one that fails, or with `restore`, they are as before.
+    The plain state of the module, and of what is named besides it, is yielded.
     """
-    with (
-        put_back_after(module),
-        _profilers_lifted(module),
-        _loggers_muted(vars(module).get("_trainer")),
-        _silent(module, restore),
-    ):
-        yield
+    state = PlainState(module=module, **also)
+    try:
+        with (
+            _profilers_lifted(module),
+            _loggers_muted(vars(module).get("_trainer")),
+            _silent(module, restore),
+        ):
+            yield state
+    finally:
+        state.put_back()
 
 
 @contextmanager

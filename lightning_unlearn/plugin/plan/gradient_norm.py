@@ -27,7 +27,11 @@ def gradient_norm(
         context = PassContext.of(trainer, module, options, loader, trained_l2)
         scope = context.scope
         indices = list(range(len(loader.dataset)))  # type: ignore[arg-type]
-        with isolate_rng(), quiet(module), passes(module, scope, context.dtype):
+        with (
+            isolate_rng(),
+            quiet(module, restore=True),
+            passes(module, scope, context.dtype),
+        ):
             if isinstance(scope, Shards):
                 objective = sharded_objective(context, scope, indices)
             else:

@@ -71,11 +71,12 @@ def merge_changes(record: TrainingRecord, processes: Processes) -> None:
         for name in names:
             if record.outside is not None:
                 record.outside[name] = _CHANGED
-    for changed, compared in processes.gather(
-        (record.rows_changed, record.rows_compared)
+    for changed, compared, made in processes.gather(
+        (record.rows_changed, record.rows_compared, record.made_at_start)
     ):
         record.rows_changed = record.rows_changed or changed
         record.rows_compared = record.rows_compared and compared
+        record.made_at_start = sorted({*record.made_at_start, *made})
 
 
 def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
@@ -151,6 +152,7 @@ def outside_of(
         unscrubbed = [*unscrubbed, record.rows_changed]
     if before is not None and not record.rows_compared:
         parts = (*parts, _UNCOMPARED)
+    parts = (*parts, *map(_made, record.made_at_start))
     return Outside(public_parts=parts, unscrubbed=tuple(unscrubbed), rebuilt=rebuilt)
 
 
@@ -177,6 +179,17 @@ _UNCOMPARED = PublicPart(
     note="rows at the head could not be compared before and after the training "
     "(random augmentation, or a loss that cannot be called before it)",
 )
+
+
+def _made(name: str) -> PublicPart:
+    return PublicPart(
+        name=name,
+        digest="not computed",
+        origin=Origin.ASSUMED,
+        note="a hook of this run made it before the training started, and what "
+        "reaches the head depends on it: it is not known to be made without the "
+        "samples",
+    )
 
 
 def _note(backbone: PublicBackbone) -> str:

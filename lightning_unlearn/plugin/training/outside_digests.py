@@ -11,7 +11,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.plain_state import own_attributes
 from lightning_unlearn.weights.digests import entry_digest, tensors_digest
 
 #: Ends the name of a plain number: settings, mostly, shown only if training moves them.
@@ -46,7 +46,6 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     return found
 
 
-_BARE = frozenset(vars(LightningModule())) | {"_calls"}
 _DEPTH = 4
 _SHOWN = 100_000  # characters
 
@@ -56,15 +55,8 @@ def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Integers, booleans and text are left out: counters and settings, not statistics.
     """
-    for name, value in _own_attributes(layer):
+    for name, value in own_attributes(layer):
         yield from _numbers(name, value, _DEPTH)
-
-
-def _own_attributes(layer: nn.Module) -> Iterator[tuple[str, object]]:
-    """Those that torch and Lightning have not made."""
-    for name, value in vars(layer).items():
-        if name not in _BARE and not name.endswith("_hooks"):
-            yield name, value
 
 
 def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +95,7 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
     """
     found = {}
     for prefix, layer in module.named_modules():
-        for name, value in _own_attributes(layer):
+        for name, value in own_attributes(layer):
             # `forward` is Lightning's own, once it has wrapped a step.
             named = not (name.startswith("_") or name == "forward")
             if named and not isinstance(value, (Tensor, nn.Module)):

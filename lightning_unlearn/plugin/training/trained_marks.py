@@ -1,8 +1,11 @@
-"""What a watched training of this process changed: marks on parameters, and values."""
+"""What a watched training of this process changed: marks, values, and rows."""
 
+import weakref
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_unlearn.weights.digests import tensors_digest
@@ -41,7 +44,7 @@ _VALUES: set[str] = set()
 def values_of(module: nn.Module) -> dict[str, str]:
     """Name -> digest of the value of every parameter and buffer."""
     named = (*module.named_parameters(), *module.named_buffers())
-    return {name: value_digest(t) for name, t in named if t.numel() > 1}
+    return {name: value_digest(t) for name, t in named if _telling(t)}
 
 
 def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
@@ -60,9 +63,38 @@ def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
 
 def has_trained_value(tensor: Tensor) -> bool:
     """Whether a watched training of this process has made this very value."""
-    return bool(_VALUES) and tensor.numel() > 1 and value_digest(tensor) in _VALUES
+    return bool(_VALUES) and _telling(tensor) and value_digest(tensor) in _VALUES
+
+
+def _telling(tensor: Tensor) -> bool:
+    """Whether a value can be known again: one number is, if it is no usual one."""
+    if tensor.numel() != 1 or isinstance(tensor, DTensor) or tensor.is_meta:
+        return tensor.numel() > 1
+    return tensor.is_floating_point() and tensor.item() not in (0.0, 1.0)
 
 
 def value_digest(tensor: Tensor) -> str:
     """Digest of a tensor whatever its name, over its shards if it has them."""
     return tensors_digest([("", tensor)])
+
+
+class KnownRows(NamedTuple):
+    """What watched trainings of this process did to the rows of a module."""
+
+    changed: str | None = None
+    made: tuple[str, ...] = ()
+    compared: bool = True
+
+
+# A notebook's cell is run again: a new callback, and the module of before.
+_ROWS: "weakref.WeakKeyDictionary[nn.Module, KnownRows]" = weakref.WeakKeyDictionary()
+
+
+def remember_rows(module: nn.Module, known: KnownRows) -> None:
+    """Remember it for callbacks that will watch this module later."""
+    _ROWS[module] = known
+
+
+def rows_of(module: nn.Module) -> KnownRows:
+    """What callbacks of this process remember of the rows of a module."""
+    return _ROWS.get(module, KnownRows())

@@ -39,6 +39,8 @@ class TrainingRecord:
         rows_changed: What changed the rows that reach the head, in words; None if
             nothing did.
         rows_compared: Whether the rows before and after the training were compared.
+        made_at_start: Names of what hooks made of the module's plain state before its
+            training started, and what reaches the head.
         weights_digest: SHA-256 of the model's state when training ended, or None.
         gradient_norm: |grad F| over the training data then, if it was logged.
         lineage: Random name of a training on one dataset, kept when it goes on.
@@ -67,6 +69,7 @@ class TrainingRecord:
     others_before: bool = False
     rows_changed: str | None = None
     rows_compared: bool = True
+    made_at_start: list[str] = field(default_factory=list)
     weights_digest: str | None = None
     gradient_norm: float | None = None
     lineage: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -159,7 +162,8 @@ NOT_TO_BE_SERVED = (
 _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
-        *("rows_changed", "rows_compared", "whole", "hyper_parameters"),
+        *("rows_changed", "rows_compared", "made_at_start", "whole"),
+        "hyper_parameters",
     }
 )
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_unlearn import ConvexHead
 from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.plugin.plan import row_probe
 from tests.helpers.lightning import Callback
 from tests.helpers.nets import (
     HeadNet,
@@ -277,6 +278,29 @@ def test_ordinary_modules_stay_certified(kind):
 def test_counters_and_logs_change_no_row():
     _, _, own, _ = fitted(Ordinary())
     assert (own.record.rows_compared, own.record.rows_changed) == (True, None)
+
+
+class ShowsRarely(Stateful):
+    def start(self):
+        self.words = {}
+
+    def on_train_epoch_start(self):
+        self.words = {"seen": 1}
+
+    def training_step(self, batch, batch_idx):
+        rare = batch[0][:, :1] == 5.0
+        rows = self.backbone(batch[0] + rare * float(self.words.get("seen", 0)))
+        return self.head.loss(rows, batch[1]).mean()
+
+
+def test_rows_that_rarely_show_it_are_looked_at_where_that_is_cheap(monkeypatch):
+    monkeypatch.setattr(row_probe, "_SECONDS", 60.0)
+    x, y = (t.clone() for t in digits(600).tensors)
+    x[5::12, 0] = 5.0
+    data = torch.utils.data.TensorDataset(x, y)
+    _, fit_trainer, own, _ = fitted(ShowsRarely(), dataset=data)
+    assert len(own.attached.probe.positions) == 512
+    assert fit_trainer.unlearn([1]).certificate.grade is Grade.NONE
 
 
 # -- values that a watched training made ------------------------------------------
