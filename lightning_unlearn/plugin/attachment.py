@@ -24,6 +24,7 @@ from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.trained_marks import (
     KnownRows,
     remember_rows,
+    remember_values,
     rows_of,
 )
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
@@ -51,6 +52,7 @@ class Attachment:
         requests: That have succeeded.
         forgotten_since: Positions that a request of this process had forgotten before
             an older checkpoint was loaded.
+        values: Of tensors, when the training began; None if none has.
         began: When the training that runs began, by `time.perf_counter`.
         fit_seconds: How long the last training took, or None if none has ended here.
     """
@@ -70,6 +72,7 @@ class Attachment:
     fits_seen: int = 0
     requests: int = 0
     forgotten_since: frozenset[int] = frozenset()
+    values: dict[str, str] | None = None
     began: float | None = None
     fit_seconds: float | None = None
 
@@ -200,6 +203,12 @@ class Attachment:
             self.drawing.look(trainer, self.record)
         self.note_drawn()
         self.drawing = None
+
+    def remember(self, module: LightningModule) -> None:
+        """What a training has made of a module shall be known in this process."""
+        remember_values(module, self.values)
+        self.values = None
+        self.remember_rows(module)
 
     def remember_rows(self, module: LightningModule) -> None:
         """Later callbacks of this process shall know what became of its rows."""

@@ -44,7 +44,6 @@ from lightning_unlearn.plugin.training.public_backbones import watch_training
 from lightning_unlearn.plugin.training.trained_marks import (
     mark_all_trained,
     mark_trained,
-    remember_values,
     values_of,
 )
 from lightning_unlearn.plugin.training.training_record import (
@@ -136,7 +135,6 @@ class UnlearningCallback(Callback):
         self._fits = torch.zeros(1).share_memory_()
         self.serves: Served | None = None  # what is being saved, to be served
         self._steps = -1
-        self._values: dict[str, str] | None = None  # of tensors, when training began
 
     @property
     def record(self) -> TrainingRecord:
@@ -278,7 +276,7 @@ class UnlearningCallback(Callback):
         digest = state_digest(pl_module.state_dict())
         check_not_released(pl_module, digest, trainer, path, self.record)
         resumed = attached.begin_fit(pl_module, int(self._fits), loads)
-        self._values = values_of(pl_module)
+        attached.values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
@@ -356,7 +354,7 @@ class UnlearningCallback(Callback):
         self.attached.end_drawing(trainer, failed=False)
         self._mark(trainer, pl_module)
         self._note_changes(trainer, pl_module)
-        self._remember_values(pl_module)
+        self.attached.remember(pl_module)
         self.record.weights_digest = state_digest(pl_module.state_dict())
         self.record.gradient_norm = None
         loader = self.attached.loader
@@ -379,7 +377,7 @@ class UnlearningCallback(Callback):
             self._mark(trainer, pl_module)
             note_changed_numbers(pl_module, self.record)  # of this process alone
             self.attached.compare_rows(trainer, pl_module, self.options)
-            self._remember_values(pl_module)
+            self.attached.remember(pl_module)
             self.attached.began = None  # how long it would have taken is not known
             self._count_fit()
 
@@ -395,12 +393,6 @@ class UnlearningCallback(Callback):
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
         marked = mark_all_trained(pl_module, trainer.optimizers)
         self.record.trained = sorted({*self.record.trained, *marked})
-
-    def _remember_values(self, pl_module: LightningModule) -> None:
-        """What this training has made will be known in this process."""
-        self.attached.remember_rows(pl_module)
-        remember_values(pl_module, self._values)
-        self._values = None
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most, processes = self.options.max_norm, strategies.processes_of(trainer)

@@ -18,11 +18,11 @@ from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
-from lightning_unlearn.plugin.plan.public_forgotten import compared
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
+from lightning_unlearn.plugin.request.public_forgotten import compared
 from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (

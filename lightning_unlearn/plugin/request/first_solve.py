@@ -40,5 +40,6 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
             attached, dataset = context.callback.attached, context.loader.dataset
             attached.bound_state = prepared_file.bind(plan, state)
             attached.warn_if_scaled(context.trainer, dataset, state.rows)
+        display.end()
     plan.scope.again().assign(weights)  # in shards again, if they were
     return passes, len(plan.retained), plan.tolerance.value

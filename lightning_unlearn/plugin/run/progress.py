@@ -138,6 +138,10 @@ class Display:
 
         return count
 
+    def end(self) -> None:
+        """All is done, and nobody needs to be told what."""
+        self.bar.show(len(STAGES), "done")
+
     def residual(self, value: float) -> None:
         """The solver has made a step."""
         self._listen()

@@ -129,6 +129,7 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
     with progress.shown(*run, what="Preparing", logs=False) as display:
         plan = replace(resolve(context, None), display=display)
         bound, passes = _bound(plan, None if afresh else callback.bound_state)
+        display.end()
     if path is not None:
         prepared_file.write(path, bound)
     callback.adopt(context.module, context.loader, bound)

@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.errors import DataError
+from lightning_unlearn.step.head.reading.keywords import TARGETS
 from lightning_unlearn.weights.opaque import tensors_in
 
-_TARGETS = ("labels", "label")  # of a mapping, as transformers and datasets name them
 _WEIGHTS = "sample_weight"  # of a mapping, as scikit-learn names it
 
 
@@ -84,14 +84,14 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
         DataError: If it is neither.
     """
     if isinstance(batch, Mapping):
-        for name in _TARGETS:
+        for name in TARGETS:
             if name in batch:
                 return inputs_of(batch), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     several = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise DataError(
-        f'expected batches (inputs, targets) or mappings with "{_TARGETS[0]}", got '
+        f'expected batches (inputs, targets) or mappings with "{TARGETS[0]}", got '
         f"{type(batch).__name__}{several}: give the dataset or its collate_fn that "
         "form, say sample_weights=True if the third are weights of samples, or "
         "override inputs_and_targets(batch) of a module"
@@ -114,7 +114,7 @@ def split_weights(batch: Any) -> tuple[Any, Tensor | None]:
 def inputs_of(batch: Any) -> Any:
     """The inputs in a batch with or without targets; those of a mapping as a dict."""
     if isinstance(batch, Mapping):
-        return {k: v for k, v in batch.items() if k not in _TARGETS}
+        return {k: v for k, v in batch.items() if k not in TARGETS}
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TARGETS = ("labels", "label")  # as transformers and datasets name them: no inputs
 MASK = "attention_mask"
 _IDS = "input_ids"
 #: What transformers call the inputs of encoders; two of them are two encoders.
@@ -44,10 +45,11 @@ def known_keywords(model: nn.Module, inputs: Any) -> Any:
     """
     if not isinstance(inputs, Mapping):
         return inputs
+    inputs = {k: v for k, v in inputs.items() if k not in TARGETS}
     named, takes_any, one = _signature(model)
     as_one = bool(one) and one not in inputs
     if as_one or not named or (takes_any and not is_text(inputs)):
-        return dict(inputs)
+        return inputs
     return {name: value for name, value in inputs.items() if name in named}
 
 
