@@ -22,6 +22,9 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
     Raises:
         UnlearningError: As a request: if the data or the model cannot be solved.
     """
+    drawing = context.callback.attached.drawing
+    if drawing is not None:
+        drawing.all_read()  # though the fit ends after one batch
     run = context.trainer, context.module, context.processes
     with (
         progress.shown(*run, what="Solving", logs=False) as display,

@@ -70,6 +70,10 @@ class Drawing:
         if batch_idx == 0:
             self.look(trainer, record)
 
+    def all_read(self) -> None:
+        """Whatever else the training does, it has used all that it could draw."""
+        self.seen = self.batches
+
     def look(self, trainer: Trainer, record: TrainingRecord) -> None:
         """Note in the record if the training can draw other samples by now."""
         if record.drawn_problem is not None:

@@ -10,9 +10,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_unlearn import CertifiedClassifier
 from lightning_unlearn.errors import DataError, ForgetSetError
 from lightning_unlearn.guarantee.claims import Grade
 from tests.helpers.nets import HeadNet, UnlearningCallback, digits, loader, trainer
+from tests.plugin.helpers import publics
 
 N = 300
 DATA = digits(N)
@@ -249,3 +251,11 @@ def test_a_training_that_was_cut_short_counts_as_far_as_it_came():
     with pytest.raises(RuntimeError, match="the disk is full"):
         trainer(own).fit(Fails(), in_order())
     assert own.record.drawn == list(range(100))
+
+
+def test_a_certified_module_has_read_all_though_its_fit_ends_after_one_batch():
+    data = publics.private()
+    own = trainer(UnlearningCallback(), limit_val_batches=0)
+    net = CertifiedClassifier(publics.backbone(), 5)
+    own.fit(net, DataLoader(data, 50))  # in a fixed order
+    assert own.unlearn([len(data) - 1]).n_retain == len(data) - 1
