@@ -257,5 +257,6 @@ def test_a_certified_module_has_read_all_though_its_fit_ends_after_one_batch():
     data = publics.private()
     own = trainer(UnlearningCallback(), limit_val_batches=0)
     net = CertifiedClassifier(publics.backbone(), 5)
-    own.fit(net, DataLoader(data, 50))  # in a fixed order
+    held_out = publics.loader(publics.held_out())
+    own.fit(net, DataLoader(data, 50), held_out)  # in a fixed order
     assert own.unlearn([len(data) - 1]).n_retain == len(data) - 1
