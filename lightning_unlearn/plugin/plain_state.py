@@ -9,7 +9,7 @@ import functools
 import itertools
 import random
 import sys
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import BuiltinMethodType, FunctionType, MethodType, SimpleNamespace
@@ -116,7 +116,9 @@ class PlainState:
             return self._module(name, value)
         if isinstance(value, (dict, list, set, deque, bytearray)):
             self._nodes.append(_container(name, value))
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            pairs = (
+                _held(value).items() if isinstance(value, dict) else enumerate(value)
+            )
             found = [(f"{name}[{k!r:.40}]", x) for k, x in _first(pairs)]
             own = getattr(value, "__dict__", None)
             return found + ([] if own is None else self._attributes(name, value))
@@ -211,14 +213,14 @@ def _others(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
 
 def _container(name: str, value: Any) -> _Node:
     if isinstance(value, dict):
-        kept, counter = dict(value), _counter_of(value)
+        kept, counter = _held(value), _counter_of(value)
 
         def refill() -> None:
             _refill(value, kept)
             if isinstance(value, defaultdict) and counter is not None:
                 value.default_factory = copy.copy(counter).__next__
 
-        return _Node(name, lambda: _others(value, kept), refill)
+        return _Node(name, lambda: _others(_held(value), kept), refill)
     if isinstance(value, set):
         known = set(value)
         return _Node(name, lambda: value != known, lambda: _refill(value, known))
@@ -240,9 +242,20 @@ def _counter_of(value: Any) -> Any:
     return copy.copy(own) if isinstance(own, itertools.count) else None
 
 
+def _held(value: dict[Any, Any]) -> dict[Any, Any]:
+    """What a dictionary holds, whatever its class makes of it when it is asked.
+
+    transformers' table of activations makes a new layer of each at every look.
+    """
+    return {key: dict.__getitem__(value, key) for key in dict.keys(value)}
+
+
 def _refill(value: Any, kept: Any) -> None:
     value.clear()
-    if isinstance(value, dict):  # a Counter's own update would add
+    if isinstance(value, OrderedDict):  # it keeps an order of its own
+        for key, held in kept.items():
+            OrderedDict.__setitem__(value, key, held)
+    elif isinstance(value, dict):  # a Counter's own update would add
         dict.update(value, kept)
     else:
         value.update(kept)

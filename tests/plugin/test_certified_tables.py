@@ -86,7 +86,8 @@ def test_a_table_in_a_few_lines_is_certified_and_as_good_as_scikit_learn(kind):
     certificate = own.unlearn(range(20)).certificate
     assert certificate.grade.value == "certified"
     part = certificate.public_parts[0]
-    assert (part.name, part.digest) == ("backbone", made.digest)
+    assert part.name == "backbone"
+    assert made.digest in part.note
     assert f"RandomFeatures(seed=0, kind='{kind}'" in part.note
     score = own.test(net, DataLoader(TensorDataset(xt, yt), 64), verbose=False)[0]
     right = ((net(xt)[:, 0] > 0).long() == yt).float().mean().item()

@@ -29,6 +29,7 @@ CANARIES = range(0, 90, 3)
 
 def train(dataset, net=HeadNet, **options):
     torch.manual_seed(0)
+    options = {"accept_noise": True, **options}
     fit_trainer = trainer(UnlearningCallback(**options), 1)
     fit_trainer.fit(net(), loader(dataset))
     return fit_trainer
