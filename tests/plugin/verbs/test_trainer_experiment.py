@@ -321,7 +321,10 @@ class Solved(UnlearnableMixin, pl.LightningModule):
 def solve(dataset, samples):
     """A fit of one step, then the minimiser over the same samples."""
     callback = UnlearningCallback(
-        epsilon=planted.EPSILON, delta=DELTA, tolerance=planted.TOLERANCE
+        accept_noise=True,
+        epsilon=planted.EPSILON,
+        delta=DELTA,
+        tolerance=planted.TOLERANCE,
     )
     net, fit_trainer = Solved(), trainer(callback, 1, limit_train_batches=1)
     fit_trainer.fit(net, DataLoader(dataset, 4096))
