@@ -341,11 +341,6 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
         )
     unique = sorted(set(unique) - set(again))
     if again:
-        raise ForgetSetError(
-            f"expected samples that are still in, got {some(again)}, which an earlier "
-            "request has already removed: there is nothing left to do"
-        )
-    if again:
         _say_forgotten(again)
     if len(unique) + len(removed) == n:
         raise ForgetSetError(

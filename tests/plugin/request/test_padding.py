@@ -62,7 +62,13 @@ class Reads(HeadNet):
         super().__init__()
         torch.manual_seed(0)
         ready = DataLoader(public, 8, collate_fn=collate(masked))
-        self.backbone = PublicBackbone(Words(), ["layer"], public_data=ready)
+        self.backbone = PublicBackbone(
+            Words(),
+            ["layer"],
+            public_data=ready,
+            tokens=("mean", "cls"),
+            standardize="public",
+        )
 
     def training_step(self, batch, batch_idx):
         keywords = {k: v for k, v in batch.items() if k != "labels"}
