@@ -121,9 +121,13 @@ class _Probe:
         """The product, in the shapes of the weights."""
         try:
             return PRODUCTS[self.curvature](self.loss, self.scope, v)
-        except (torch.OutOfMemoryError, UnlearningError):
+        except torch.OutOfMemoryError:
             raise
-        except RuntimeError as problem:
+        except (RuntimeError, UnlearningError) as told:
+            # A loss of the user's names what fails in it; here it is the product.
+            problem = told.__cause__ if isinstance(told, UnlearningError) else told
+            if not isinstance(problem, RuntimeError):
+                raise
             raise ModelError(
                 f"expected products by curvature={self.curvature!r}, got "
                 f"{type(problem).__name__}: {problem!s:.300}; {self.advice}"
