@@ -79,7 +79,8 @@ def _minimiser(world: World, file, d: int, tolerance: float) -> tuple[Tensor, fl
 
 
 def _request(world: World, net, file, **options) -> lu.UnlearningResult:
-    return world.trainer(lu.UnlearningCallback(**options)).unlearn(
+    callback = lu.UnlearningCallback(accept_noise=True, **options)
+    return world.trainer(callback).unlearn(
         world.forget,
         model=net,
         train_dataloaders=DataLoader(world.train, 128),

@@ -55,6 +55,17 @@ def number(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
+def some(items: Sequence[object], most: int = 5) -> str:
+    """The first few of a list, for a message.
+
+    Example:
+        >>> some(["a", "b"]), some(range(7), most=2)
+        ('a, b', '0, 1 and 5 more')
+    """
+    shown = ", ".join(map(str, items[:most]))
+    return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 def positions_text(positions: Sequence[int], most: int = 10) -> str:
     """Positions in words, the first of them if they are many.
 
@@ -62,6 +73,4 @@ def positions_text(positions: Sequence[int], most: int = 10) -> str:
         >>> positions_text([3]), positions_text(range(5), most=2)
         ('position 3', 'positions 0, 1 and 3 more')
     """
-    shown = ", ".join(map(str, positions[:most]))
-    more = f" and {len(positions) - most} more" if len(positions) > most else ""
-    return f"position{'s' if len(positions) > 1 else ''} {shown}{more}"
+    return f"position{'s' if len(positions) > 1 else ''} {some(positions, most)}"

@@ -7,9 +7,11 @@ was published. torch is imported when a file is read, not before.
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn._base.text import some
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.certificate.verification import Finding
@@ -25,7 +27,8 @@ CHECKPOINT_KEYS = (
     *("datamodule_hparams_name", "datamodule_hyper_parameters"),
     "datamodule_hparams_type",
 )
-_RECORD = "UnlearningCallback"
+RECORD = "UnlearningCallback"  # of ours, among the callbacks' states
+_few = partial(some, most=3)
 _TRIED = 8  # ways to match names: the right one fits most entries
 
 
@@ -125,7 +128,7 @@ def check_company(path: Path) -> list[Finding]:
         return []
     others = {str(k): v for k, v in content.items() if k not in CHECKPOINT_KEYS}
     callbacks = content.get("callbacks", {})
-    others |= {f"callbacks[{k!r}]": v for k, v in callbacks.items() if k != _RECORD}
+    others |= {f"callbacks[{k!r}]": v for k, v in callbacks.items() if k != RECORD}
     for i, held in enumerate(content.get("optimizer_states", ())):
         if held.get("state"):
             others[f"optimizer_states[{i}]"] = held["state"]
@@ -296,8 +299,3 @@ def _digest(name: str, value: object) -> str:
 
 def _failed(text: str) -> Finding:
     return Finding(False, text)
-
-
-def _few(names: list[str] | tuple[str, ...]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

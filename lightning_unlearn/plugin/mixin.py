@@ -3,19 +3,19 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from lightning_unlearn._base.modes import borrowed
 from lightning_unlearn.errors import ModelError, UnlearningError
 from lightning_unlearn.plugin.lightning import (
     DummyLogger,
     LightningModule,
-    Trainer,
     is_overridden,
 )
 from lightning_unlearn.plugin.plain_state import PlainState
@@ -56,9 +56,13 @@ class UnlearnableMixin:
         """Remember which request has released the weights, if one has."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         states = checkpoint.get("callbacks", {}).values()
-        found = [s["certificate"] for s in states if isinstance(s, dict)
-                 and {"lineage", "certificate"} <= {*s}]  # fmt: skip
+        found = [s["certificate"] for s in states if is_record(s)]
         setattr(self, LOADED, found[0] if found else None)
+
+
+def is_record(state: object) -> TypeGuard[dict[str, Any]]:
+    """Whether what a callback has left in a checkpoint is a record of ours."""
+    return isinstance(state, dict) and {"lineage", "certificate"} <= {*state}
 
 
 def trainable(module: LightningModule) -> list[nn.Parameter]:
@@ -160,28 +164,15 @@ def quiet(
     The plain state of the module, and of what is named besides it, is yielded.
     """
     state = PlainState(module=module, **also)
+    trainer = vars(module).get("_trainer")
+    # What a loss logs by ``self.logger`` in a pass goes nowhere: it is no step.
+    dummies = [] if trainer is None else [DummyLogger() for _ in trainer.loggers]
+    muted = nullcontext() if trainer is None else borrowed(trainer, loggers=dummies)
     try:
-        with (
-            _profilers_lifted(module),
-            _loggers_muted(vars(module).get("_trainer")),
-            _silent(module, restore),
-        ):
+        with _profilers_lifted(module), muted, _silent(module, restore):
             yield state
     finally:
         state.put_back()
-
-
-@contextmanager
-def _loggers_muted(trainer: Trainer | None) -> Iterator[None]:
-    """What a loss logs by ``self.logger`` in a pass goes nowhere: it is no step."""
-    loggers = [] if trainer is None else trainer.loggers
-    if trainer is not None:
-        trainer.loggers = [DummyLogger() for _ in loggers]
-    try:
-        yield
-    finally:
-        if trainer is not None:
-            trainer.loggers = loggers
 
 
 @contextmanager

@@ -72,6 +72,8 @@ class PlainState:
         buffers = [b for module in held for b in module.buffers()]
         # Kept alive: an id must stay theirs.
         self._seen: dict[int, object] = {id(b): b for b in buffers}
+        #: Names of what had changed when it was put back, and of what could not be.
+        self.touched, self.left = list[str](), list[str]()
         waiting = deque((name, value) for name, value in roots.items())
         while waiting and len(self._seen) < _NODES:
             name, value = waiting.popleft()
@@ -94,9 +96,9 @@ class PlainState:
         if len(ways) == len(changed):
             for way in ways:
                 way()
-        return [
-            node.name for node in changed if node.put_back is None or not node.whole
-        ]
+        self.touched = [node.name for node in changed]
+        self.left = [n.name for n in changed if n.put_back is None or not n.whole]
+        return self.left
 
     def _look(self, name: str, value: Any) -> list[tuple[str, object]]:
         """Note one object; what is to be looked at next."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_unlearn._base.text import positions_text
 from lightning_unlearn.errors import GuaranteeError
 
-_MASK = "attention_mask"
+MASK = "attention_mask"
 #: Cosine distance below which features are those of a near copy, at most: images of
 #: CIFAR-10 and CIFAR-100 that are others are .06 apart at least, 896 features of a
 #: ResNet; noise of 1/255 on a pixel makes .003, JPEG at quality 95 makes .05.
@@ -24,15 +24,19 @@ _RESOLVED = 1e-5  # below it single precision cannot tell
 _SKETCH, _SCALE_FROM, _ASKED, _CHUNK = 64, 64, 2000, 1024
 
 
+def text_mask(inputs: Any) -> Tensor | None:
+    """Which tokens count (n, t), of a mapping that says so."""
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def sample_names(inputs: Any) -> list[int]:
     """The first 8 bytes of the digest of each sample, in single precision.
 
     Of a mapping with an ``attention_mask`` (n, t) only what it marks counts, so that a
     text has one name however it is padded. Token types that are all 0 are the default.
     """
-    mask = inputs.get(_MASK) if isinstance(inputs, Mapping) else None
-    if not (isinstance(mask, Tensor) and mask.dim() == 2):
-        mask = None
+    mask = text_mask(inputs)
     parts = _named_leaves(inputs, mask)
     marked = None if mask is None else mask.cpu().bool()
     found = []
@@ -67,7 +71,7 @@ def _named_leaves(inputs: Any, mask: Tensor | None) -> list[tuple[str, Tensor, b
     found = []
     for name in sorted(inputs, key=str):
         for t in map(_plain, tree_leaves(inputs[name])):
-            if t is not None and not (mask is not None and name == _MASK):
+            if t is not None and not (mask is not None and name == MASK):
                 padded = mask is not None and t.shape[:2] == mask.shape
                 found.append((str(name), t, padded))
     return found

@@ -195,7 +195,9 @@ def test_a_request_after_a_fit_reads_no_features_but_those_near_the_forgotten():
     )
     own.unlearn([7])
     handle.remove()
-    assert sum(seen) < 600  # of 600, read twice or more without what was kept
+    # Without what was kept all 600 are read besides the up to 512 that are compared
+    # with what they were in training.
+    assert sum(seen) < 512 + 300
 
 
 class Dictionaries(torch.utils.data.Dataset):

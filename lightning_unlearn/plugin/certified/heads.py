@@ -49,6 +49,7 @@ class CertifiedClassifier(CertifiedModule):
         ArgumentError: If an argument is outside its range.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
         >>> backbone = PublicBackbone(net, public_data=torch.randn(50, 8))
         >>> CertifiedClassifier(backbone, 3)(torch.randn(5, 8)).shape
@@ -133,6 +134,7 @@ class CertifiedRegressor(CertifiedModule):
         ArgumentError: If an argument is outside its range.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
         >>> backbone = PublicBackbone(net, public_data=torch.randn(50, 8))
         >>> CertifiedRegressor(backbone)(torch.randn(5, 8)).shape

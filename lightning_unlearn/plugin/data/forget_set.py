@@ -14,6 +14,7 @@ from torch.utils.data import (
     Subset,
 )
 
+from lightning_unlearn._base.text import some
 from lightning_unlearn.errors import ForgetSetError
 from lightning_unlearn.plugin.data.forget_files import (
     Value,
@@ -27,7 +28,6 @@ from lightning_unlearn.plugin.data.subsets import (
     flatten,
     from_loader,
     from_subset,
-    some,
     through,
 )
 

@@ -1,7 +1,6 @@
 """Subsets of the training data -> positions in it."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,9 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lightning_unlearn._base.text import some
 from lightning_unlearn.errors import ForgetSetError
 from lightning_unlearn.plugin.data.forget_files import integers
-
-
-def some(indices: Sequence[object]) -> str:
-    """The first few of a list, for a message."""
-    shown = ", ".join(str(i) for i in indices[:5])
-    return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
 
 
 def from_loader(loader: DataLoader, dataset: Any) -> Any:

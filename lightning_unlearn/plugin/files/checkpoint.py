@@ -1,8 +1,7 @@
 """A clean checkpoint and what belongs to it, written as files that appear whole."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,17 @@ from lightning_unlearn._base.files import (
     part_of,
     remove,
 )
+from lightning_unlearn._base.modes import borrowed
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.receipts import from_text, receipts_path
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
-from lightning_unlearn.plugin.files import private_file
+from lightning_unlearn.plugin.files import head_only, private_file
 from lightning_unlearn.plugin.files.plain_values import plain_values
 from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.files.served import Served
 from lightning_unlearn.plugin.lightning import Callback, RichProgressBar, Trainer
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.training_record import STATE_KEY, adopt_record
-
-
-@contextmanager
-def borrowed(obj: object, **attributes: object) -> Iterator[None]:
-    """Set attributes for the length of a block and restore them whatever happens."""
-    old = {name: getattr(obj, name) for name in attributes}
-    try:
-        for name, value in attributes.items():
-            setattr(obj, name, value)
-        yield
-    finally:
-        for name, value in old.items():
-            setattr(obj, name, value)
 
 
 def certificate_path(checkpoint: Path) -> Path:
@@ -102,7 +89,8 @@ def _save(
 ) -> None:
     precision: Any = trainer.precision_plugin
     strategy: Any = trainer.strategy
-    write, served = strategy.save_checkpoint, Served()
+    write = strategy.save_checkpoint
+    served = Served(head_only.digest_of(trainer.lightning_module))
 
     def write_served(held: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         served.keep(held)  # after every hook of the module
@@ -146,11 +134,17 @@ def remove_secrets(path: Path, certificate: Certificate) -> None:
     """Remove private file and receipts of a request whose checkpoint never appeared."""
     private, opened = private_path(path), receipts_path(path)
     with suppress(DataError):  # somebody else's
-        if private_file.belongs(private_file.read(private), certificate.to_json()):
+        if private_file.read_of(private, certificate.to_json()) is not None:
             remove(private)
-    with suppress(CertificateError, OSError, UnicodeDecodeError):
-        if from_text(opened.read_text(encoding="utf-8"))[1] == certificate.request_id:
-            remove(opened)
+    if are_receipts_of(opened, certificate):
+        remove(opened)
+
+
+def are_receipts_of(path: Path, certificate: Certificate) -> bool:
+    """Whether a file holds the receipts of the request with this certificate."""
+    with suppress(CertificateError, OSError, UnicodeDecodeError):  # somebody else's
+        return from_text(path.read_text("utf-8"))[1] == certificate.request_id
+    return False
 
 
 def publish(part: Path, target: Path) -> None:

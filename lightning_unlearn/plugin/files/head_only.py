@@ -3,9 +3,10 @@
 from typing import Any
 
 from lightning_unlearn.errors import ModelError
+from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.step.head.backbone import PublicBackbone
 
-_KEY = "public_backbone"  # of a checkpoint
+KEY = "public_backbone"  # of a checkpoint
 _PART = "backbone."
 
 
@@ -23,7 +24,13 @@ def leave_out(checkpoint: dict[str, Any], backbone: PublicBackbone) -> None:
     state = checkpoint["state_dict"]
     own = {name: value for name, value in state.items() if not name.startswith(_PART)}
     checkpoint["state_dict"] = own
-    checkpoint[_KEY] = backbone.digest
+    checkpoint[KEY] = backbone.digest
+
+
+def digest_of(module: LightningModule) -> dict[str, str]:
+    """What `leave_out` notes of this module's backbone; nothing if it has none."""
+    backbone = getattr(module, "backbone", None)
+    return {KEY: backbone.digest} if isinstance(backbone, PublicBackbone) else {}
 
 
 def fill_in(checkpoint: dict[str, Any], backbone: PublicBackbone) -> None:
@@ -36,7 +43,7 @@ def fill_in(checkpoint: dict[str, Any], backbone: PublicBackbone) -> None:
     Raises:
         ModelError: If that is another one, or not as it was made.
     """
-    digest = checkpoint.get(_KEY)
+    digest = checkpoint.get(KEY)
     if digest is None:
         return
     backbone.check()

@@ -45,12 +45,14 @@ class Known:
             else it only lies beside one that they do.
         forgotten: Positions it has forgotten; none if its private file is not there to
             say which.
+        certificate: JSON of that of its last request, or None.
     """
 
     path: str
     standing: Standing
     named: bool
     forgotten: frozenset[int] = frozenset()
+    certificate: str | None = None
 
 
 def known(
@@ -142,8 +144,8 @@ def check_not_released(
     start = None if ckpt_path is None else str(ckpt_path)
     here = Path.cwd(), Path(trainer.default_root_dir)
     places = (f for f in {*folders, *here} if not is_remote(f) and f.is_dir())
-    files = [one.path for one in known(trainer, start, record, *places)]
-    released = [(path, _certificate(path)) for path in files]
+    files = known(trainer, start, record, *places)
+    released = [(one.path, one.certificate) for one in files]
     released.append(("the clean checkpoint", getattr(module, LOADED, None)))
     for path, text in released:
         if not text or text == record.certificate:
@@ -158,29 +160,24 @@ def check_not_released(
                 )
 
 
-def _certificate(path: str) -> str | None:
-    try:
-        held = checkpoint.record_in(Path(path))
-    except DataError:
-        return None  # it cannot be read
-    text = held.get("certificate")
-    return text if isinstance(text, str) else None
-
-
 def _looked_at(path: str, record: TrainingRecord, named: bool) -> Known:
+    text, forgotten = None, frozenset[int]()
     try:
         held = checkpoint.record_in(Path(path))
+        text = held.get("certificate")
+        text = text if isinstance(text, str) else None
         other = TrainingRecord.from_dict(held) if held else None
     except DataError:
-        return Known(path, Standing.UNREADABLE, named)
+        return Known(path, Standing.UNREADABLE, named, certificate=text)
     if other is None or other.lineage != record.lineage:
-        return Known(path, Standing.OTHER, named)
-    if not other.whole:  # to be served: only its certificate says how old it is
+        return Known(path, Standing.OTHER, named, certificate=text)
+    if other.whole:
+        forgotten = frozenset(other.removed)
+        later = not forgotten <= set(record.removed)
+    else:  # to be served: only its certificate says how old it is
         later = _release(other) > len(Ledger.from_text(record.ledger).entries)
-        return Known(path, Standing.LATER if later else Standing.OURS, named)
-    forgotten = frozenset(other.removed)
-    more = forgotten - set(record.removed)
-    return Known(path, Standing.LATER if more else Standing.OURS, named, forgotten)
+    standing = Standing.LATER if later else Standing.OURS
+    return Known(path, standing, named, forgotten, text)
 
 
 def _release(served: TrainingRecord) -> int:

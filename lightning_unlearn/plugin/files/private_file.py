@@ -52,11 +52,9 @@ def completed(state: Any, checkpoint: Path) -> Any:
         return state
     beside = private_path(checkpoint)
     # Under its own name, or that of a checkpoint that was renamed since.
-    for path in (beside, *sorted(beside.parent.glob("*.private.json"))):
-        private = read(path)
-        if belongs(private, state.get("certificate")):
-            return private
-    return state
+    paths = dict.fromkeys((beside, *sorted(beside.parent.glob("*.private.json"))))
+    found = (read_of(path, state.get("certificate")) for path in paths)
+    return next((private for private in found if private is not None), state)
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -75,13 +73,16 @@ def read(path: Path) -> dict[str, Any] | None:
     return TrainingRecord.from_dict(private).to_dict()
 
 
-def belongs(private: dict[str, Any] | None, certificate: object) -> bool:
-    """Whether a private file is of the request with this certificate."""
-    return (
-        private is not None
-        and certificate is not None
-        and private["certificate"] == certificate
-    )
+def read_of(path: Path, certificate: object) -> dict[str, Any] | None:
+    """What stands in a private file of the request with this certificate, or None.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    private = read(path)
+    if private is None or certificate is None or private["certificate"] != certificate:
+        return None
+    return private
 
 
 def check_whole(record: TrainingRecord, checkpoint: object) -> None:

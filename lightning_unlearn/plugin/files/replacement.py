@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from lightning_unlearn._base.files import identity, part_of, remove, settle, sync
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.receipts import from_text, receipts_path
+from lightning_unlearn.certificate.receipts import receipts_path
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
 from lightning_unlearn.plugin.files import checkpoint, private_file
 from lightning_unlearn.plugin.files.private_file import private_path
@@ -41,7 +41,7 @@ def check(clean: Path, record: TrainingRecord, gone: list[int]) -> None:
         raise _refusal(clean, "a link or a folder")
     try:
         served = checkpoint.state_in(clean)
-        private = private_file.read(private_path(clean))
+        private = private_file.read_of(private_path(clean), served.get("certificate"))
     except DataError as problem:
         raise _refusal(clean, f"one of which {problem}") from None
     text = served.get("certificate")
@@ -49,7 +49,7 @@ def check(clean: Path, record: TrainingRecord, gone: list[int]) -> None:
         raise _refusal(clean, "a file that no request has written")
     if served.get("lineage") != record.lineage:
         raise _refusal(clean, "the checkpoint of another training")
-    if private is None or not private_file.belongs(private, text):
+    if private is None:
         raise _refusal(clean, f"one without its {private_path(clean).name}")
     if not set(private["removed"]) <= set(gone):
         raise _refusal(
@@ -72,12 +72,9 @@ def _refusal(path: Path, got: str) -> SetupError:
 def _companions(clean: Path, certificate: Certificate) -> dict[Path, bool]:
     """Certificate and receipts beside a checkpoint -> whether they belong to it."""
     shown, opened = checkpoint.certificate_path(clean), receipts_path(clean)
-    found = {shown: False, opened: False}
+    found = {shown: False, opened: checkpoint.are_receipts_of(opened, certificate)}
     with suppress(CertificateError, OSError, UnicodeDecodeError):  # somebody else's
         found[shown] = Certificate.from_json(shown.read_text("utf-8")) == certificate
-    with suppress(CertificateError, OSError, UnicodeDecodeError):
-        text = opened.read_text("utf-8")
-        found[opened] = from_text(text)[1] == certificate.request_id
     return found
 
 

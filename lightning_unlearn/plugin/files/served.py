@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_unlearn._base.text import some
 from lightning_unlearn.certificate.model_state import CHECKPOINT_KEYS
 from lightning_unlearn.plugin.training.hyper_parameters import KEYS, as_before
 from lightning_unlearn.plugin.training.training_record import (
@@ -23,9 +24,14 @@ class Served:
     Lightning asks the callbacks first and the module's ``on_save_checkpoint`` last, so
     that what is known is taken first, and goes to the disk in place of what a hook has
     made of it.
+
+    Args:
+        public: What a hook may add besides, name -> value; anything else under such a
+            name is left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, public: Mapping[str, str]) -> None:
+        self._public = public
         self._known: dict[str, Any] = {}
         self._before: dict[str, dict[str, str]] = {}
 
@@ -50,7 +56,9 @@ class Served:
         Args:
             checkpoint: As the hooks have left it, on its way to the disk.
         """
-        known, left = self._known, _others(checkpoint, self._known)
+        known = self._known
+        known |= {k: v for k, v in self._public.items() if checkpoint.get(k) == v}
+        left = _others(checkpoint, known)
         names = checkpoint.get("state_dict", {})
         if {*names} < {*known["state_dict"]}:  # a frozen part may be left out
             for name in {*known["state_dict"]} - {*names}:
@@ -60,14 +68,14 @@ class Served:
         checkpoint.update(known)
         if left:
             rank_zero_warn(
-                f"left out of the checkpoint to be served: {_few(left)} (state of the "
+                f"left out of the checkpoint to be served: {some(left)} (state of the "
                 "datamodule, or from the module's on_save_checkpoint), of which no "
                 "certificate speaks; what the model needs to be loaded belongs in its "
                 "hyper-parameters before training, and must be public"
             )
         if changed:
             rank_zero_warn(
-                f"hyper-parameters changed in training: {_few(changed)}; the "
+                f"hyper-parameters changed in training: {some(changed)}; the "
                 "checkpoint to be served has them as they were before it, or not at "
                 "all; what training writes belongs in a logger"
             )
@@ -89,7 +97,7 @@ class Served:
 def _others(checkpoint: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """Names of what is not known, at the top and in what is."""
     found = [
-        str(k) for k in checkpoint if k not in CHECKPOINT_KEYS and k not in _LEFT_OUT
+        str(k) for k in checkpoint if k not in {*CHECKPOINT_KEYS, *known, *_LEFT_OUT}
     ]
     for key in ("state_dict", *KEYS):
         own = known.get(key, {})
@@ -97,8 +105,3 @@ def _others(checkpoint: Mapping[str, Any], known: Mapping[str, Any]) -> list[str
     now, own = checkpoint.get("state_dict", {}), known["state_dict"]
     found += [f"state_dict[{n!r}]" for n in own if n in now and now[n] is not own[n]]
     return found
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -50,12 +50,7 @@ def find(
     own = None if replaced is None else str(replaced.absolute())
     found = [o for o in known(trainer, ckpt_path, record) if o.path != own]
     ours = Standing.OURS, Standing.LATER
-    checkpoints = [
-        one.path
-        for one in found
-        if one.standing in ours
-        or (one.named and (is_remote(one.path) or Path(one.path).exists()))
-    ]
+    checkpoints = [one.path for one in found if one.named or one.standing in ours]
     unsure = [
         one.path
         for one in found
@@ -148,7 +143,7 @@ def _remove(path: Path) -> None:
     """Remove a checkpoint, and the private file of a clean one."""
     private = private_path(path)
     certificate = checkpoint.record_in(path).get("certificate")
-    if private_file.belongs(private_file.read(private), certificate):
+    if private_file.read_of(private, certificate) is not None:
         private.unlink()
     if not path.is_dir():
         path.unlink()

@@ -14,7 +14,12 @@ from lightning_unlearn.weights.passes import passes
 from lightning_unlearn.weights.scope import Vector
 
 
-def right_in(head: ConvexHead, call: HeadCall) -> int | None:
+def logits_of(head: ConvexHead, call: HeadCall) -> Tensor:
+    """The head's outputs (n, K) for the rows of a batch."""
+    return F.linear(call.features, head.weight, head.bias)
+
+
+def right_in(head: ConvexHead, call: HeadCall, logits: Tensor) -> int | None:
     """How many of a batch are classified correctly; None if nothing is classified.
 
     One logit for each of two classes, or a count, is no class, and neither is a
@@ -22,7 +27,6 @@ def right_in(head: ConvexHead, call: HeadCall) -> int | None:
     """
     if head.loss_name != "cross_entropy" or call.targets.dim() != 1:
         return None
-    logits = F.linear(call.features, head.weight, head.bias)
     return int((logits.argmax(1) == call.targets).sum())
 
 
@@ -64,12 +68,10 @@ class HeadRows:
         with passes(plan.module, plan.scope, plan.dtype), torch.no_grad():
             plan.scope.assign(weights)
             for call in self.calls:
-                found = right_in(plan.head, call)
+                logits = logits_of(plan.head, call)
+                found = right_in(plan.head, call, logits)
                 right = None if right is None or found is None else right + found
-                loss += float(self._losses(plan.head, call).sum())
+                losses = plan.head.link.loss(logits, call.targets, call.weights)
+                loss += float(losses.sum())
                 n += len(call.targets)
         return ("loss", loss / n) if right is None else ("accuracy", right / n)
-
-    def _losses(self, head: ConvexHead, call: HeadCall) -> Tensor:
-        logits = F.linear(call.features, head.weight, head.bias)
-        return head.link.loss(logits, call.targets, call.weights)

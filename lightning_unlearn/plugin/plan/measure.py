@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.certificate.report.evidence import Quality
 from lightning_unlearn.errors import DataError, StrategyError
 from lightning_unlearn.plugin.lightning import MisconfigurationException
-from lightning_unlearn.plugin.plan.head_rows import right_in
+from lightning_unlearn.plugin.plan.head_rows import logits_of, right_in
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.step.head.inputs import split_batch
@@ -56,7 +56,9 @@ def _of_batch(plan: Plan, batch: Any, index: int) -> tuple[int | None, float]:
         return _right(plan, batch), float(plan.loss(batch, index).mean())
     with head.recording() as calls:
         loss = float(plan.loss(batch, index).mean())
-    return (right_in(head, calls[0]) if len(calls) == 1 else None), loss
+    if len(calls) != 1:
+        return None, loss
+    return right_in(head, calls[0], logits_of(head, calls[0])), loss
 
 
 def _right(plan: Plan, batch: Any) -> int | None:

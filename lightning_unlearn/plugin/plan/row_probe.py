@@ -71,7 +71,7 @@ class RowProbe:
                 "what reaches the head (it depends on which samples were read "
                 f"first{self.by_order})"
             )
-        now = _rows(trainer, module, options, self.loader, self.positions)
+        now = _read(trainer, module, options, self.loader, self.positions).rows
         if _same_or_none(now, self.rows):
             return None
         before, after = self.attributes, plain_attributes(module)
@@ -143,16 +143,6 @@ class _Read(NamedTuple):
     left: list[str]
 
 
-def _rows(
-    trainer: Trainer,
-    module: LightningModule,
-    options: Options,
-    loader: DataLoader,
-    positions: list[int],
-) -> Rows | None:
-    return _read(trainer, module, options, loader, positions).rows
-
-
 def _read(
     trainer: Trainer,
     module: LightningModule,
@@ -165,7 +155,6 @@ def _read(
 
     All that the user's code changed by it is put back.
     """
-    touched, left = list[str](), list[str]()
     data = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
     try:
         strategy = strategies.adapter(trainer, options.curvature)
@@ -180,7 +169,7 @@ def _read(
             scope = context.scope
             head = convex_head(module, scope)
             if head is None:
-                return _Read(None, touched, left)
+                return _Read(None, [], [])
             batches = context.batches(loader, positions, _BATCH, alone=True)
             groups = [
                 list(range(i, min(i + _BATCH, len(positions))))
@@ -188,11 +177,9 @@ def _read(
             ]
             with passes(module, scope, context.own_dtype), reading_private(module):
                 rows = rows_at_fixed_weights(context.loss, head, batches, groups)
-            if state is not None:
-                touched, left = state.changed(), state.put_back()
-            return _Read(rows, touched, left)
     except Exception:  # the user's own code, at a time it was not written for
-        return _Read(None, touched, left)
+        return _Read(None, [], [])
+    return _Read(rows, state.touched, state.left)
 
 
 def _listed(names: list[str]) -> str:

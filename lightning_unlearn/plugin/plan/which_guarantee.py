@@ -4,6 +4,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_unlearn._base.problems import Problems
+from lightning_unlearn._base.text import some
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import NO_SENSITIVITY
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
@@ -37,8 +38,7 @@ def _beside(scope: Scope) -> str:
         if isinstance(layer, ConvexHead) and own <= {id(p) for p in scope.parameters}:
             pairs = zip(scope.names, scope.parameters, strict=True)
             rest = [name for name, p in pairs if id(p) not in own]
-            more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
-            return f"{', '.join(rest[:3])}{more} beside a ConvexHead"
+            return f"{some(rest, most=3)} beside a ConvexHead"
     return ""
 
 

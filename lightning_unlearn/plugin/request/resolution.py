@@ -106,10 +106,11 @@ def resolve(
             anew = takes_statistics_anew(options, head, chosen_one)
             outside = outside_of(context.module, scope, record, rebuilds=anew)
         problems.check()
-        digest = state_digest(context.module.state_dict())
     assert l2 is not None  # or a problem was noted
     ledger = context.processes.first(lambda: _ledger(context))
     if request is not None:
+        with raising_in_all(context, scope):
+            digest = state_digest(context.module.state_dict())
         with context.processes.together():
             _check_newest(context, request, chosen, digest)
             request.check_replaced(record, sorted(gone))

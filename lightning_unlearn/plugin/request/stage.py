@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from lightning_unlearn._base.modes import borrowed
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import training_data
@@ -182,7 +183,8 @@ def run_in_trainer(
     with (
         _unchanged(model, callback, path is not None, changes_nothing),
         isolate_rng() if changes_nothing else nullcontext(),
-        _without_loggers(trainer) if changes_nothing else nullcontext(),
+        # Lightning would make a folder for a run that logs nothing.
+        borrowed(trainer, loggers=[]) if changes_nothing else nullcontext(),
     ):
         result = compat.run_stage(
             trainer,
@@ -242,17 +244,6 @@ def _unchanged(
                 parameter.requires_grad_(required)
             if weights is not None:
                 put_back(model, weights)
-
-
-@contextmanager
-def _without_loggers(trainer: pl.Trainer) -> Iterator[None]:
-    """Lightning would make a folder for a run that logs nothing."""
-    loggers = trainer.loggers
-    trainer.loggers = []
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
 
 
 def callback_of(

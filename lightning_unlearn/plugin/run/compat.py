@@ -19,6 +19,7 @@ from typing import Any
 from lightning_utilities.core.enums import StrEnum as LightningEnum
 from torch.utils.data import DataLoader
 
+from lightning_unlearn._base.modes import borrowed
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.lightning import (
     PACKAGE,
@@ -151,11 +152,9 @@ def _in_process(
 
     trainer._run_stage = as_known  # type: ignore[method-assign]
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    own: Any = trainer
-    profiler = own.profiler
-    own.profiler = PassThroughProfiler()  # those of a fit end with it
     try:
         with (
+            borrowed(trainer, profiler=PassThroughProfiler()),  # a fit's ends with it
             _hooks_muted(trainer, model, ours),
             _clock_put_back(trainer),
             _callbacks_restored(trainer),
@@ -167,7 +166,6 @@ def _in_process(
             return trainer._run(model, **kwargs)
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
-        own.profiler = profiler
         del trainer._run_stage
 
 

@@ -8,9 +8,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn._base.strict_json import from_plain
+from lightning_unlearn.certificate.model_state import RECORD
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.data.drawn import drawn_positions
+from lightning_unlearn.plugin.mixin import is_record
 
 
 @dataclass
@@ -133,11 +135,7 @@ def adopt_record(states: dict[str, Any]) -> None:
     Raises:
         DataError: If it holds several.
     """
-    found = [
-        name
-        for name, state in states.items()
-        if isinstance(state, dict) and {"lineage", "certificate"} <= {*state}
-    ]
+    found = [name for name, state in states.items() if is_record(state)]
     if len(found) > 1:
         raise DataError(
             f"expected one record of unlearning in a checkpoint, got {len(found)} "
@@ -149,7 +147,7 @@ def adopt_record(states: dict[str, Any]) -> None:
 
 
 #: Name of the record among the callbacks' states of a checkpoint.
-STATE_KEY = "UnlearningCallback"
+STATE_KEY = RECORD
 
 #: Said of a checkpoint that somebody saves by hand after a request.
 NOT_TO_BE_SERVED = (

@@ -23,7 +23,6 @@ from lightning_unlearn.step.head.inputs import (
     batches,
     cast,
     first_batch,
-    leaves,
     to_device,
 )
 from lightning_unlearn.step.head.reading import keywords, taps
@@ -36,6 +35,7 @@ from lightning_unlearn.step.head.reading.backbone_options import (
 from lightning_unlearn.step.head.reading.pooling import pooled
 from lightning_unlearn.step.known_samples import Sketches, Watch, Where, sample_names
 from lightning_unlearn.weights.digests import as_tensor, from_tensor, tensors_digest
+from lightning_unlearn.weights.opaque import tensors_in
 
 _LEAST_STD = 0.01  # of the typical one: a feature dead on public data must not blow up
 
@@ -341,7 +341,7 @@ class PublicBackbone(nn.Module):
     def _raw(self, inputs: Any) -> Tensor:
         """Pooled activations side by side (n, d), float32, whatever autocast says."""
         inputs = self._prepared(inputs)
-        kinds = {leaf.device.type for leaf in leaves(inputs)}
+        kinds = {leaf.device.type for leaf in tensors_in(inputs)}
         kind = next(iter(kinds)) if kinds else "cpu"
         with torch.autocast(kind, enabled=False):
             found = taps.activations(self.model, self.taps, inputs)

@@ -125,14 +125,9 @@ def first_batch(data: Any, batch_size: int) -> Any:
         DataError: If there is none.
     """
     for batch in batches(data, batch_size):
-        if all(len(leaf) for leaf in leaves(batch)):
+        if all(len(leaf) for leaf in tensors_in(batch)):
             return batch
     raise DataError("expected public_data= with at least one sample, got none")
-
-
-def leaves(inputs: Any) -> list[Tensor]:
-    """The tensors of inputs."""
-    return tensors_in(inputs)
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:

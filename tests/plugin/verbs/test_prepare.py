@@ -117,8 +117,8 @@ def test_features_are_read_once():
 
     assert samples_read(lambda: prepare(fit_trainer)) >= 1797
     # Three blocks of 64 are compared, one is read in other companies, and those of the
-    # forgotten samples are read again.
-    assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 700
+    # forgotten samples are read again; up to 512 are compared with what they were.
+    assert samples_read(lambda: fit_trainer.unlearn(FORGET)) < 512 + 700
     result = fit_trainer.unlearn([9, 10])  # from the rows that were kept
     assert result.n_retain == 1792
     assert callback.bound_state.state.start is None

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.step.known_samples import MASK
+
 TARGETS = ("labels", "label")  # as transformers and datasets name them: no inputs
-MASK = "attention_mask"
 _IDS = "input_ids"
 #: What transformers call the inputs of encoders; two of them are two encoders.
 _KINDS = ("pixel_values", "input_features", "input_values")
@@ -25,12 +26,6 @@ def kinds(inputs: Any) -> list[str]:
     if not isinstance(inputs, Mapping):
         return []
     return [name for name in (_IDS, *_KINDS) if name in inputs]
-
-
-def text_mask(inputs: Any) -> Tensor | None:
-    """Which tokens count (n, t), of a mapping that says so."""
-    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def known_keywords(model: nn.Module, inputs: Any) -> Any:

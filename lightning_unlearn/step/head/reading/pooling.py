@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_unlearn.errors import ModelError
-from lightning_unlearn.step.head.reading.keywords import text_mask
+from lightning_unlearn.step.known_samples import text_mask
 
 
 def pooled(
