@@ -20,7 +20,9 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
+from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.drawing import Drawing
+from lightning_unlearn.plugin.training.outside import note_changed_numbers
 from lightning_unlearn.plugin.training.trained_marks import (
     KnownRows,
     remember_rows,
@@ -178,6 +180,32 @@ class Attachment:
                 "by public constants, or offer dataset_without(positions), which a "
                 "request compares with"
             )
+
+    def note_changes(
+        self, trainer: Trainer, module: LightningModule, options: Options, alone: bool
+    ) -> None:
+        """Note in the record what training has changed besides the weights in scope.
+
+        Args:
+            trainer: In the training's run.
+            module: That is trained.
+            options: Of the callback.
+            alone: Whether other processes may have come to another end.
+        """
+        processes = strategies.processes_of(trainer)
+
+        def reached(attributes: list[str]) -> list[str]:
+            if processes.world > 1:
+                if alone:
+                    return attributes
+                found = processes.gather(attributes)
+                attributes = sorted({name for names in found for name in names})
+            if self.probe is None or not attributes:
+                return attributes
+            return self.probe.reached(trainer, module, options, attributes)
+
+        note_changed_numbers(module, self.record, reached)
+        self.compare_rows(trainer, module, options)
 
     def compare_rows(
         self, trainer: Trainer, module: LightningModule, options: Options

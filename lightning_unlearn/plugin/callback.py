@@ -37,7 +37,6 @@ from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.hyper_parameters import written
 from lightning_unlearn.plugin.training.outside import (
     merge_changes,
-    note_changed_numbers,
 )
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.plugin.training.public_backbones import watch_training
@@ -375,8 +374,7 @@ class UnlearningCallback(Callback):
             watch_training(pl_module, None, None)
             self.attached.end_drawing(trainer, failed=True)
             self._mark(trainer, pl_module)
-            note_changed_numbers(pl_module, self.record)  # of this process alone
-            self.attached.compare_rows(trainer, pl_module, self.options)
+            self.attached.note_changes(trainer, pl_module, self.options, alone=True)
             self.attached.remember(pl_module)
             self.attached.began = None  # how long it would have taken is not known
             self._count_fit()
@@ -386,8 +384,7 @@ class UnlearningCallback(Callback):
         self.attached.end_fit(int(self._fits))
 
     def _note_changes(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        note_changed_numbers(pl_module, self.record)
-        self.attached.compare_rows(trainer, pl_module, self.options)
+        self.attached.note_changes(trainer, pl_module, self.options, alone=False)
         merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:

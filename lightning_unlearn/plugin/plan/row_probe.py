@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_unlearn._base.modes import borrowed
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer, isolate_rng
 from lightning_unlearn.plugin.mixin import hooks, quiet
 from lightning_unlearn.plugin.options import Options
@@ -23,6 +24,7 @@ from lightning_unlearn.plugin.plan.which_guarantee import convex_head
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.outside_digests import plain_attributes
 from lightning_unlearn.plugin.training.public_backbones import reading_private
+from lightning_unlearn.plugin.training.shifted import TRIED, shifted
 from lightning_unlearn.step.batch_checks import spread_places
 from lightning_unlearn.step.head.capture import rows_at_fixed_weights
 from lightning_unlearn.weights.passes import passes
@@ -31,6 +33,7 @@ from lightning_unlearn.weights.scope import Shards
 Rows = list[tuple[Tensor, ...]]  # features, target and weight of each sample
 _SAMPLES, _BATCH = 16, 8
 _MOST, _SECONDS = 512, 0.1  # samples where a look at them takes no longer
+_ONE_BY_ONE = 8  # attributes that are tried one by one, if together they matter
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class RowProbe:
         by_order: What remembers which samples were read first, and shows in their rows.
         made: Names of what hooks of this run made and what reaches the head.
         attributes: Digests of the module's plain attributes, to name what changed.
+        l2: What ``unlearning_l2`` said, or None.
     """
 
     loader: DataLoader
@@ -54,6 +58,7 @@ class RowProbe:
     by_order: str | None = None
     made: list[str] = field(default_factory=list)
     attributes: dict[str, str] = field(default_factory=dict, repr=False)
+    l2: float | None = None
 
     @property
     def known(self) -> bool:
@@ -71,12 +76,55 @@ class RowProbe:
                 "what reaches the head (it depends on which samples were read "
                 f"first{self.by_order})"
             )
+        if hooks(module)[2] != self.l2:
+            return "unlearning_l2() (it changed in training)"
         now = _read(trainer, module, options, self.loader, self.positions).rows
         if _same_or_none(now, self.rows):
             return None
         before, after = self.attributes, plain_attributes(module)
         names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
         return f"what reaches the head (it changed in training{_listed(names)})"
+
+    def reached(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        attributes: list[str],
+    ) -> list[str]:
+        """Those plain attributes whose numbers the rows or l2 depend on.
+
+        Args:
+            trainer: In the training's run.
+            module: That was trained.
+            options: Of the callback.
+            attributes: Whose numbers it has changed.
+        """
+        if not self.known:
+            return attributes
+
+        def objective() -> tuple[Rows | None, float | None]:
+            rows = _read(trainer, module, options, self.loader, self.positions).rows
+            return rows, hooks(module)[2]
+
+        before = objective()
+
+        def depends(some: list[str]) -> bool:
+            for new in TRIED:
+                with shifted(module, some, new):
+                    now = objective()
+                if not _same_or_none(now[0], before[0]) or now[1] != before[1]:
+                    return True
+            return False
+
+        try:
+            if before[0] is not None and not depends(attributes):
+                return []
+            if before[0] is not None and 1 < len(attributes) <= _ONE_BY_ONE:
+                return [name for name in attributes if depends([name])] or attributes
+        except Exception:  # of the user's code, or a number that nothing can replace
+            return attributes
+        return attributes
 
 
 def probe(
@@ -97,7 +145,7 @@ def probe(
         positions: Samples that the training can draw.
         at_setup: The module's plain attributes when this run began, or None.
     """
-    _, in_scope, _ = hooks(module)
+    _, in_scope, l2 = hooks(module)
     strategy = strategies.adapter(trainer, options.curvature)
     scope = strategy.scope(module, in_scope)
     if isinstance(scope, Shards) or convex_head(module, scope) is None:
@@ -132,7 +180,7 @@ def probe(
 
         made = reaching(at_setup.made(module), same)
     attributes = plain_attributes(module)
-    return RowProbe(loader, some, first.rows, differs, by_order, made, attributes)
+    return RowProbe(loader, some, first.rows, differs, by_order, made, attributes, l2)
 
 
 class _Read(NamedTuple):
@@ -161,6 +209,7 @@ def _read(
         with (
             strategy.gathered(module),
             isolate_rng(),
+            borrowed(trainer.state, stage=None),  # no training, as in a request
             quiet(module, restore=True, **data) as state,
         ):
             for start in (random.seed, np.random.seed, torch.manual_seed):

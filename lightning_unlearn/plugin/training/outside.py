@@ -1,6 +1,6 @@
 """What lies outside the weights in scope, and whether training changed it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -8,7 +8,12 @@ from torch import nn
 from lightning_unlearn.certificate.fields import PublicPart, entries_digest
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
-from lightning_unlearn.plugin.training.outside_digests import NUMBER, outside_digests
+from lightning_unlearn.plugin.training.outside_digests import (
+    attribute_of,
+    is_number,
+    outside_digests,
+)
+from lightning_unlearn.plugin.training.shifted import changed_attributes
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
     was_trained,
@@ -19,6 +24,7 @@ from lightning_unlearn.weights.processes import Processes
 from lightning_unlearn.weights.scope import Scope
 
 _CHANGED = "changed in training"
+_UNREAD = "changed in training, and nothing computes with it"
 
 
 @dataclass(frozen=True)
@@ -46,18 +52,34 @@ def _statistics(layers: Iterable[str]) -> set[str]:
     return {f"{name}.{buffer}" for name in layers for buffer in batch_norm.BUFFERS}
 
 
-def note_changed_numbers(module: nn.Module, record: TrainingRecord) -> None:
+def note_changed_numbers(
+    module: nn.Module,
+    record: TrainingRecord,
+    reached: Callable[[list[str]], Sequence[str]],
+) -> None:
     """Mark the plain numbers that training has changed.
 
     A number that only differs between two processes is a setting (a learning rate);
-    one that training moves is a statistic of the data.
+    one that training moves is a statistic of the data, unless nothing computes with it
+    (the last loss, kept for a plot).
+
+    Args:
+        module: The module.
+        record: Of the training.
+        reached: Those of some attributes on which what reaches the head depends.
     """
     before = record.outside
     if before is None:
         return
     now = outside_digests(module, module.parameters())
+    changed = changed_attributes(module, before, now)
+    unread = {*changed}.difference(reached(changed))
+    for name in [n for n in before if attribute_of(n) in unread]:
+        del before[name]
+    before |= dict.fromkeys(unread, _UNREAD)
     for name in {**before, **now}:
-        if name.endswith(NUMBER) and now.get(name) != before.get(name):
+        other = now.get(name) != before.get(name)
+        if is_number(name) and other and attribute_of(name) not in unread:
             before[name] = _CHANGED  # or made by it
 
 
@@ -85,7 +107,7 @@ def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
     return {
         name: digest
         for name, digest in outside_digests(module, module.parameters()).items()
-        if name.endswith(NUMBER) and before.get(name) != _CHANGED
+        if is_number(name) and before.get(name) != _CHANGED
     }
 
 
@@ -103,8 +125,10 @@ def outside_of(
     Raises:
         ModelError: If a normalisation layer keeps statistics of the training data.
     """
-    now = outside_digests(module, scope.parameters)
     before = record.outside
+    unread = {n for n, digest in (before or {}).items() if digest == _UNREAD}
+    now = outside_digests(module, scope.parameters)
+    now = {n: digest for n, digest in now.items() if attribute_of(n) not in unread}
     held = (*module.named_parameters(), *module.named_buffers())
     trained = [
         name
@@ -117,7 +141,7 @@ def outside_of(
         moved = [
             name
             for name in now
-            if before.get(name) != now[name] and not name.endswith(NUMBER)
+            if before.get(name) != now[name] and not is_number(name)
         ]
         moved += [name for name, digest in before.items() if digest == _CHANGED]
         changed = [*moved, *(name for name in trained if name not in moved)]
@@ -130,7 +154,7 @@ def outside_of(
     kept = {
         name: digest
         for name, digest in now.items()
-        if name not in changed and not name.endswith(NUMBER)
+        if name not in changed and not is_number(name)
     }
     backbones = public_backbones.backbones(module)
     groups: dict[str, list[tuple[str, str]]] = {}

@@ -30,11 +30,7 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     for prefix, layer in module.named_modules():
         if isinstance(layer, torchmetrics.Metric):
             continue  # emptied after every request
-        tensors |= {
-            f"{prefix}.{name}".lstrip("."): t
-            for name, t in _hidden(layer)
-            if id(t) not in known
-        }
+        tensors |= {n: t for n, t in _hidden(prefix, layer) if id(t) not in known}
     found = {
         name: tensors_digest([(name, t)])
         for name, t in tensors.items()
@@ -46,20 +42,37 @@ def outside_digests(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[st
     return found
 
 
-_DEPTH = 4
+def is_number(name: str) -> bool:
+    """Whether it is that of a plain number."""
+    return name.endswith(NUMBER)
+
+
+def attribute_of(name: str) -> str:
+    """Without keys and places: a dictionary's may be people, a list's count steps."""
+    return name.removesuffix(NUMBER).partition("[")[0]
+
+
+def plain_names(module: nn.Module) -> set[str]:
+    """Names of the numbers, arrays and tensors in plain attributes."""
+    held = module.named_modules()
+    return {name for prefix, layer in held for name, _ in _hidden(prefix, layer)}
+
+
+DEPTH = 4  # of containers in containers
 _SHOWN = 100_000  # characters
 
 
-def _hidden(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _hidden(prefix: str, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Numbers in plain attributes: tensors, arrays and floats, however nested.
 
     Integers, booleans and text are left out: counters and settings, not statistics.
     """
     for name, value in own_attributes(layer):
-        yield from _numbers(name, value, _DEPTH)
+        yield from numbers_in(f"{prefix}.{name}".lstrip("."), value, DEPTH)
 
 
-def _numbers(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+def numbers_in(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Numbers, arrays and tensors in a plain value, so many containers deep."""
     if isinstance(value, Tensor):
         yield label, value
     elif isinstance(value, nn.Module):
@@ -85,7 +98,7 @@ def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor
     else:
         return
     for name, item in items:
-        yield from _numbers(name, item, depth)
+        yield from numbers_in(name, item, depth)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, str]:

@@ -169,7 +169,7 @@ class Average(Callback):
 
 
 def as_they_are(trainer, callback, optimizers, path):
-    callback.serves = Served()
+    callback.serves = Served({})
     trainer.save_checkpoint(path)
     callback.serves = None
 
