@@ -61,11 +61,20 @@ def write_new(path: Path, text: str, mode: int = 0o666) -> None:
         file.write(text)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Replace a file by a text in one step: no half shows, whatever crashes."""
+def replace_file(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace a file by a text in one step: no half shows, whatever crashes.
+
+    Args:
+        path: Of the file.
+        text: What it holds.
+        mode: Of its permissions, less the umask; nobody may do more with it than with
+            the file before.
+    """
     temporary = part_of(path)
+    with suppress(FileNotFoundError):
+        mode &= path.stat().st_mode
     try:
-        write_new(temporary, text)
+        write_new(temporary, text, mode)
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -209,8 +209,12 @@ def read(path: Path) -> Ledger:
 
 
 def write(path: Path, ledger: Ledger) -> None:
-    """Replace the file by a longer ledger in one step: no half entry ever shows."""
-    replace_file(path, ledger.to_text())
+    """Replace the file by a longer ledger in one step: no half entry ever shows.
+
+    One that names positions is its owner's alone.
+    """
+    named = any(entry.forget_indices is not None for entry in ledger.entries)
+    replace_file(path, ledger.to_text(), 0o600 if named else 0o666)
 
 
 def rewind(path: Path, ledger: Ledger) -> None:

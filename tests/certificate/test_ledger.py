@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -162,6 +163,20 @@ def test_files_appear_whole(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(LedgerError, match="expected a ledger at"):
         ledgers.read(path)
+
+
+def test_nobody_may_read_more_than_before(tmp_path):
+    """Whoever has closed a file, or asked for positions in it, has closed it."""
+    path, named = tmp_path / "ledger.jsonl", tmp_path / "named.jsonl"
+    ledgers.write(path, chain(1))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    path.chmod(0o600)
+    ledgers.write(path, chain(2))
+    assert path.stat().st_mode & 0o777 == 0o600
+    ledgers.write(named, chain(1, forget_indices=[3, 4, 5]))
+    assert named.stat().st_mode & 0o777 == 0o600
 
 
 def test_forget_digest_needs_the_key_and_not_the_order():

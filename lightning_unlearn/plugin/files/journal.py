@@ -88,7 +88,7 @@ class Note:
 
 def announce(path: Path, note: Note) -> None:
     """Write a note beside the ledger at a path."""
-    replace_file(_note(path), json.dumps(asdict(note)))
+    replace_file(_note(path), json.dumps(asdict(note)), 0o600)
 
 
 def close(path: Path) -> None:

@@ -6,6 +6,7 @@ they were, and where older checkpoints lie, stands in a file of its own beside i
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,18 @@ def completed(state: Any, checkpoint: Path) -> Any:
         The whole state; as it was if it is whole, or no file beside it belongs to it.
 
     Raises:
-        DataError: If the private file is there and damaged.
+        DataError: If the private file of its name is there and damaged.
     """
     if not isinstance(state, dict) or state.get("whole") is not False:
         return state
-    beside = private_path(checkpoint)
-    # Under its own name, or that of a checkpoint that was renamed since.
-    paths = dict.fromkeys((beside, *sorted(beside.parent.glob("*.private.json"))))
-    found = (read_of(path, state.get("certificate")) for path in paths)
-    return next((private for private in found if private is not None), state)
+    beside, certificate = private_path(checkpoint), state.get("certificate")
+    private = read_of(beside, certificate)
+    for other in sorted(beside.parent.glob("*.private.json")):
+        if private is not None:
+            break
+        with suppress(DataError):  # the checkpoint was renamed; others may be damaged
+            private = read_of(other, certificate)
+    return state if private is None else private
 
 
 def read(path: Path) -> dict[str, Any] | None:

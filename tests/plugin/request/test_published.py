@@ -125,6 +125,7 @@ def test_the_private_file_is_what_the_next_request_needs(clean):
 
 def test_a_checkpoint_that_was_renamed_finds_its_private_file(clean):
     (clean / "clean.ckpt").rename(clean / "production.ckpt")
+    (clean / "a.private.json").write_text("{")  # somebody else's, damaged
     own, _ = request(clean, [5], "production.ckpt")
     assert own.record.removed == [3, 4, 5]
 
