@@ -30,6 +30,7 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.guarantee.claims import (
     Basis,
+    Bound,
     Decision,
     Grade,
     NoiseSource,
@@ -238,11 +239,13 @@ def _check_numbers(c: CertificateFields) -> None:
     )
     if c.releases is not None:
         validate.count(releases=c.releases)
+    exact = c.bound is Bound.RETRAINED
+    in_range = validate.non_negative if exact else validate.positive
     for name in ("epsilon", "delta", "sensitivity", "composed_epsilon"):
         if getattr(c, name) is not None:
-            validate.positive(**{name: getattr(c, name)})
-    for mu in c.release_mus:
-        validate.positive(release_mus=mu)
+            in_range(**{name: getattr(c, name)})
+    for mu in c.release_mus:  # 0 of an earlier retraining
+        validate.non_negative(release_mus=mu)
     named = [c.weights_digest, c.request_id, c.created]
     named += [text for p in c.public_parts for text in (p.name, p.digest)]
     named += [text for pair in c.versions for text in pair]

@@ -44,7 +44,8 @@ class Entry:
         weights_after: SHA-256 of the released state.
         certificate_digest: Of the certificate.
         grade: Its grade.
-        mu: sensitivity / noise_std of this release, None without a guarantee.
+        mu: sensitivity / noise_std of this release, 0 of a retraining, None without a
+            guarantee.
         releases: T announced, or None.
         schema: Number of this format.
         hash: SHA-256 of all the fields above; filled in by `Ledger.append`.
@@ -89,9 +90,10 @@ class Ledger:
     entries: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:
-        previous = GENESIS
+        previous, noisy = GENESIS, 0
         for position, entry in enumerate(self.entries, start=1):
-            _check_entry(entry, position, previous, self.entries[0].ledger_id)
+            noisy += _is_noisy(entry)
+            _check_entry(entry, position, noisy, previous, self.entries[0].ledger_id)
             previous = entry.hash
 
     @property
@@ -108,6 +110,11 @@ class Ledger:
     def grades(self) -> tuple[Grade, ...]:
         """Grade of every release."""
         return tuple(Grade(e.grade) for e in self.entries)
+
+    @property
+    def noisy(self) -> tuple[Entry, ...]:
+        """All that count against an announced number: a retraining uses up nothing."""
+        return tuple(e for e in self.entries if _is_noisy(e))
 
     def append(self, entry: Entry) -> "Ledger":
         """A longer ledger; the entry's place in the chain is filled in.
@@ -134,7 +141,7 @@ class Ledger:
             BudgetError: If T releases were made, another T was announced before, or
                 the earlier ones were announced with a smaller mu.
         """
-        announced = {e.releases for e in self.entries if e.mu is not None}
+        announced = {e.releases for e in self.noisy if e.mu is not None}
         if announced - {releases}:
             earlier = ", ".join(str(t) for t in announced - {releases})
             raise BudgetError(
@@ -142,13 +149,13 @@ class Ledger:
                 f"got releases={releases}: their noise was scaled for that number; set "
                 "it again, or retrain and start a new ledger"
             )
-        if releases is not None and len(self.entries) >= releases:
+        if releases is not None and len(self.noisy) >= releases:
             raise BudgetError(
                 f"expected at most {releases} announced releases, all {releases} have "
                 "been made, 0 are left: retrain without the forgotten samples and "
                 "start a new ledger, with a larger releases= if more requests will come"
             )
-        counted = min(self.mus, default=math.inf)
+        counted = min((e.mu for e in self.noisy if e.mu is not None), default=math.inf)
         if releases is not None and mu is not None and mu > counted * (1 + 1e-6):
             raise BudgetError(
                 f"expected at most the mu = {counted:.4g} with which the earlier of "
@@ -277,23 +284,30 @@ def _entry(line: str) -> Entry:
     return from_plain(Entry, plain, LedgerError, "a ledger entry")
 
 
-def _check_entry(entry: Entry, position: int, previous: str, ledger_id: str) -> None:
+def _is_noisy(entry: Entry) -> bool:
+    return entry.mu != 0
+
+
+def _check_entry(
+    entry: Entry, position: int, noisy: int, previous: str, ledger_id: str
+) -> None:
     counts = (entry.n_forget, entry.n_retain, entry.index)
     budget = entry.releases
-    if min(counts) < 1 or (budget is not None and not entry.index <= budget):
+    if min(counts) < 1 or (budget is not None and not noisy <= budget):
         raise LedgerError(
             f"expected counts >= 1 and at most {budget} releases in ledger entry "
             f"{position}, got {counts}"
         )
     claimed = entry.grade in ("certified", "conditional", "vacuous")
-    mu_fits = (
-        entry.mu is not None and 0 < entry.mu < 1e12
-        if claimed
-        else (entry.grade == "none" and entry.mu is None)
-    )
+    mu_fits = entry.grade == "none" and entry.mu is None
+    if claimed or entry.mu == 0:
+        exact = entry.grade in ("exact", "conditional") and entry.releases is None
+        mu_fits = entry.mu is not None and 0 <= entry.mu < 1e12
+        mu_fits &= entry.mu != 0 or exact
     if not mu_fits:
         raise LedgerError(
-            f"expected mu > 0 exactly with a guarantee in ledger entry {position}, got "
+            f"expected mu > 0 exactly with a guarantee in ledger entry {position}, or "
+            "mu = 0 of a retraining, got "
             f"grade={entry.grade!r:.20}, mu={entry.mu!r:.20}"
         )
     if entry.schema != SCHEMA:

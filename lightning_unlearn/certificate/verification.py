@@ -155,7 +155,8 @@ def verify_ledger(ledger_text: str, weights_digest: str | None = None) -> list[F
 
 
 def _budget(ledger: Ledger) -> Finding:
-    announced = {e.releases for e in ledger.entries if e.mu is not None}
+    made = [e for e in ledger.noisy if e.mu is not None]
+    announced = {e.releases for e in made}
     if len(announced) > 1:
         found = ", ".join(sorted(str(releases) for releases in announced))
         return Finding(
@@ -166,13 +167,14 @@ def _budget(ledger: Ledger) -> Finding:
     releases = next(iter(announced), None)
     if releases is None:
         return Finding(None, "budget: no number of releases was announced")
-    if any(later > ledger.mus[0] * (1 + 1e-6) for later in ledger.mus):
+    mus = [e.mu for e in made if e.mu is not None]
+    if any(later > mus[0] * (1 + 1e-6) for later in mus):
         return Finding(
             False,
-            f"budget: expected no mu above the first, {ledger.mus[0]:.4g}, got "
-            f"{max(ledger.mus):.4g}: the total that was announced is exceeded",
+            f"budget: expected no mu above the first, {mus[0]:.4g}, got "
+            f"{max(mus):.4g}: the total that was announced is exceeded",
         )
-    left = releases - len(ledger.entries)
+    left = releases - len(ledger.noisy)
     if left < 0:
         return Finding(
             False, f"budget: expected at most {releases} releases, got {-left} more"
@@ -259,7 +261,7 @@ def _same_lowest(certificate: Certificate, entry: Entry, ledger: Ledger) -> bool
     grades = ledger.grades[: entry.index]
     if stated is None or delta is None:
         return stated is None
-    if certificate.schema == 1:
+    if certificate.schema == 1 or not any(certificate.release_mus):
         return stated is lowest(grades)
     mu = compose_mu(*certificate.release_mus)
     return stated is at_strength(grades, mu, delta, certificate.n_retain)

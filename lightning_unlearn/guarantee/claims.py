@@ -29,6 +29,7 @@ from lightning_unlearn.guarantee.strength import promised_mu, protects
 class Grade(str, enum.Enum):
     """What a certificate is worth (docs/theory.md section 9)."""
 
+    EXACT = "exact"
     CERTIFIED = "certified"
     CONDITIONAL = "conditional"
     VACUOUS = "vacuous"
@@ -43,6 +44,7 @@ def lowest(grades: Iterable[Grade]) -> Grade:
 class Bound(str, enum.Enum):
     """Which theorem the sensitivity comes from."""
 
+    RETRAINED = "retrained"
     STRONGLY_CONVEX = "strongly_convex"
     NEWTON_STEP = "newton_step"
     NORM_BALL = "norm_ball"
@@ -72,6 +74,7 @@ _ENFORCED = frozenset({Origin.ENFORCED})
 #: measured or estimated: the noise would depend on the data, and the guarantee does not
 #: cover the size of the noise.
 REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
+    Bound.RETRAINED: {"drawn_besides": _ENFORCED},
     Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
     Bound.NEWTON_STEP: {
         "max_norm": _ENFORCED,
@@ -117,7 +120,8 @@ class Basis:
             have changed in training (true if there is none).
         unscrubbed: Names of state that may still depend on the forgotten samples.
         release: Which release this is, from 1 on.
-        earlier_mus: sensitivity / noise_std of the earlier ones that had a guarantee.
+        earlier_mus: sensitivity / noise_std of the earlier ones that had a guarantee;
+            0 of a retraining.
         earlier_grades: Of the earlier ones.
     """
 
@@ -173,6 +177,8 @@ def decide(
         ArgumentError: If a number is outside its range.
     """
     sensitivity = sensitivity_upper(basis.bound, basis.constants)
+    if basis.bound is Bound.RETRAINED:
+        return _exact(basis)
     if noise_std is None:
         noise_std = terms.noise_std
     if noise_std is None:
@@ -207,6 +213,31 @@ def decide(
         release_mus=mus,
         composed_epsilon=composed,
         composed_grade=None if composed is None else together,
+    )
+
+
+def _exact(basis: Basis) -> Decision:
+    """Of a function of the retained samples and of fresh coins (theory.md section 11).
+
+    What was released before is not made better by it: a composed epsilon is stated
+    where all of that was exact too.
+    """
+    grade = Grade.EXACT if basis.public_parts_enforced else Grade.CONDITIONAL
+    zero: float | None = 0.0
+    if basis.unscrubbed:
+        grade, zero = Grade.NONE, None
+    mus = () if zero is None else (*basis.earlier_mus, 0.0)
+    alone = len(mus) == basis.release and not any(mus)
+    return Decision(
+        sensitivity=0.0,
+        noise_std=0.0,
+        noise_source=NoiseSource.NO_NOISE,
+        grade=grade,
+        epsilon=zero,
+        delta=zero,
+        release_mus=mus,
+        composed_epsilon=zero if alone else None,
+        composed_grade=lowest((grade, *basis.earlier_grades)) if alone else None,
     )
 
 
@@ -247,7 +278,7 @@ def _is_trivial(basis: Basis) -> bool:
 def _check_budget(terms: Terms, basis: Basis, composed: float | None) -> None:
     if terms.releases is None or terms.epsilon is None:
         return
-    if basis.release > terms.releases:
+    if basis.release - basis.earlier_mus.count(0.0) > terms.releases:
         raise BudgetError(
             f"release {basis.release} of {terms.releases} announced: beyond the budget"
         )
@@ -267,6 +298,7 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
       each is within tolerance/mu of the one minimiser: ``2 tolerance / mu``.
     * Newton step: Theorem A with Diam = 2C, or the diameter 2C if that is less.
     * norm ball: both outputs are projected onto the ball of radius C: ``2C``.
+    * retrained: 0, the output is a function of the retained samples alone.
     * no bound: infinity.
 
     Args:
@@ -285,6 +317,10 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
             gradient_norm=values["tolerance"],
             strong_convexity=values["strong_convexity"],
         )
+    if bound is Bound.RETRAINED and values["drawn_besides"] == 0:
+        return 0.0
+    if bound is Bound.RETRAINED:
+        raise CertificateError("samples that are not retained were drawn: not exact")
     if bound is Bound.NO_BOUND:
         return math.inf
     validate.positive(max_norm=values["max_norm"])

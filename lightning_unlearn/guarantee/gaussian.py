@@ -147,7 +147,7 @@ def compose_mu(*mus: float) -> float:
     a model served before them (Dong, Roth, Su 2022, Corollary 3.3; theory, section 6).
 
     Raises:
-        ArgumentError: If there is none, or one is not finite and > 0.
+        ArgumentError: If there is none, or one is not finite and >= 0.
 
     Example:
         >>> compose_mu(3.0, 4.0)
@@ -155,7 +155,7 @@ def compose_mu(*mus: float) -> float:
     """
     validate.count(number_of_releases=len(mus))
     for mu in mus:
-        validate.positive(mu=mu)
+        validate.non_negative(mu=mu)
     return math.hypot(*mus)
 
 

@@ -111,6 +111,8 @@ class UnlearningCallback(Callback):
             crash. As secret as the data, and deleted after a request.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
+        retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
+            for ``unlearn(how="retrain")``: each made anew, over the samples in `data`.
 
     Raises:
         ArgumentError: If an option is outside its range.
@@ -238,7 +240,9 @@ class UnlearningCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        return {**vars(self), "attached": self.attached.travelling()}
+        options = replace(self.options, retrain=None)
+        travelling = {"attached": self.attached.travelling(), "options": options}
+        return {**vars(self), **travelling}
 
     # -- training --------------------------------------------------------------
 

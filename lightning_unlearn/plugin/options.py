@@ -1,7 +1,7 @@
 """The callback's options: validated at birth, before any data is seen."""
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -52,6 +52,9 @@ class Options:
     state_file: str | Path | None = None
     state_every: int = 10
     noise_seed: int | None = None
+    retrain: Callable[[Any], Any] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)
@@ -85,6 +88,12 @@ class Options:
             raise ArgumentError(
                 "expected solver to be 'auto', FlexibleCG(...), NystromCG(...), "
                 f"CG(...), LiSSA(...) or Dense(...), got {self.solver!r}"
+            )
+        if self.retrain is not None and not callable(self.retrain):
+            raise ArgumentError(
+                "expected retrain to be a function that makes a training, got "
+                f"{type(self.retrain).__name__}: def make_training(data): ... return "
+                "trainer, module, loader"
             )
         known = (StronglyConvex, NormBall, NewtonStep)
         if self.guarantee != "auto" and not isinstance(self.guarantee, known):

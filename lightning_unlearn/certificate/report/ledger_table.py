@@ -56,7 +56,9 @@ def _row(entry: Entry, together: float | None) -> tuple[str, ...]:
 
 
 def _budget(ledger: Ledger) -> str:
-    made, releases = len(ledger.entries), ledger.entries[-1].releases
+    made, exact = len(ledger.noisy), len(ledger.entries) - len(ledger.noisy)
+    releases = ledger.noisy[-1].releases if made else None
+    also = f", {exact} retrained" if exact else ""
     if releases is None:
-        return f"{made} made, no number announced"
-    return f"{made} of {releases} announced releases made"
+        return f"{made} made, no number announced{also}"
+    return f"{made} of {releases} announced releases made{also}"

@@ -49,6 +49,20 @@ _ELSEWHERE = (
 )
 
 GRADES = {
+    Grade.EXACT: Explanation(
+        name="EXACT",
+        mark="\N{CHECK MARK}",
+        summary="The model was trained again without these samples, provided that what "
+        "the training's code uses besides the retained samples never depended on them.",
+        means="The released model is one that never saw the samples: it was trained "
+        "from a fresh start, by the code that trained the first one, on the retained "
+        "samples alone; the software let it draw no others. That the start, the "
+        "settings and the way samples are read and preprocessed were not made from the "
+        "forgotten samples is the word of whoever ran it.",
+        means_not=_ELSEWHERE,
+        tell="The model was trained again from the start without your data. Say as "
+        "well what happened to the other copies (box 6), the earlier model among them.",
+    ),
     Grade.CERTIFIED: Explanation(
         name="CERTIFIED",
         mark="\N{CHECK MARK}",
@@ -122,6 +136,8 @@ SOURCES = {
 }
 
 _BOUNDS = {
+    Bound.RETRAINED: "The model was trained again from a fresh start, by the same "
+    "code, on the retained samples alone.",
     Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
     "solved to its optimum on the retained samples alone, up to the tolerance in "
     "box 7.",
@@ -139,6 +155,8 @@ def explained(c: Certificate) -> Explanation:
     """The grade of a certificate in words: as strong as it is, with its premise."""
     grade = worth(c)
     plain = GRADES[grade]
+    if c.bound is Bound.RETRAINED:
+        return plain
     if grade is Grade.VACUOUS and not is_capped(c):
         return _worthless(c)
     if grade is Grade.CERTIFIED and c.public_parts:
@@ -273,6 +291,8 @@ def conditions(c: Certificate) -> tuple[str, ...]:
 def promise(c: Certificate) -> str | None:
     """What epsilon and delta say; None unless they say something."""
     if worth(c) not in (Grade.CERTIFIED, Grade.CONDITIONAL):
+        return None
+    if c.bound is Bound.RETRAINED:
         return None
     if c.epsilon is None or c.delta is None:
         return None

@@ -31,6 +31,11 @@ def headline(c: CertificateFields) -> str:
             f"VACUOUS: {_promise(c)} says nothing useful (vacuous{called}): "
             f"{why_vacuous(c)}, {taking(c)}"
         )
+    if grade is Grade.EXACT:
+        return (
+            f"{c.grade.name}: retrained by this tool on the retained samples alone, "
+            f"without {samples}: {_promise(c)}, {taking(c)}"
+        )
     name = f"{c.grade.name}, BUT WEAK" if strength is Level.WEAK else c.grade.name
     tested = ""
     if strength in (Level.MODERATE, Level.WEAK):
@@ -65,6 +70,12 @@ def _promise(c: CertificateFields) -> str:
 PREMISE = "how samples are read and preprocessed"
 
 
+#: What no program sees of a training that a user's code sets up.
+_START = (
+    "what the training's code uses besides the retained samples (its start, its "
+    "settings, and how samples are read and preprocessed)"
+)
+
 #: What is left of it once the data was rebuilt without the forgotten samples: that all
 #: rows are the same shows nothing if a scaler that was fitted on them was kept.
 _REST = (
@@ -73,14 +84,17 @@ _REST = (
 )
 
 
-def premise(ways_checked: bool) -> str:
+def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     """What a claim takes as public besides the public parts of the model."""
+    if bound is Bound.RETRAINED:
+        return _START
     return _REST if ways_checked else PREMISE
 
 
 def taking(c: CertificateFields) -> str:
     """The premise in words: what is taken as public, and was not checked."""
-    parts = ", ".join([premise(c.ways_checked), *(p.name for p in c.public_parts)])
+    first = premise(c.ways_checked, c.bound)
+    parts = ", ".join([first, *(p.name for p in c.public_parts)])
     checked = (
         " (the data was rebuilt by dataset_without(): every retained row is the same)"
     )
@@ -120,6 +134,7 @@ def _item(head: str, text: str) -> list[str]:
 def facts(c: CertificateFields) -> list[tuple[str, str]]:
     """The numbers of the claim, each with its name."""
     mechanism = {
+        Bound.RETRAINED: "trained on the retained samples alone",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
@@ -144,6 +159,9 @@ def _release(c: CertificateFields) -> str:
     text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
     if c.epsilon is None:
         return text
+    if c.bound is Bound.RETRAINED:
+        earlier = "; the earlier ones are what their own certificates say"
+        return text + (earlier if c.release > 1 else "")
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)

@@ -15,6 +15,8 @@ from lightning_unlearn.guarantee.tolerance import How, Tolerance
 
 #: What a release of each bound is compared with.
 REFERENCES = {
+    Bound.RETRAINED: "a model trained by the same code on the retained samples alone, "
+    "from the same kind of start, with fresh randomness: it is one",
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
@@ -63,6 +65,15 @@ TOLERANCES: dict[How, tuple[Origin, str]] = {
 
 #: Why a number is believed, word for word: for each bound what it rests on ...
 REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
+    Bound.RETRAINED: {
+        "drawn_besides": (
+            (
+                Origin.ENFORCED,
+                "samples besides the retained ones that the retraining could draw: its "
+                "dataset has no others, and its loader was read to have that dataset",
+            ),
+        ),
+    },
     Bound.STRONGLY_CONVEX: {
         "tolerance": tuple(TOLERANCES.values()),
         "strong_convexity": (
@@ -145,6 +156,14 @@ class Claim:
     bound: Bound = Bound.NO_BOUND
     constants: tuple[Constant, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def retrained_claim() -> Claim:
+    """Of a training whose loader drew from the retained samples and no others."""
+    return Claim(
+        bound=Bound.RETRAINED,
+        constants=(_constant(Bound.RETRAINED, "drawn_besides", 0.0),),
+    )
 
 
 def strongly_convex_claim(tolerance: Tolerance, l2: float) -> Claim:

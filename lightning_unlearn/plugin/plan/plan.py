@@ -1,6 +1,7 @@
 """What a request would do: resolved and validated, nothing changed yet."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.run.progress import ENDED, Display, DisplayObserver
 from lightning_unlearn.plugin.training import batch_norm
 from lightning_unlearn.plugin.training.outside import Outside
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.training.weight_decay import known_l2
 from lightning_unlearn.solvers.base import Solver
 from lightning_unlearn.solvers.observer import NOBODY, Observer
@@ -201,6 +203,23 @@ class Plan(PassContext, ABC):
     @abstractmethod
     def prepare(self) -> Prepared:
         """What can be computed before a request is known, over all retained samples."""
+
+    def rebuilt_entries(self) -> tuple[str, ...]:
+        """Of the state_dict: what is made anew besides the weights in scope."""
+        return self.outside.rebuilt_entries(self.module)
+
+    def record_after(self, record: TrainingRecord) -> TrainingRecord:
+        """What is known of the training, once the request is done."""
+        return record
+
+    def move_rest(self, callback: Any) -> Callable[[], None]:
+        """Move what is neither weight nor buffer; what puts it back is returned.
+
+        Args:
+            callback: Ours.
+        """
+        del callback
+        return lambda: None
 
     def check_possible(self, resume_from: Path | None) -> None:
         """Raise `StrategyError` if the strategy cannot carry this plan out."""

@@ -175,7 +175,7 @@ def commit(
         files = Files(done, save_to, file, secret, overwrite)
     named = dict(plan.module.named_buffers())
     moved = [*scope.parameters, *(named[name] for name in done.buffers)]
-    before = [t.detach().clone() for t in moved]
+    before, rest = [t.detach().clone() for t in moved], None
     try:
         with processes.together():
             files.prepare()
@@ -184,6 +184,7 @@ def commit(
         scope.assign(done.weights)
         for name, value in done.buffers.items():
             named[name].copy_(value)
+        rest = plan.move_rest(callback)
         callback.record = done.record
         with processes.together():
             if save_to is not None:
@@ -194,6 +195,8 @@ def commit(
         callback.committed(plan.module, plan.loader, kept)
     except BaseException:
         # Memory first: putting files back may fail too.
+        if rest is not None:
+            rest()
         callback.record, trainer.optimizers = record, trained
         with torch.no_grad():
             for t, old in zip(moved, before, strict=True):

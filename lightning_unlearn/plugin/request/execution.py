@@ -32,6 +32,7 @@ from lightning_unlearn.plugin.request.resolution import (
     usable_state,
 )
 from lightning_unlearn.plugin.request.result import UnlearningResult
+from lightning_unlearn.plugin.request.retraining import plan_of
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import progress
 from lightning_unlearn.plugin.run.progress import Display
@@ -88,6 +89,8 @@ class Execution:
             with context.strategy.gathered(context.module):
                 solved = self._solve(display)
             seconds = time.perf_counter() - start
+            if self.request.retrained is not None:
+                seconds += self.request.retrained.seconds
             display.stage("writing")
             deleted = self._commit(solved)
             # The model has moved: nothing may raise any more.
@@ -97,11 +100,15 @@ class Execution:
 
     def _solve(self, display: Display) -> _Solved:
         context, request = self.context, self.request
-        plan = resolve(context, request)
-        state = usable_state(context, plan)
-        check_agreement(context, plan)
-        refuse_loud_noise(plan)
-        plan = with_ways_checked(context, plan, state)
+        if request.retrained is not None:
+            plan, state = plan_of(context, request, request.retrained), None
+            check_agreement(context, plan)
+        else:
+            plan = resolve(context, request)
+            state = usable_state(context, plan)
+            check_agreement(context, plan)
+            refuse_loud_noise(plan)
+            plan = with_ways_checked(context, plan, state)
         copies = self._duplicates(plan)
         key = context.callback.record.ledger_key
         plan = solve_file.with_solve_file(plan, key, request.resume_from)
@@ -111,7 +118,8 @@ class Execution:
             plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
-        refuse_loud_noise(plan, step)
+        if request.retrained is None:
+            refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
         decided = self._decide(plan, step)
@@ -217,7 +225,7 @@ class Execution:
             plan.options.terms,
             Surroundings(
                 scope=plan.scope.entries,
-                rebuilt=plan.outside.rebuilt_entries(context.module),
+                rebuilt=plan.rebuilt_entries(),
                 n_forget=len(plan.chosen),
                 n_retain=len(plan.retained),
                 release=len(plan.ledger.entries) + 1,
@@ -255,6 +263,18 @@ class Execution:
         return Decided(
             weights, certificate, longer, after, buffers, own.old, own.leaves
         )
+
+
+# An object, for the same reasons as `stage._InEachProcess`.
+class Unlearn:
+    """The stage that carries out a request."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __call__(self, context: StageContext) -> UnlearningResult:
+        """Run it."""
+        return Execution(context, self.request).run()
 
 
 def _step(plan: Plan, state: BoundState | None) -> tuple[Step, PreparedHead | None]:

@@ -72,7 +72,7 @@ def after(
     # This request's own file is old at the next one; those known now stay known.
     saved = [] if save_to is None else [str(save_to)]
     return replace(
-        record,
+        plan.record_after(record),
         weights_digest=certificate.weights_digest,
         gradient_norm=None,
         n_train=len(dataset),

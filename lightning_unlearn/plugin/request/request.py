@@ -15,13 +15,14 @@ from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.files import checkpoint, journal, replacement
 from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.retrain.retrained import Retrained
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """See `unlearn`, which documents each."""
+    """See `unlearn`, which documents each; `retrained` is what a retraining left."""
 
     forget: Forget = ()
     by: str | None = None
@@ -31,6 +32,7 @@ class Request:
     resume_from: Path | None = None
     find_duplicates: bool = False
     evaluate: bool = False
+    retrained: Retrained | None = None
 
     def check(self, trainer: Trainer, ledger: Path | None) -> None:
         """Refuse what needs no model to be refused.

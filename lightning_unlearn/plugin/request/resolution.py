@@ -88,7 +88,7 @@ def resolve(
         loss, scope, head, module_l2 = _scope(context)
         drawn, chosen, chosen_one, outside = [], [], None, Outside((), ())
         with problems.noted():
-            drawn = _drawn(context)
+            drawn = drawn_in_training(context)
             check_same_data(dataset, record)
             if request is not None:
                 chosen = request.positions(context, record, drawn)
@@ -112,7 +112,7 @@ def resolve(
         with raising_in_all(context, scope):
             digest = state_digest(context.module.state_dict())
         with context.processes.together():
-            _check_newest(context, request, chosen, digest)
+            check_newest_known(context, request, chosen, digest)
             request.check_replaced(record, sorted(gone))
     return plan_for(
         scope,
@@ -214,7 +214,7 @@ def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
     return state
 
 
-def _check_newest(
+def check_newest_known(
     context: StageContext, request: Request, chosen: list[int], digest: str
 ) -> None:
     """No checkpoint that is known may have forgotten what this one would keep."""
@@ -230,7 +230,7 @@ def _check_newest(
     check_newest(files, record, chosen)
 
 
-def _drawn(context: StageContext) -> list[int]:
+def drawn_in_training(context: StageContext) -> list[int]:
     """Positions the training could draw: of its record, else of this loader.
 
     Raises:

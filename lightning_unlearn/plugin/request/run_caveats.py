@@ -2,6 +2,7 @@
 
 from torch.utils.data import WeightedRandomSampler
 
+from lightning_unlearn.guarantee.claims import Bound
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
@@ -69,6 +70,12 @@ def not_covered(
     return known
 
 
+_NO_FINGERPRINT = (
+    "the training samples have no fingerprint (random, or of types that cannot be "
+    "hashed): that the indices mean the same samples as in training is not checked"
+)
+
+
 def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
     """What the reader of the certificate must know of the training.
 
@@ -78,6 +85,8 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
         now: Digest of the weights the request begins with.
     """
     record, loader = context.callback.record, context.loader
+    if plan.claim().bound is Bound.RETRAINED:  # whatever the old training was
+        return () if record.fingerprint is not None else (_NO_FINGERPRINT,)
     found, l2 = [], plan.l2
     if plan.outside.rebuilt:
         found.append(
@@ -86,11 +95,7 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
             "with the old ones"
         )
     if record.fingerprint is None and record.n_train is not None:
-        found.append(
-            "the training samples have no fingerprint (random, or of types that "
-            "cannot be hashed): that the indices mean the same samples as in "
-            "training is not checked"
-        )
+        found.append(_NO_FINGERPRINT)
     if record.n_train is None:
         found.append(
             "no record of a training run: either it was made without this callback "

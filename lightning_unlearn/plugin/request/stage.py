@@ -198,6 +198,8 @@ def run_in_trainer(
         )
         if compat.is_spawning(trainer):
             result, weights, record = child_processes.unpack(trainer, result)
+            if changes_nothing:
+                return result
             put_back(model, weights)
             callback.take_result(record, model, given, datamodule)
             trainer_state.forget_training(trainer, model, result.checkpoint_path)

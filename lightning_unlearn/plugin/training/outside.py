@@ -156,13 +156,32 @@ def outside_of(
         for name, digest in now.items()
         if name not in changed and not is_number(name)
     }
+    origin = Origin.ASSUMED if before is None else Origin.ENFORCED
+    parts = public_parts(module, _without_keys(kept), origin)
+    if record.rows_changed is not None:
+        unscrubbed = [*unscrubbed, record.rows_changed]
+    if before is not None and not record.rows_compared:
+        parts = (*parts, _UNCOMPARED)
+    parts = (*parts, *map(_made, record.made_at_start))
+    return Outside(public_parts=parts, unscrubbed=tuple(unscrubbed), rebuilt=rebuilt)
+
+
+def public_parts(
+    module: nn.Module, digests: dict[str, str], origin: Origin = Origin.ENFORCED
+) -> tuple[PublicPart, ...]:
+    """What a certificate lists of entries that no training has changed.
+
+    Args:
+        module: The module.
+        digests: Of its entries, by name.
+        origin: Of what is known of them.
+    """
     backbones = public_backbones.backbones(module)
     groups: dict[str, list[tuple[str, str]]] = {}
-    for name, digest in _without_keys(kept).items():
+    for name, digest in digests.items():
         group = public_backbones.part_of(name, backbones)
         groups.setdefault(group, []).append((name, digest))
-    origin = Origin.ASSUMED if before is None else Origin.ENFORCED
-    parts = tuple(
+    return tuple(
         PublicPart(
             name=name,
             digest=entries_digest(entries),
@@ -172,12 +191,6 @@ def outside_of(
         )
         for name, entries in groups.items()
     )
-    if record.rows_changed is not None:
-        unscrubbed = [*unscrubbed, record.rows_changed]
-    if before is not None and not record.rows_compared:
-        parts = (*parts, _UNCOMPARED)
-    parts = (*parts, *map(_made, record.made_at_start))
-    return Outside(public_parts=parts, unscrubbed=tuple(unscrubbed), rebuilt=rebuilt)
 
 
 def _attribute(name: str) -> str:

@@ -52,6 +52,7 @@ class TrainingRecord:
         certificate: The last certificate as JSON, or None.
         whole: Whether all of this is known: a checkpoint to be served has no more than
             `public`.
+        retrains: Name of the retraining that this training is, or None.
     """
 
     n_train: int | None = None
@@ -80,6 +81,7 @@ class TrainingRecord:
     ledger: str = ""
     certificate: str | None = None
     whole: bool = True
+    retrains: str | None = None
 
     @property
     def retained(self) -> list[int]:
@@ -161,7 +163,7 @@ _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
-        "hyper_parameters",
+        *("hyper_parameters", "retrains"),
     }
 )
 

@@ -2,20 +2,19 @@
 
 import warnings
 from pathlib import Path
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
+from lightning_unlearn._base import validate
 from lightning_unlearn.plugin.data.forget_set import Forget
 from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule, pl
-from lightning_unlearn.plugin.request.execution import Execution
+from lightning_unlearn.plugin.request.execution import Unlearn
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.result import UnlearningResult
-from lightning_unlearn.plugin.request.stage import (
-    StageContext,
-    callback_of,
-    run_in_trainer,
-)
+from lightning_unlearn.plugin.request.stage import callback_of, run_in_trainer
 from lightning_unlearn.plugin.verbs.preflight import preflight
+from lightning_unlearn.plugin.verbs.retraining import retrain
 
 
 def unlearn(
@@ -33,6 +32,7 @@ def unlearn(
     find_duplicates: bool = False,
     evaluate: bool = False,
     overwrite: bool = False,
+    how: Literal["auto", "newton", "retrain"] = "auto",
 ) -> UnlearningResult:
     """Remove the influence of some training samples from the model.
 
@@ -61,7 +61,8 @@ def unlearn(
             that the Trainer, its callbacks and the record know of; the result lists
             them. Files that are not checkpoints of this training are left.
         resume_from: The callback's ``state_file`` of a request that was stopped: the
-            same request goes on from there.
+            same request goes on from there. Of a retraining: a checkpoint that its own
+            ModelCheckpoint wrote.
         by: What `forget` lists in place of positions: an attribute of the dataset with
             one value for each sample, such as ``user_id``; in a .csv or .json file
             also the column or key. An id that does not occur is an error. Ids are read
@@ -74,6 +75,10 @@ def unlearn(
             this model wrote, with its certificate, private file and receipts (hand
             these out first), and nothing else. Whatever stops the process, the old
             files are left or the new ones; the next request finishes what was begun.
+        how: "newton", a step from the model as it is; or "retrain": the model is made
+            anew without the samples by `UnlearningCallback(retrain=make_training)`,
+            grade ``exact``, whatever the network, in the time of a training. "auto" is
+            "newton": nothing is retrained unless it is asked for.
 
     Returns:
         The certificate, the solution, counts and seconds.
@@ -91,27 +96,19 @@ def unlearn(
         evaluate=evaluate,
         overwrite=overwrite,
     )
-    request.check(trainer, callback_of(trainer, model).options.ledger_path)
-    return run_in_trainer(
-        trainer,
-        _Unlearn(request),
-        model=model,
-        train_dataloaders=train_dataloaders,
-        datamodule=datamodule,
-        ckpt_path=ckpt_path,
-        weights_only=weights_only,
-    )
-
-
-# An object, for the same reasons as `stage._InEachProcess`.
-class _Unlearn:
-    """The stage of `unlearn`."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-
-    def __call__(self, context: StageContext) -> UnlearningResult:
-        return Execution(context, self.request).run()
+    validate.one_of(("auto", "newton", "retrain"), how=how)
+    options = callback_of(trainer, model).options
+    request.check(trainer, options.ledger_path)
+    where: dict[str, Any] = {
+        "model": model,
+        "train_dataloaders": train_dataloaders,
+        "datamodule": datamodule,
+        "ckpt_path": ckpt_path,
+        "weights_only": weights_only,
+    }
+    if how == "retrain":
+        return retrain(trainer, request, options.retrain, **where)
+    return run_in_trainer(trainer, Unlearn(request), **where)
 
 
 _unlearn, _preflight = unlearn, preflight

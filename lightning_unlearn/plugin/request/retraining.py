@@ -1,0 +1,144 @@
+"""A request that is answered by retraining: before it, and after it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_unlearn._base.problems import Problems
+from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.errors import ModelError, StrategyError
+from lightning_unlearn.plugin.mixin import hooks
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.resolution import (
+    check_newest_known,
+    drawn_in_training,
+    share_record,
+)
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.retrain.plan import RetrainPlan
+from lightning_unlearn.plugin.retrain.retrained import (
+    Job,
+    Retrained,
+    check_same_model,
+    trained_values,
+)
+from lightning_unlearn.plugin.run.strategies import Sharded
+from lightning_unlearn.plugin.training.other_callbacks import check_others
+from lightning_unlearn.plugin.training.outside import Outside
+from lightning_unlearn.plugin.training.training_record import check_same_data
+from lightning_unlearn.weights.digests import state_digest
+from lightning_unlearn.weights.objective import LossFunction
+from lightning_unlearn.weights.scope import Scope
+
+
+def asked_for(context: StageContext, request: Request) -> Job:
+    """What is to be retrained; all that can be refused before it is refused now.
+
+    Args:
+        context: The Trainer's run.
+        request: What is asked for.
+
+    Raises:
+        UnlearningError: If the request will be refused.
+    """
+    share_record(context)
+    record, options = context.callback.record, context.callback.options
+    dataset: Any = context.loader.dataset
+    problems, drawn, chosen = Problems(), list[int](), list[int]()
+    with context.processes.together():
+        options.check_paths(request.save_to, context.ckpt_path, request.resume_from)
+        with problems.noted():
+            drawn = drawn_in_training(context)
+            check_same_data(dataset, record)
+            chosen = request.positions(context, record, drawn)
+        with problems.noted():
+            check_others(context.trainer)
+        problems.check()
+    gone = {*chosen, *record.removed}
+    ledger = context.processes.first(lambda: _ledger(context))
+    with context.strategy.gathered(context.module):
+        digest = state_digest(context.module.state_dict())
+        trained = trained_values(context.module, record)
+    with context.processes.together():
+        check_newest_known(context, request, chosen, digest)
+        request.check_replaced(record, sorted(gone))
+    retained = [i for i in drawn if i not in gone]
+    return Job(
+        chosen=chosen,
+        removed=sorted(gone),
+        retained=retained,
+        n_train=len(dataset),
+        lineage=record.lineage,
+        ledger=ledger.head,
+        trained=trained,
+    )
+
+
+def plan_of(
+    context: StageContext, request: Request, retrained: Retrained
+) -> RetrainPlan:
+    """The plan that puts what was retrained in the place of the old model.
+
+    Args:
+        context: The Trainer's run.
+        request: As it was asked for.
+        retrained: What the retraining left.
+
+    Raises:
+        UnlearningError: If something else was done meanwhile, or it is another model.
+    """
+    job = asked_for(context, request)
+    retrained.job.check_same(job)
+    module = context.module
+    check_same_model(module, retrained)
+    if isinstance(context.strategy, Sharded):
+        raise StrategyError(
+            "expected whole weights for how='retrain', got shards "
+            "(curvature='central_difference'): leave curvature= at its default"
+        )
+    named = dict(module.named_parameters())
+    options = context.callback.options
+    return RetrainPlan(
+        retrained=retrained,
+        scope=Scope(module, [named[name] for name in retrained.scope]),
+        head=None,
+        guarantee=None,
+        trainer=context.trainer,
+        module=module,
+        options=replace(options, noise_std=None, noise_seed=None, releases=None),
+        loader=context.loader,
+        loss=_loss(context),
+        chosen=job.chosen,
+        removed=job.removed,
+        retained=job.retained,
+        outside=Outside(retrained.public_parts, ()),
+        ledger=context.processes.first(lambda: _ledger(context)),
+        l2=context.callback.record.l2 or 0.0,
+    )
+
+
+def _ledger(context: StageContext) -> ledgers.Ledger:
+    """The ledger so far, whatever budget is left: a retraining uses up nothing."""
+    file = context.callback.options.ledger_path
+    ledger = ledgers.Ledger.from_text(context.callback.record.ledger)
+    if file is not None:
+        ledgers.agree(ledger, ledgers.read(file))
+    return ledger
+
+
+def _loss(context: StageContext) -> LossFunction:
+    """That of the module, which need not have one: it is measured with it, no more."""
+    try:
+        return hooks(context.module)[0]
+    except ModelError as problem:
+        return _raising(problem)
+
+
+def _raising(problem: ModelError) -> Callable[[Any, int], Tensor]:
+    def loss(batch: Any, batch_idx: int) -> Tensor:
+        del batch, batch_idx
+        raise problem
+
+    return loss

@@ -1,0 +1,1 @@
+"""Exact retraining: the same code again, on the retained samples alone."""

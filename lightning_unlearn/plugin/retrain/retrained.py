@@ -1,0 +1,211 @@
+"""What a retraining is asked for, and what it leaves."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.errors import ModelError
+from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.training.outside import public_parts
+from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.plugin.training.trained_marks import value_digest
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.weights.scope import Scope
+
+
+@dataclass(frozen=True)
+class Job:
+    """A retraining that is to be done.
+
+    Args:
+        chosen: Positions that the request forgets.
+        removed: Those, and all that were forgotten before.
+        retained: All others that the training could draw.
+        n_train: Samples of the training dataset.
+        lineage: Of the old record.
+        ledger: Head of the ledger so far.
+        trained: Digests of the values that the old training has made.
+    """
+
+    chosen: list[int]
+    removed: list[int]
+    retained: list[int]
+    n_train: int
+    lineage: str
+    ledger: str
+    trained: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def token(self) -> str:
+        """Names it: the same request of the same model has the same one again."""
+        text = f"{self.lineage}|{self.ledger}|{self.n_train}|{sorted(self.removed)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_same(self, other: "Job") -> None:
+        """Raise `ModelError` if the request means something else by now."""
+        if self.token != other.token or self.retained != other.retained:
+            raise ModelError(
+                "expected the model and its requests to stay while it was retrained, "
+                "got another request that was done meanwhile: nothing was changed; ask "
+                "again"
+            )
+
+
+def trained_values(module: nn.Module, record: TrainingRecord) -> frozenset[str]:
+    """Digests of what a training has made of a module, by value.
+
+    Args:
+        module: That was trained.
+        record: Of the training. What did not change in it may be public.
+    """
+    before = record.outside or {}
+    now = outside_digests(module, ())
+    named = (*module.named_parameters(), *module.named_buffers())
+    return frozenset(
+        value_digest(t)
+        for name, t in named
+        if before.get(name) != now.get(name) and _telling(t)
+    )
+
+
+def _telling(tensor: Tensor) -> bool:
+    """Whether a value is no usual start, such as zeros or ones."""
+    if tensor.numel() < 2:
+        return False
+    flat = tensor.detach().reshape(-1)
+    return not bool((flat == flat[0]).all())
+
+
+def check_fresh(module: LightningModule, job: Job) -> None:
+    """Raise `ModelError` if a retraining starts from what the old training made.
+
+    Args:
+        module: About to be trained.
+        job: The retraining.
+    """
+    named = (*module.named_parameters(), *module.named_buffers())
+    found = [n for n, t in named if _telling(t) and value_digest(t) in job.trained]
+    if found:
+        raise ModelError(
+            "expected the retraining to start from weights that never saw the samples "
+            f"to be forgotten, got those of the old model in {', '.join(found[:3])}: "
+            "make_training must make a new module, and load nothing that was trained "
+            "on these samples"
+        )
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What a retraining has left.
+
+    Args:
+        job: It was asked for.
+        state: Every parameter and buffer by name, on the CPU.
+        record: Of its callback; positions are those of the retained samples.
+        scope: Names of the parameters that it trained.
+        rebuilt: Names of the buffers that it changed.
+        public_parts: All others: its start, which it left as it was.
+        steps: Optimizer steps.
+        seconds: How long it took.
+        module: That was trained, where it is in this process.
+    """
+
+    job: Job
+    state: dict[str, Tensor] = field(repr=False)
+    record: TrainingRecord = field(repr=False)
+    scope: tuple[str, ...]
+    rebuilt: tuple[str, ...]
+    public_parts: tuple[PublicPart, ...]
+    steps: int
+    seconds: float
+    module: LightningModule | None = field(default=None, repr=False)
+
+    def of_another_process(self) -> "Retrained":
+        """What can travel: the module stays where it is."""
+        return replace(self, module=None)
+
+    def record_after(self, old: TrainingRecord) -> TrainingRecord:
+        """The record of the retrained model, in the positions of the old dataset."""
+        job, own = self.job, self.record
+        drawn = own.drawn
+        found = job.retained if drawn is None else [job.retained[i] for i in drawn]
+        whole = len(found) + len(job.removed) == job.n_train
+        return replace(
+            own,
+            lineage=old.lineage,
+            ledger_key=old.ledger_key,
+            drawn=None if whole else found,
+            others_before=False,
+            retrains=None,
+        )
+
+
+def left_by(
+    module: LightningModule,
+    state: dict[str, Tensor],
+    record: TrainingRecord,
+    job: Job,
+    steps: int,
+    seconds: float,
+) -> Retrained:
+    """What a retraining has left, once it is done and its weights are whole.
+
+    Args:
+        module: That was trained, with `state` in it.
+        state: Its parameters and buffers.
+        record: Of its callback.
+        job: The retraining.
+        steps: Optimizer steps.
+        seconds: How long it took.
+    """
+    before = record.outside or {}
+    now = outside_digests(module, ())
+    named = dict(module.named_parameters())
+    scope = tuple(
+        name
+        for name, p in named.items()
+        if p.requires_grad or _moved(name, before, now)
+    )
+    buffers = dict(module.named_buffers())
+    rebuilt = tuple(name for name in buffers if _moved(name, before, now))
+    ours = {*scope, *rebuilt}
+    entries = {
+        *Scope(module, [named[n] for n in scope]).entries, *rebuilt,
+    }  # fmt: skip
+    rest = {
+        name: now[name]
+        for name in module.state_dict()
+        if name in now and name not in ours | entries and not _moved(name, before, now)
+    }
+    return Retrained(
+        job, state, record, scope, rebuilt, public_parts(module, rest),
+        steps, seconds, module,
+    )  # fmt: skip
+
+
+def _moved(name: str, before: dict[str, str], now: dict[str, str]) -> bool:
+    return before.get(name) != now.get(name)
+
+
+@torch.no_grad()
+def check_same_model(module: nn.Module, retrained: Retrained) -> None:
+    """Raise `ModelError` unless what was retrained fits into a model.
+
+    Args:
+        module: The user's.
+        retrained: What takes its place.
+    """
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    ours = {name: (tuple(t.shape), t.dtype) for name, t in held.items()}
+    new = {n: (tuple(t.shape), t.dtype) for n, t in retrained.state.items()}
+    other = sorted(n for n in {**ours, **new} if ours.get(n) != new.get(n))
+    if other:
+        name = other[0]
+        raise ModelError(
+            "expected make_training to make the same model as the one that is to be "
+            f"replaced, got {new.get(name, 'nothing')} in place of "
+            f"{ours.get(name, 'nothing')} for {name!r}: make it with the same settings"
+        )

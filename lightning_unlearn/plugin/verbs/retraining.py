@@ -1,0 +1,66 @@
+"""``trainer.unlearn(forget, how="retrain")``: exact, and as long as a training."""
+
+from dataclasses import replace
+from typing import Any
+
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin.lightning import pl
+from lightning_unlearn.plugin.request.execution import Unlearn
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.result import UnlearningResult
+from lightning_unlearn.plugin.request.retraining import asked_for
+from lightning_unlearn.plugin.request.stage import (
+    StageContext,
+    callback_of,
+    run_in_trainer,
+)
+from lightning_unlearn.plugin.retrain.retained import Retained
+from lightning_unlearn.plugin.retrain.retrained import Job
+from lightning_unlearn.plugin.retrain.training import MakeTraining, train_anew
+
+
+def retrain(
+    trainer: pl.Trainer,
+    request: Request,
+    make: MakeTraining | None,
+    **where: Any,
+) -> UnlearningResult:
+    """Answer a request by a training without the forgotten samples.
+
+    Args:
+        trainer: Of the request.
+        request: What is asked for.
+        make: Makes the training; None is refused.
+        where: ``model``, data, and checkpoint, as `unlearn` takes them.
+
+    Raises:
+        UnlearningError: If it is refused; the old model is as before.
+    """
+    if make is None:
+        raise SetupError(
+            "expected UnlearningCallback(retrain=make_training) for how='retrain', got "
+            "none: make_training(data) makes the Trainer, the module and its "
+            "DataLoader or DataModule anew, over the samples it is given, and returns "
+            "the three"
+        )
+    model = where["model"] or trainer.lightning_module
+    callback = callback_of(trainer, model)
+    job, dataset = run_in_trainer(
+        trainer, _AskedFor(request), **where, changes_nothing=True
+    )
+    made = make(Retained(dataset, job.retained, job.token))
+    old = (trainer, model, callback)
+    retrained = train_anew(made, job, old, request.resume_from)
+    done = replace(request, retrained=retrained, resume_from=None)
+    return run_in_trainer(trainer, Unlearn(done), **where)
+
+
+# An object, for the same reasons as `stage._InEachProcess`.
+class _AskedFor:
+    """The stage that says what is to be retrained; it changes nothing."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __call__(self, context: StageContext) -> tuple[Job, Any]:
+        return asked_for(context, self.request), context.loader.dataset
