@@ -5,8 +5,10 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
@@ -26,6 +28,7 @@ from lightning_unlearn.plugin.lightning import (
     Trainer,
     check_package,
 )
+from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.verbs.preflight import preflight
 from lightning_unlearn.plugin.verbs.unlearn import unlearn
 
@@ -147,6 +150,8 @@ class LightningCLI(_LightningCLI):
                 _check_report(
                     report, save_to, overwrite
                 )  # before the work, not after it
+            if options.get("how") == "retrain":
+                self._offer_training()
             result = unlearn(
                 self.trainer,
                 model=model,
@@ -181,6 +186,19 @@ class LightningCLI(_LightningCLI):
                     f"not: {problem}"
                 ) from problem
 
+    def _offer_training(self) -> None:
+        """Let the request train again what the config describes."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, UnlearningCallback):
+                own = callback.options.retrain or self._training_anew
+                callback.options = replace(callback.options, retrain=own)
+
+    def _training_anew(self, data: Retained) -> tuple[Trainer, LightningModule, Any]:
+        again = copy(self)
+        _LightningCLI.instantiate_classes(again)
+        data.load_in(again.datamodule or again.model)
+        return again.trainer, again.model, again.datamodule
+
     def preflight(self, model: LightningModule, forget: str, **options: Any) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
@@ -205,6 +223,7 @@ class _Verbs:
         find_duplicates: bool = False,
         report: str | None = None,
         overwrite: bool = False,
+        how: Literal["auto", "newton", "retrain"] = "auto",
     ) -> None:
         """Remove the influence of some training samples from the model.
 
@@ -219,12 +238,15 @@ class _Verbs:
             ckpt_path: Checkpoint of the trained model.
             weights_only: Passed to torch.load for the checkpoint.
             delete_stale: Delete the older checkpoints of this training afterwards.
-            resume_from: The callback's state_file of a request that was stopped.
+            resume_from: The callback's state_file of a request that was stopped; of a
+                retraining, a checkpoint that it wrote.
             find_duplicates: Report exact copies of forgotten samples that stay.
             report: New .html file for an internal report, with accuracy before and
                 after; lightning-unlearn report makes a public one.
             overwrite: Replace the clean checkpoint that an earlier request of this
                 model wrote, with what belongs to it, and an earlier report.
+            how: newton, a step from the model as it is (auto is the same); or retrain:
+                what the config describes is trained anew on the retained samples.
         """
 
     def preflight(

@@ -17,14 +17,14 @@ from lightning_unlearn.weights.precision import full_float32
 from lightning_unlearn.weights.scope import Scope
 
 
-def _held(module: nn.Module) -> dict[str, Tensor]:
+def held(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, whatever ``state_dict`` leaves out."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and buffers, for `put_back`."""
-    return {name: t.detach().clone() for name, t in _held(module).items()}
+    return {name: t.detach().clone() for name, t in held(module).items()}
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def put_back(module: nn.Module, before: Mapping[str, Tensor]) -> None:
 
     A buffer may have another length since: a list that a checkpoint brought.
     """
-    for name, tensor in _held(module).items():
+    for name, tensor in held(module).items():
         if name in before and not before[name].is_meta:
             old = before[name]
             if not isinstance(tensor, DTensor) and tensor.shape != old.shape:
@@ -119,7 +119,7 @@ def check_ordinary(module: nn.Module) -> None:
     Args:
         module: Before a training, or a request.
     """
-    for name, tensor in _held(module).items():
+    for name, tensor in held(module).items():
         if is_lazy(tensor):
             raise ModelError(
                 f"expected weights that have a size, got {name!r} of a lazy layer that "

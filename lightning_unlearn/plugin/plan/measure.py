@@ -18,7 +18,7 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.step.head.inputs import split_batch
 from lightning_unlearn.step.head.reading.keywords import call, known_keywords
-from lightning_unlearn.weights.passes import passes
+from lightning_unlearn.weights.passes import held, passes
 from lightning_unlearn.weights.scope import Vector
 
 Samples = dict[str, tuple[DataLoader, list[int]]]
@@ -149,7 +149,7 @@ def _everywhere(
     with passes(plan.module, plan.scope, plan.dtype):
         if weights is not None:
             plan.scope.assign(weights)
-        named = dict(plan.module.named_buffers())
+        named = held(plan.module)
         for name, value in buffers.items():
             named[name].copy_(value)
         return {

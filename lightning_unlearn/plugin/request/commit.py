@@ -29,6 +29,8 @@ from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.weights.dtensors import sharded_as
+from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -173,7 +175,7 @@ def commit(
     files = Files(done, None, None, [])
     if mine:
         files = Files(done, save_to, file, secret, overwrite)
-    named = dict(plan.module.named_buffers())
+    named = held(plan.module)
     moved = [*scope.parameters, *(named[name] for name in done.buffers)]
     before, rest = [t.detach().clone() for t in moved], None
     try:
@@ -183,7 +185,7 @@ def commit(
                 fresh = plan.strategy.fresh_optimizers()
         scope.assign(done.weights)
         for name, value in done.buffers.items():
-            named[name].copy_(value)
+            named[name].copy_(sharded_as(named[name], value))
         rest = plan.move_rest(callback)
         callback.record = done.record
         with processes.together():

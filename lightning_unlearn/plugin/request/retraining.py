@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Subset
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
@@ -14,7 +15,6 @@ from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     check_newest_known,
     drawn_in_training,
-    share_record,
 )
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.plan import RetrainPlan
@@ -37,18 +37,17 @@ def asked_for(context: StageContext, request: Request) -> Job:
     """What is to be retrained; all that can be refused before it is refused now.
 
     Args:
-        context: The Trainer's run.
+        context: The Trainer's run; its module is gathered.
         request: What is asked for.
 
     Raises:
         UnlearningError: If the request will be refused.
     """
-    share_record(context)
     record, options = context.callback.record, context.callback.options
     dataset: Any = context.loader.dataset
     problems, drawn, chosen = Problems(), list[int](), list[int]()
     with context.processes.together():
-        options.check_paths(request.save_to, context.ckpt_path, request.resume_from)
+        options.check_paths(request.save_to, context.ckpt_path, None)
         with problems.noted():
             drawn = drawn_in_training(context)
             check_same_data(dataset, record)
@@ -58,9 +57,8 @@ def asked_for(context: StageContext, request: Request) -> Job:
         problems.check()
     gone = {*chosen, *record.removed}
     ledger = context.processes.first(lambda: _ledger(context))
-    with context.strategy.gathered(context.module):
-        digest = state_digest(context.module.state_dict())
-        trained = trained_values(context.module, record)
+    digest = state_digest(context.module.state_dict())
+    trained = trained_values(context.module, record)
     with context.processes.together():
         check_newest_known(context, request, chosen, digest)
         request.check_replaced(record, sorted(gone))
@@ -89,7 +87,9 @@ def plan_of(
     Raises:
         UnlearningError: If something else was done meanwhile, or it is another model.
     """
-    job = asked_for(context, request)
+    dataset: Any = context.loader.dataset
+    same = Subset(dataset, retrained.job.chosen)  # what was meant is known by now
+    job = asked_for(context, replace(request, forget=same, by=None))
     retrained.job.check_same(job)
     module = context.module
     check_same_model(module, retrained)

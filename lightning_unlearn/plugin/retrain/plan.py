@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.solvers.base import Solution, Status
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.step import Step
+from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -57,11 +58,14 @@ class RetrainPlan(Plan):
         raise self._nothing_to_prepare()
 
     def rebuilt_statistics(self, weights: Vector) -> dict[str, Tensor]:
-        """See `Plan`: every buffer, as the retraining left it."""
+        """See `Plan`: buffers, and what was frozen, as the retraining has them."""
         del weights
-        buffers = dict(self.module.named_buffers())
-        state = self.retrained.state
-        return {name: state[name].to(b.device) for name, b in buffers.items()}
+        state, moved = self.retrained.state, {*self.scope.names}
+        return {
+            name: state[name].to(t.device)
+            for name, t in held(self.module).items()
+            if name not in moved
+        }
 
     def rebuilt_entries(self) -> tuple[str, ...]:
         """See `Plan`."""

@@ -13,6 +13,7 @@ from lightning_unlearn.plugin.training.outside import public_parts
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.plugin.training.trained_marks import value_digest
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Scope
 
 
@@ -63,10 +64,9 @@ def trained_values(module: nn.Module, record: TrainingRecord) -> frozenset[str]:
     """
     before = record.outside or {}
     now = outside_digests(module, ())
-    named = (*module.named_parameters(), *module.named_buffers())
     return frozenset(
         value_digest(t)
-        for name, t in named
+        for name, t in held(module).items()
         if before.get(name) != now.get(name) and _telling(t)
     )
 
@@ -86,8 +86,8 @@ def check_fresh(module: LightningModule, job: Job) -> None:
         module: About to be trained.
         job: The retraining.
     """
-    named = (*module.named_parameters(), *module.named_buffers())
-    found = [n for n, t in named if _telling(t) and value_digest(t) in job.trained]
+    start = {n: value_digest(t) for n, t in held(module).items() if _telling(t)}
+    found = [name for name, digest in start.items() if digest in job.trained]
     if found:
         raise ModelError(
             "expected the retraining to start from weights that never saw the samples "
@@ -140,6 +140,7 @@ class Retrained:
             drawn=None if whole else found,
             others_before=False,
             retrains=None,
+            steps=0,
         )
 
 
@@ -148,7 +149,6 @@ def left_by(
     state: dict[str, Tensor],
     record: TrainingRecord,
     job: Job,
-    steps: int,
     seconds: float,
 ) -> Retrained:
     """What a retraining has left, once it is done and its weights are whole.
@@ -158,7 +158,6 @@ def left_by(
         state: Its parameters and buffers.
         record: Of its callback.
         job: The retraining.
-        steps: Optimizer steps.
         seconds: How long it took.
     """
     before = record.outside or {}
@@ -182,7 +181,7 @@ def left_by(
     }
     return Retrained(
         job, state, record, scope, rebuilt, public_parts(module, rest),
-        steps, seconds, module,
+        record.steps, seconds, module,
     )  # fmt: skip
 
 
@@ -198,8 +197,7 @@ def check_same_model(module: nn.Module, retrained: Retrained) -> None:
         module: The user's.
         retrained: What takes its place.
     """
-    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    ours = {name: (tuple(t.shape), t.dtype) for name, t in held.items()}
+    ours = {name: (tuple(t.shape), t.dtype) for name, t in held(module).items()}
     new = {n: (tuple(t.shape), t.dtype) for n, t in retrained.state.items()}
     other = sorted(n for n in {**ours, **new} if ours.get(n) != new.get(n))
     if other:

@@ -58,6 +58,7 @@ class _Watch(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_given(trainer.train_dataloader, self.job.token)
+        self.callback.record.steps = trainer.global_step
         if compat.is_spawning(trainer):
             return  # Lightning brings the weights back
         with strategies.adapter(trainer).gathered(pl_module):
@@ -102,11 +103,11 @@ def train_anew(
         raise KeyboardInterrupt
     callback.take_sent_record(trainer)
     record = callback.record
-    _check_record(record, job, trainer.global_step)
+    _check_record(record, job)
     state = watch.state
     if state is None:  # of processes that are gone
         state = _on_cpu(module)
-    return left_by(module, state, record, job, trainer.global_step, seconds)
+    return left_by(module, state, record, job, seconds)
 
 
 def _on_cpu(module: LightningModule) -> dict[str, Tensor]:
@@ -123,7 +124,9 @@ def _checked(
             f"DataModule), got {type(made).__name__}: return them, and do not fit them"
         )
     trainer, module, data = made
-    check_package(trainer, module, data)
+    check_package(
+        trainer, module, data if isinstance(data, LightningDataModule) else None
+    )
     if not (isinstance(trainer, pl.Trainer) and isinstance(module, LightningModule)):
         raise ArgumentError(
             "expected make_training to return (Trainer, module, DataLoader or "
@@ -189,7 +192,7 @@ def _check_checkpoint(path: Path, job: Job) -> None:
         )
 
 
-def _check_record(record: TrainingRecord, job: Job, steps: int) -> None:
+def _check_record(record: TrainingRecord, job: Job) -> None:
     """Raise unless the callback saw the whole of a retraining."""
     if record.retrains != job.token or record.outside is None:
         raise ModelError(
@@ -198,7 +201,7 @@ def _check_record(record: TrainingRecord, job: Job, steps: int) -> None:
         )
     if record.drawn_problem is not None:
         raise DataError(record.drawn_problem)
-    if steps < 1:
+    if record.steps < 1:
         raise ModelError(
             "expected a retraining of at least one step, got none: look at max_epochs, "
             "max_steps and limit_train_batches"

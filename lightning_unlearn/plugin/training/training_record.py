@@ -53,6 +53,7 @@ class TrainingRecord:
         whole: Whether all of this is known: a checkpoint to be served has no more than
             `public`.
         retrains: Name of the retraining that this training is, or None.
+        steps: Optimizer steps when a retraining ended.
     """
 
     n_train: int | None = None
@@ -82,6 +83,7 @@ class TrainingRecord:
     certificate: str | None = None
     whole: bool = True
     retrains: str | None = None
+    steps: int = 0
 
     @property
     def retained(self) -> list[int]:
@@ -163,7 +165,7 @@ _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
-        *("hyper_parameters", "retrains"),
+        *("hyper_parameters", "retrains", "steps"),
     }
 )
 

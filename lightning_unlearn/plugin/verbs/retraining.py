@@ -7,6 +7,7 @@ from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.lightning import pl
 from lightning_unlearn.plugin.request.execution import Unlearn
 from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.resolution import share_record
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.retraining import asked_for
 from lightning_unlearn.plugin.request.stage import (
@@ -63,4 +64,6 @@ class _AskedFor:
         self.request = request
 
     def __call__(self, context: StageContext) -> tuple[Job, Any]:
-        return asked_for(context, self.request), context.loader.dataset
+        share_record(context)
+        with context.strategy.gathered(context.module):
+            return asked_for(context, self.request), context.loader.dataset

@@ -44,6 +44,7 @@ class Job:
         vectors: Take the gradient and a product in place of a request.
         again: Options of a Trainer that trains on after the request.
         resume: From its checkpoint.
+        how: To answer the request.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Job:
     vectors: bool = False
     again: dict | None = None
     resume: bool = False
+    how: str = "auto"
 
 
 def start(folder, **job):
@@ -111,7 +113,7 @@ def request(job, folder, own, callback, net, data):
         forget = [int(os.environ.get("LOCAL_RANK", 0))]
     result = own.unlearn(
         forget, model=net, train_dataloaders=data, save_to=clean,
-        ckpt_path=job.ckpt_path,
+        ckpt_path=job.ckpt_path, how=job.how,
     )  # fmt: skip
     told = {
         "certificate": result.certificate.to_json(),
@@ -131,9 +133,15 @@ def request(job, folder, own, callback, net, data):
 def main(folder):
     job = Job(**json.loads((folder / "job.json").read_text()))
     torch.set_num_threads(1)
-    callback = UnlearningCallback(ledger=folder / "ledger.jsonl", **job.callback)
-    own = make_trainer(callback, **job.trainer)
     fsdp = str(job.trainer.get("strategy")).startswith("fsdp2")
+
+    def make(data):
+        anew = make_trainer(UnlearningCallback(), **job.trainer)
+        return anew, model(job.model, fsdp), loader(data)
+
+    ledger = folder / "ledger.jsonl"
+    callback = UnlearningCallback(ledger=ledger, retrain=make, **job.callback)
+    own = make_trainer(callback, **job.trainer)
     net, data = model(job.model, fsdp), loader(dataset(job.model, job.n))
     if job.public is not None:
         train_in_public(job, callback, net, data)

@@ -111,6 +111,25 @@ def test_certified_in_two_processes_with_one_noise(strategy, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("strategy", "name"),
+    [("ddp", "normed"), ("ddp_spawn", "normed"), ("fsdp2-file", "mlp")],
+)
+def test_retrained_in_two_processes(strategy, name, tmp_path):
+    told = done(
+        tmp_path / "two", model=name, fit=True, how="retrain",
+        trainer=TWO | {"strategy": strategy, "max_epochs": 1},
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    certificate.verify()
+    assert certificate.grade is Grade.EXACT
+    assert len({t["state"] for t in told}) == 1
+    state = saved(tmp_path / "two")["state_dict"]
+    assert state_digest(state) == certificate.weights_digest == told[0]["state"]
+    assert told[0]["record"]["removed"] == [3, 100]
+    assert ("net.1.running_mean" in certificate.rebuilt) == (name == "normed")
+
+
+@pytest.mark.parametrize(
     ("strategy", "again"),
     [
         ("ddp", {"devices": 2, "strategy": "ddp"}),
