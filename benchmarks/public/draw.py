@@ -158,7 +158,8 @@ def _reset(known):
         "(post-processing): a certified reset, then retraining. At epsilon 1, from a "
         "ball so small that the noisy weights have the size of a new network's, and "
         f"with 20 epochs of Adam, that gives {cell['accuracy']:.1f}%; the same epochs "
-        f"from a new network {cell['from_new']:.1f}% (one run each; {cell['machine']})."
+        f"from a new network {cell['from_new']:.1f}% (one run each, by `run.py "
+        f"--only 'resnet | 1 | reset'`; {cell['machine']})."
         " The noise has reset the public weights too. Fine-tuning them again on what "
         "is left keeps them and needs no epsilon: the last two rows above."
     )
