@@ -44,7 +44,7 @@ def deviations(s: Setting, missing: list[str]) -> list[str]:
             "shared."
         )
     if missing:
-        lines.append(f"Not run here, or not with every seed: {', '.join(missing)}.")
+        lines.append(f"Not run here, or not with every seed: {'; '.join(missing)}.")
     lines.append(
         "Not measured: attacks and scores over populations of models (U-LiRA, KLOM, "
         "forgetting quality); three seeds with three forget sets are no population."

@@ -82,6 +82,7 @@ def text(found: Found, shown: dict[str, str]) -> str:
         + f" from paper-{s.model}.json, which has every number by seed. Seeds {seeds}; "
         "mean ± standard deviation over them.",
         "Measured: " + "; ".join(found["machine"]) + ".",
+        *found.get("notes", []),
         "## What the numbers show",
         "\n".join(f"* {line}" for line in findings(found)),
         "## What differs from the paper",

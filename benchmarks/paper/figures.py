@@ -93,7 +93,11 @@ def _f1(found: Found) -> Any:
 
 
 def _time(found: Found) -> Any:
-    names = _names(found, "d")
+    names = [
+        n
+        for n in _names(found, "d")
+        if not any(r.get("shared") for r in _all(found, n, "d"))
+    ]
     if not names:
         return None
     both = [_mean([r["seconds"] for r in _all(found, n, "d")]) for n in names]

@@ -5,6 +5,8 @@ from typing import Any
 
 Found = dict[str, Any]
 STEP, LISSA = "Newton step", "LiSSA, the paper's"
+RESET = "certified reset, then retraining"
+STEP_RESET = "step, epsilon 1, then retraining"
 
 
 class Numbers:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from means import RESET, STEP_RESET
 from models import adam, loader, loss
 from settings import DELTA, EPSILON, HAND_NOISE
 from torch import nn
@@ -27,6 +28,7 @@ def rows() -> dict[str, Row]:
     for std in HAND_NOISE:
         ways[f"step + noise {std:g} by hand"] = _noisy_step(std)
     ways["step, epsilon 1"] = certified_step
+    ways[STEP_RESET] = step_and_retraining
     ways["LiSSA, the paper's"] = lissa
     return ways
 
@@ -109,6 +111,16 @@ def certified_step(world: World) -> tuple[nn.Module, dict]:
     return _step(epsilon=EPSILON, delta=DELTA, **soon)(world)
 
 
+def step_and_retraining(world: World) -> tuple[nn.Module, dict]:
+    """The same, and then as many epochs as a retraining has: post-processing."""
+    net, found = certified_step(world)
+    batches, epochs = _loader(world.retain_set), world.setting.epochs
+    torch.manual_seed(world.seed)
+    done = evaluation.fine_tune(net, loss, batches, epochs=epochs, optimizer=adam)
+    found |= {"seconds": found["seconds"] + done.seconds}
+    return net.eval(), found
+
+
 def lissa(world: World) -> tuple[nn.Module, dict]:
     """The published settings: scale 1,000, damping 0.01, whatever the residual."""
     runs, steps = world.setting.lissa
@@ -159,19 +171,35 @@ def neg_grad_plus(world: World) -> tuple[nn.Module, dict]:
 
 def noisy_fine_tuning(world: World) -> tuple[nn.Module, dict]:
     """Koloskova et al. 2025: passes over all retained samples, from a ball of 1."""
+    batches = loader(world.retain_set, world.setting.batch_size)
+    steps = 20 if world.setting.one_solve else 200
+    return _noisy_fine_tuning(world, batches, 1.0, steps)
+
+
+def reset_and_retraining(world: World) -> tuple[nn.Module, dict]:
+    """The same, and then as many epochs without noise as a retraining has.
+
+    From a ball so small that the noisy weights have the size of a new network's.
+    """
+    again = {"fine_tune_epochs": world.setting.epochs, "optimizer": adam}
+    return _noisy_fine_tuning(world, _loader(world.retain_set), 3e-3, 20, **again)
+
+
+def _noisy_fine_tuning(world: World, batches, radius: float, steps: int, **again):
     return _baseline(
         world,
         lambda net: evaluation.noisy_fine_tune(
             net,
             loss,
-            loader(world.retain_set, world.setting.batch_size),
+            batches,
             epsilon=EPSILON,
             delta=DELTA,
-            max_norm=1.0,
-            gradient_norm=1.0,
+            max_norm=radius,
+            gradient_norm=radius,
             l2=5e-4,
             lr=0.1,
-            steps=20 if world.setting.one_solve else 200,
+            steps=steps,
+            **again,
         ),
     )
 
@@ -182,6 +210,7 @@ BASELINES: dict[str, tuple[str, Row]] = {
     "gradient ascent": ("gradient_ascent", gradient_ascent),
     "NegGrad+": ("neg_grad_plus", neg_grad_plus),
     "noisy fine-tuning, epsilon 1": ("noisy_fine_tune", noisy_fine_tuning),
+    RESET: ("noisy_fine_tune", reset_and_retraining),
 }
 
 

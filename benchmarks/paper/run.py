@@ -50,6 +50,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=1)
     add("--quick", action="store_true", help="few samples: only tries the code")
+    add("--shared", action="store_true",
+        help="other work runs beside: seconds are compared with nothing")  # fmt: skip
     add("--rows", nargs="*", help="only these rows, by the start of their names")
     add("--time-limit", type=float, help="seconds after which no new row is begun")
     add("--cache", type=Path, default=RESULTS / "paper-cache")
@@ -98,6 +100,7 @@ def run_seed(seed: int, options, setting: Setting, cache: Cache, parts, late) ->
         kept = cache.read(seed, name) | {part: {} for part in missing}
         kept |= {} if net is None else measured(world, net, missing)
         kept["d"] = found | {"measuring": time.perf_counter() - begin}
+        kept["d"] |= {"shared": True} if options.shared else {}
         kept["machine"] = stamp(options.device)
         cache.write(seed, name, kept)
         say(seed, name, kept["d"])

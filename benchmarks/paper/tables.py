@@ -84,12 +84,13 @@ def time(found: Found) -> list[str]:
             for s in found["seeds"].values()
             if name in s["rows"] and "retrained" in s["rows"]
         ]
+        alone = not values(found, name, "d", "shared")
         grades = sorted({str(g) for g in values(found, name, "d", "grade")})
         refused = len(values(found, name, "d", "refused"))
         grades += [f"refused with {refused} seeds"] if refused else []
         return [
             spread((a for a, _ in own), 2),
-            spread((b / a for a, b in own), 1),
+            spread((b / a for a, b in own), 1) if alone else "with other work",
             spread(values(found, name, "d", "passes"), 1),
             ", ".join(grades),
         ]

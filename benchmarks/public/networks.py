@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from world import DELTA, N_CLASSES, accuracy
 
 from lightning_unlearn.errors import ModelError
-from lightning_unlearn.evaluation import noisy_fine_tune
+from lightning_unlearn.evaluation import fine_tune, noisy_fine_tune
 
 _BATCH, _EPOCHS, _LR = 64, 20, 0.1  # chosen on the tuning group
 
@@ -64,27 +64,76 @@ def noisy(model, dataset: TensorDataset, test: TensorDataset, width, epsilon):
     Batch normalisation is folded into the convolutions: its statistics would get no
     noise.
     """
-    net = nn.Sequential(_folded(copy.deepcopy(model)), nn.Linear(width, N_CLASSES))
-    net.requires_grad_(True)
     try:
-        noisy_fine_tune(
-            net,
-            lambda m, batch: F.cross_entropy(m(batch[0]), batch[1]),
-            DataLoader(dataset, 250),
-            epsilon=epsilon,
-            delta=DELTA,
-            max_norm=1.0,
-            gradient_norm=1.0,
-            l2=5e-4,
-            lr=0.1,
-            steps=20,
-        )
+        net, _ = _noisy(model, DataLoader(dataset, 250), width, epsilon, radius=1.0)
     except ModelError as error:
         if "finite" not in str(error):
             raise
         return None
-    with torch.no_grad():
-        return accuracy(net(test.tensors[0]), test.tensors[1])
+    return _accuracy(net, test)
+
+
+def reset(model, dataset: TensorDataset, test: TensorDataset, width, epsilon, seed):
+    """(accuracy in percent, seconds): the same, then epochs without noise by Adam.
+
+    From a ball so small that the noisy weights have the size of a new network's.
+    """
+    torch.manual_seed(seed)
+    net, seconds = _noisy(
+        model,
+        DataLoader(dataset, _BATCH, shuffle=True),
+        width,
+        epsilon,
+        radius=1.3e-3,
+        fine_tune_epochs=_EPOCHS,
+        optimizer=_adam,
+    )
+    return _accuracy(net, test), seconds
+
+
+def from_new(model, dataset: TensorDataset, test: TensorDataset, width, seed):
+    """(accuracy in percent, seconds): those epochs from weights as torch makes them."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(_folded(copy.deepcopy(model)), nn.Linear(width, N_CLASSES))
+    net.requires_grad_(True)
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.reset_parameters()
+    batches = DataLoader(dataset, _BATCH, shuffle=True)
+    done = fine_tune(net, _loss, batches, epochs=_EPOCHS, optimizer=_adam)
+    return _accuracy(net, test), done.seconds
+
+
+def _adam(parameters):
+    return torch.optim.Adam(parameters, 1e-3)
+
+
+def _loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _noisy(model, batches, width, epsilon, radius, **again):
+    net = nn.Sequential(_folded(copy.deepcopy(model)), nn.Linear(width, N_CLASSES))
+    net.requires_grad_(True)
+    done = noisy_fine_tune(
+        net,
+        _loss,
+        batches,
+        epsilon=epsilon,
+        delta=DELTA,
+        max_norm=radius,
+        gradient_norm=radius,
+        l2=5e-4,
+        lr=0.1,
+        steps=20,
+        **again,
+    )
+    return net, done.seconds
+
+
+@torch.no_grad()
+def _accuracy(net, test):
+    return accuracy(net.eval()(test.tensors[0]), test.tensors[1])
 
 
 def _folded(model):

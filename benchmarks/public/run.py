@@ -23,9 +23,10 @@ from torch.utils.data import TensorDataset
 sys.path.insert(0, str(Path(__file__).parent))
 import world
 from auditing import audited
+from common import machine
 from draw import publish_all
 from heads import Kind, curve, distances, request, solved
-from networks import fine_tuned, noisy
+from networks import fine_tuned, from_new, noisy, reset
 
 FILE = world.ROOT / "results" / "public-backbone.json"
 SEVERAL = Kind()
@@ -109,6 +110,15 @@ def noisy_cell(model, group):
     return {str(e): noisy(model(), *data, 64, e) for e in (1.0, 10.0, 100.0)}
 
 
+def reset_cell(model, group):
+    """The same at epsilon 1, then fine-tuning without noise, as its authors do."""
+    accuracy, seconds = reset(model(), *retained(group), 64, 1.0, group)
+    found = {"accuracy": accuracy, "seconds": seconds}
+    accuracy, seconds = from_new(model(), *retained(group), 64, group)
+    found |= {"from_new": accuracy, "seconds_from_new": seconds}
+    return {**found, "machine": machine()}
+
+
 def timing_cell(model, group):
     """Requests, and fine-tuning on what is left, with nothing else at work."""
     found = {name: [] for name in ("several depths", ALONE, VIEWED)}
@@ -157,6 +167,7 @@ def cells():
         yield from network_cells("resnet", world.resnet20, 64, group)
     yield "resnet | 1 | audit", partial(audit_cell, world.resnet20, 1)
     yield "resnet | 1 | noisy", partial(noisy_cell, world.resnet20, 1)
+    yield "resnet | 1 | reset", partial(reset_cell, world.resnet20, 1)
     yield "resnet | 1 | timing", partial(timing_cell, world.resnet20, 1)
     for group in world.GROUPS[:2]:
         yield from head_cells("cnn", world.plain_cnn, CNN, group)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn._base import validate
-from lightning_unlearn.errors import ArgumentError, ModelError
+from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation.baselines import training
 from lightning_unlearn.evaluation.baselines.noisy_accountant import (
     noisy_fine_tuning_noise_std,
 )
-from lightning_unlearn.evaluation.baselines.simple import Baseline
-from lightning_unlearn.evaluation.baselines.training import Loss
+from lightning_unlearn.evaluation.baselines.simple import Baseline, fine_tune
+from lightning_unlearn.evaluation.baselines.training import Loss, Optimizer
 from lightning_unlearn.step.noise import add_noise
 
 _NAME = "noisy_fine_tune"
@@ -24,6 +24,11 @@ _CLAIMED = (
     "assumption on the loss (Koloskova et al. 2025; exact arithmetic). No certificate "
     "of this package; nothing of weights seen between the steps, nor of choices made "
     "with the forgotten samples in sight"
+)
+_AFTERWARDS = (
+    "; then {epochs} epochs of plain training on the retained samples: post-processing "
+    "of the noisy weights, so the same epsilon. Together a certified reset, then "
+    "retraining"
 )
 _BY_HAND = (
     "no certificate: the noise came from a generator, so it can be drawn again and "
@@ -60,28 +65,6 @@ def _lengths(batch: Any) -> Iterator[int]:
     if isinstance(batch, (list, tuple)):
         for part in batch:
             yield from _lengths(part)
-
-
-def _refuse(model: nn.Module) -> None:
-    """What is not noised would be released as it was trained."""
-    frozen = [
-        name
-        for name, p in model.named_parameters()
-        if not (p.requires_grad and p.is_floating_point())
-    ]
-    buffers = [
-        name
-        for name, b in model.named_buffers()
-        if b.is_floating_point() or b.is_complex()
-    ]
-    for kind, names in (("frozen or complex parameters", frozen), ("buffers", buffers)):
-        if names:
-            raise ModelError(
-                f"{_NAME}: expected a model of trained real weights only, got {kind} "
-                f"{', '.join(names[:3])} ({len(names)} in all): they get no noise and "
-                "may know the forgotten samples; train all, or pass as the model the "
-                "part that is all trained"
-            )
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
@@ -140,16 +123,25 @@ def noisy_fine_tune(
     steps: int,
     count: Callable[[Any], int] = leading_dimension,
     generator: torch.Generator | None = None,
+    fine_tune_epochs: int = 0,
+    optimizer: Optimizer | None = None,
 ) -> Baseline:
     """Scale the weights down, then take clipped steps on the retained samples, noisily.
 
-    Koloskova et al., ICML 2025, by gradient clipping; the accountant is that of
-    `lightning_unlearn.certificate.noisy_fine_tuning`. What it claims it claims of every
-    start, so it cannot keep what the model knew (the no-benefit lemma of
-    docs/theory.md): expect the accuracy of training anew with this noise. More than
-    about ``max_norm / (lr * gradient_norm)`` steps do not lower the noise, but may
-    train the model further. Its claim is no certificate of this package: it is not
-    recorded, verified or composed with other requests.
+    Koloskova et al., ICML 2025, by gradient clipping; the accountant is
+    `noisy_fine_tuning_epsilon`. What it claims it claims of every start, so it cannot
+    keep what the model knew (the no-benefit lemma of docs/theory.md): expect the
+    accuracy of training anew with this noise. More than about
+    ``max_norm / (lr * gradient_norm)`` steps do not lower the noise, but may train the
+    model further. Its claim is no certificate of this package: it is not recorded,
+    verified or composed with other requests.
+
+    The authors go on without noise once epsilon is reached, and so does
+    `fine_tune_epochs`. It uses the noisy weights and the retained samples, nothing
+    else, so epsilon holds of what it gives too, by post-processing. It is a certified
+    reset, then retraining: it takes as long as retraining, and ends no better. Choose
+    `max_norm` so small that the noisy weights are no larger than those of a new model:
+    training goes on from there.
 
     Args:
         model: Trained in place, in evaluation mode; every parameter must be trained,
@@ -167,14 +159,19 @@ def noisy_fine_tune(
         steps: Steps, each over all of `retain`, >= 1.
         count: Gives the number of samples in a batch.
         generator: For tests only: with it nothing is claimed.
+        fine_tune_epochs: Passes over `retain` after the last noise, >= 0, as in
+            `fine_tune`: in training mode, without noise, clipping or `l2`. Its
+            settings and seeds must not depend on the forgotten samples either.
+        optimizer: Called with the noisy weights before the first of these passes,
+            gives a new optimizer; needed for them, unused without.
 
     Returns:
         The time, epsilon, delta and the noise of a step; no epsilon with a generator.
 
     Raises:
         ArgumentError: If a number is outside its range, a batch cannot be counted,
-            there is none, or the loss is no scalar with a gradient. The model is as it
-            was.
+            there is none, the loss is no scalar with a gradient, or `optimizer` is
+            missing or gives one that has been used. The model is as it was.
         ModelError: If there are floating buffers or frozen parameters, or a loss,
             gradient or weight is NaN or infinite. The model is as it was.
     """
@@ -188,8 +185,15 @@ def noisy_fine_tune(
         lr=lr,
         steps=steps,
     )
+    validate.count(minimum=0, fine_tune_epochs=fine_tune_epochs)
+    if fine_tune_epochs and not callable(optimizer):
+        raise ArgumentError(
+            f"{_NAME}: expected optimizer= for fine_tune_epochs={fine_tune_epochs}, "
+            f"got {type(optimizer).__name__}: pass a function of the parameters, as in "
+            "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
+        )
     parameters = training.trainable(model)
-    _refuse(model)
+    training.nothing_without_noise(_NAME, model)
     with training.unchanged_on_failure(model):
         model.eval()
         # The chain runs in float64; what the model holds is rounded from it.
@@ -202,7 +206,13 @@ def noisy_fine_tune(
             w = add_noise((1 - lr * l2) * w - lr * step, noise_std, generator)
         _write(w, parameters)
         training.finite(_NAME, "finite weights after training", parameters)
+        if fine_tune_epochs and optimizer is not None:
+            new = training.made_now(_NAME, optimizer)
+            fine_tune(model, loss, retain, epochs=fine_tune_epochs, optimizer=new)
     seconds = time.perf_counter() - started
     if generator is not None:
         return Baseline("noisy fine-tuning", seconds, _BY_HAND, noise_std=noise_std)
-    return Baseline("noisy fine-tuning", seconds, _CLAIMED, epsilon, delta, noise_std)
+    claim = _CLAIMED
+    if fine_tune_epochs:
+        claim += _AFTERWARDS.format(epochs=fine_tune_epochs)
+    return Baseline("noisy fine-tuning", seconds, claim, epsilon, delta, noise_std)

@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation.baselines import training
-from lightning_unlearn.evaluation.baselines.training import Loss
-
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+from lightning_unlearn.evaluation.baselines.training import Loss, Optimizer
 
 _NO_CERTIFICATE = "no certificate: nothing bounds what the weights still tell of the "
 

@@ -12,6 +12,7 @@ from lightning_unlearn._base.modes import modes_put_back
 from lightning_unlearn.errors import ArgumentError, ModelError
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @contextmanager
@@ -70,6 +71,50 @@ def trainable(model: object) -> list[nn.Parameter]:
             "which does: call requires_grad_(True) on those to train"
         )
     return found
+
+
+def nothing_without_noise(name: str, model: nn.Module) -> None:
+    """What gets no noise would be released as it was trained: refused."""
+    frozen = [
+        own
+        for own, p in model.named_parameters()
+        if not (p.requires_grad and p.is_floating_point())
+    ]
+    buffers = [
+        own
+        for own, b in model.named_buffers()
+        if b.is_floating_point() or b.is_complex()
+    ]
+    for kind, names in (("frozen or complex parameters", frozen), ("buffers", buffers)):
+        if names:
+            raise ModelError(
+                f"{name}: expected a model of trained real weights only, got {kind} "
+                f"{', '.join(names[:3])} ({len(names)} in all): they get no noise and "
+                "may know the forgotten samples; train all, or pass as the model the "
+                "part that is all trained"
+            )
+
+
+def made_now(name: str, optimizer: Optimizer) -> Optimizer:
+    """The same, but what it gives is refused if it has taken steps.
+
+    Its momentum would be made of gradients from before the noise.
+    """
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made = optimizer(parameters)
+        # Some, as Adagrad, begin with a state; it has counted no step.
+        steps = [float(kept.get("step", math.nan)) for kept in made.state.values()]
+        if not all(step == 0 for step in steps):
+            raise ArgumentError(
+                f"{name}: expected optimizer to make a new optimizer, got a "
+                f"{type(made).__name__} that holds the state of earlier steps, which "
+                "may know the forgotten samples: make it inside the function, as in "
+                "lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
+            )
+        return made
+
+    return make
 
 
 def finite(name: str, what: str, tensors: Iterable[Tensor]) -> None:
