@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 if os.environ.get("LIGHTNING_UNLEARN_LIGHTNING") == "pytorch_lightning":
     sys.modules["lightning"] = None  # type: ignore[assignment]

@@ -80,10 +80,10 @@ STANDARD = {
     "abc", "argparse", "ast", "atexit", "collections", "concurrent", "contextlib",
     "copy", "csv", "dataclasses", "datetime", "enum", "functools", "glob", "hashlib",
     "hmac", "html", "importlib", "inspect", "itertools", "json", "logging", "math",
-    "multiprocessing", "numbers", "os", "pathlib", "pickle", "platform", "random",
-    "re", "reprlib", "secrets", "shlex", "shutil", "sys", "tempfile", "textwrap",
-    "time", "traceback", "types", "typing", "unicodedata", "uuid", "warnings",
-    "weakref", "zipfile",
+    "multiprocessing", "numbers", "operator", "os", "pathlib", "pickle", "platform",
+    "random", "re", "reprlib", "secrets", "shlex", "shutil", "sys", "tempfile",
+    "textwrap", "time", "traceback", "types", "typing", "unicodedata", "uuid",
+    "warnings", "weakref", "zipfile",
 }  # fmt: skip
 HERE = "lightning_unlearn.plugin.lightning"
 #: Files that hand on the names of a package and define nothing.

@@ -104,11 +104,11 @@ class UnlearningCallback(Callback):
         log_gradient: Measure |grad F| over the training data when training ends (one
             pass) and keep it in the record: how far the model is from an optimum, and
             so how much of a Newton step only finishes the training.
-        prepared: File for what `prepare` stores, for requests in other processes. It is
-            as secret as the data, and deleted after a request.
+        prepared: File for what `prepare` stores, for requests in other processes: as
+            secret as the data, and deleted after a request.
         state_file: File for where a solve stands, written every ``state_every`` steps
-            (and at each Newton step of a head), for ``unlearn(resume_from=)`` after a
-            crash. As secret as the data, and deleted after a request.
+            (and at each Newton step of a head), for ``unlearn(resume_from=)``. As
+            secret as the data, and deleted after a request.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
@@ -240,9 +240,8 @@ class UnlearningCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot travel to a spawned process."""
-        options = replace(self.options, retrain=None)
-        travelling = {"attached": self.attached.travelling(), "options": options}
-        return {**vars(self), **travelling}
+        own = replace(self.options, retrain=None)
+        return {**vars(self), "attached": self.attached.travelling(), "options": own}
 
     # -- training --------------------------------------------------------------
 

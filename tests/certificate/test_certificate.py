@@ -268,7 +268,7 @@ def every_place(plain, path=()):
 PLACES = [p for p in every_place(json.loads(make().to_json())) if p]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(place=st.sampled_from(PLACES), value=WEIRD, seal=st.booleans())
 def test_mutated_certificates_raise_only_named_errors(place, value, seal):
     plain = json.loads(make().to_json())
@@ -297,7 +297,7 @@ def test_mutated_certificates_raise_only_named_errors(place, value, seal):
         assert any(f.holds is False for f in findings)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_any_text_raises_only_named_errors(text):
     assert any(f.holds is False for f in verify_text(text))

@@ -88,6 +88,10 @@ def believable(c):
     """Whether the noise gives the epsilon and delta that are claimed."""
     if c.epsilon is None:
         return c.grade.value == "none"
+    if c.bound is Bound.RETRAINED:
+        (besides,) = (k.value for k in c.constants)
+        zeros = besides, c.epsilon, c.delta, c.noise_std, c.sensitivity
+        return not any(zeros) and c.grade.value in ("exact", "conditional")
     size = distance(c)
     a, b = size / (2 * c.noise_std), c.epsilon * c.noise_std / size
     delta = norm.cdf(a - b) - math.exp(c.epsilon) * norm.cdf(-a - b)

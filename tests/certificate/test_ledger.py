@@ -41,7 +41,7 @@ def test_round_trip_and_chain():
     assert Ledger.from_text("") == Ledger()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_changed_field_breaks_the_chain(data):
     lines = chain().to_text().splitlines()

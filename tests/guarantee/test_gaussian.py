@@ -51,7 +51,7 @@ def test_the_classic_constant_would_be_too_small_at_epsilon_10():
     assert gaussian_delta(10, 1 / classic) > 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(epsilon=st.floats(1e-2, 30), delta=deltas)
 def test_delta_against_the_defining_integral(epsilon, delta):
     mu = gaussian_mu(epsilon, delta)
@@ -59,7 +59,7 @@ def test_delta_against_the_defining_integral(epsilon, delta):
     assert abs(mpmath.log(exact) - gaussian_log_delta(epsilon, mu)) < 1e-9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(epsilon=epsilons, delta=deltas)
 def test_log_delta_against_mpmath(epsilon, delta):
     mu = gaussian_mu(epsilon, delta)
@@ -71,7 +71,7 @@ def test_log_delta_against_mpmath(epsilon, delta):
         assert exact <= delta  # the safe side, by exact arithmetic
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(epsilon=epsilons, delta=deltas, sensitivity=st.floats(1e-8, 1e8))
 def test_sigma_is_sufficient_and_nearly_least(epsilon, delta, sensitivity):
     sigma = gaussian_sigma(epsilon, delta, sensitivity)
@@ -80,14 +80,14 @@ def test_sigma_is_sufficient_and_nearly_least(epsilon, delta, sensitivity):
         assert gaussian_delta(epsilon, sensitivity / (sigma * (1 - 1e-7))) > delta
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(epsilon=st.floats(1e-3, 1), delta=deltas)
 def test_exact_never_above_classic(epsilon, delta):
     exact = gaussian_sigma(epsilon, delta, 1.0)
     assert exact <= gaussian_sigma_classic(epsilon, delta, 1.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(epsilon=st.floats(1e-2, 1e2), delta=deltas)
 def test_epsilon_and_mu_are_inverse(epsilon, delta):
     mu = gaussian_mu(epsilon, delta)
@@ -138,7 +138,7 @@ def test_power_is_that_of_the_likelihood_ratio_test(alpha, mu):
 
 
 @given(epsilons, deltas)
-@settings(deadline=None)
+@settings()
 def test_power_keeps_what_epsilon_and_delta_promise(epsilon, delta):
     mu = gaussian_mu(epsilon, delta)
     promised = min(1.0, math.exp(epsilon) * 0.01 + delta) if epsilon < 700 else 1.0

@@ -28,7 +28,7 @@ ALONE = Processes()
 NET = mlp()  # made once: threads share the seed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 40), batch_size=st.integers(1, 9), world=st.integers(1, 5),
     by_position=st.booleans(), gap=st.integers(1, 3),

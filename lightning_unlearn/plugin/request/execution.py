@@ -22,8 +22,8 @@ from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
-from lightning_unlearn.plugin.request.public_forgotten import compared
-from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
+from lightning_unlearn.plugin.request.premises.public_forgotten import compared
+from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     check_agreement,
@@ -32,7 +32,7 @@ from lightning_unlearn.plugin.request.resolution import (
     usable_state,
 )
 from lightning_unlearn.plugin.request.result import UnlearningResult
-from lightning_unlearn.plugin.request.retraining import plan_of
+from lightning_unlearn.plugin.request.retrain_request import plan_of
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import progress
 from lightning_unlearn.plugin.run.progress import Display

@@ -31,8 +31,8 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
-from lightning_unlearn.plugin.request.public_forgotten import compared
-from lightning_unlearn.plugin.request.rebuilt_data import with_ways_checked
+from lightning_unlearn.plugin.request.premises.public_forgotten import compared
+from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     resolve,

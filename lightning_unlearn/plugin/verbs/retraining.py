@@ -9,15 +9,15 @@ from lightning_unlearn.plugin.request.execution import Unlearn
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import share_record
 from lightning_unlearn.plugin.request.result import UnlearningResult
-from lightning_unlearn.plugin.request.retraining import asked_for
+from lightning_unlearn.plugin.request.retrain_request import asked_for
 from lightning_unlearn.plugin.request.stage import (
     StageContext,
     callback_of,
     run_in_trainer,
 )
+from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, train_anew
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job
-from lightning_unlearn.plugin.retrain.training import MakeTraining, train_anew
 
 
 def retrain(

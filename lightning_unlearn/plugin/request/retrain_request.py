@@ -17,7 +17,7 @@ from lightning_unlearn.plugin.request.resolution import (
     drawn_in_training,
 )
 from lightning_unlearn.plugin.request.stage import StageContext
-from lightning_unlearn.plugin.retrain.plan import RetrainPlan
+from lightning_unlearn.plugin.retrain.retrain_plan import RetrainPlan
 from lightning_unlearn.plugin.retrain.retrained import (
     Job,
     Retrained,
