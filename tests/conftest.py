@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+torch.set_num_threads(1)  # fixtures of modules run before `_calm`
+
 # How long an example takes is the machine's affair.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -1,9 +1,18 @@
 """All that is wrong, said at once: nobody should mend one thing to hear of the next."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning_unlearn.errors import UnlearningError
+
+_ITEM = re.compile(r"\n  \d+\. ")
+
+
+def separate(text: str) -> tuple[str, ...]:
+    """The messages of which `Problems.text` is made."""
+    first, *others = _ITEM.split(text)
+    return tuple(others) or (first,)
 
 
 class Problems:

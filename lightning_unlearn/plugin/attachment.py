@@ -221,7 +221,9 @@ class Attachment:
             self.drawing.batch_done(trainer, self.record, batch_idx)
 
     def note_drawn(self) -> None:
-        """Note in the record what the training has drawn so far."""
+        """Note in the record what the training has drawn and taken so far."""
+        if self.began is not None:
+            self.record.fit_seconds = time.perf_counter() - self.began
         if self.drawing is not None:
             self.drawing.note(self.record)
 

@@ -74,6 +74,18 @@ def asked_for(context: StageContext, request: Request) -> Job:
     )
 
 
+def known_request(request: Request, context: StageContext, job: Job) -> Request:
+    """The same request, once what it means is known: nothing is warned of again.
+
+    Args:
+        request: As it was asked for.
+        context: The Trainer's run.
+        job: What it means.
+    """
+    dataset: Any = context.loader.dataset
+    return replace(request, forget=Subset(dataset, job.chosen), by=None)
+
+
 def plan_of(
     context: StageContext, request: Request, retrained: Retrained
 ) -> RetrainPlan:
@@ -87,9 +99,7 @@ def plan_of(
     Raises:
         UnlearningError: If something else was done meanwhile, or it is another model.
     """
-    dataset: Any = context.loader.dataset
-    same = Subset(dataset, retrained.job.chosen)  # what was meant is known by now
-    job = asked_for(context, replace(request, forget=same, by=None))
+    job = asked_for(context, known_request(request, context, retrained.job))
     retrained.job.check_same(job)
     module = context.module
     check_same_model(module, retrained)

@@ -54,6 +54,7 @@ class TrainingRecord:
             `public`.
         retrains: Name of the retraining that this training is, or None.
         steps: Optimizer steps when a retraining ended.
+        fit_seconds: How long the training had taken, or None.
     """
 
     n_train: int | None = None
@@ -84,6 +85,7 @@ class TrainingRecord:
     whole: bool = True
     retrains: str | None = None
     steps: int = 0
+    fit_seconds: float | None = None
 
     @property
     def retained(self) -> list[int]:
@@ -165,7 +167,7 @@ _LATER = frozenset(
     {
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
-        *("hyper_parameters", "retrains", "steps"),
+        *("hyper_parameters", "retrains", "steps", "fit_seconds"),
     }
 )
 

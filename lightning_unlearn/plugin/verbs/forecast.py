@@ -2,18 +2,25 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn._base.modes import borrowed
+from lightning_unlearn.errors import GuaranteeError, UnlearningError
 from lightning_unlearn.plugin.data.exact_batches import CACHE_BYTES
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.head_rows import HeadRows
-from lightning_unlearn.plugin.plan.measure import measure as measured
+from lightning_unlearn.plugin.plan.measure import loader_of, measure as measured
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan, objective_over
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.resolution import resolve
+from lightning_unlearn.plugin.request.retrain_request import known_request
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.solvers.base import Damped
 from lightning_unlearn.solvers.cg import CG
 from lightning_unlearn.solvers.flexible import FlexibleCG
@@ -207,3 +214,31 @@ def _network_bytes(plan: NetworkPlan) -> float:
 
 def _tensor_bytes(batch: Any) -> int:
     return sum(x.nbytes for x in tensors_in(batch))
+
+
+def as_it_is(
+    context: StageContext, job: Job, validation: DataLoader | None
+) -> tuple[str, float] | None:
+    """(metric, value) of a model that no step can be taken on; None if it has no loss.
+
+    Args:
+        context: The Trainer's run.
+        job: What is to be forgotten, and what is retained.
+        validation: Data to measure on, or None for the retained samples.
+    """
+    callback = context.callback
+    bare = replace(callback.options, noise_std=0.0, guarantee="auto", l2=0.0)
+    with borrowed(callback, options=bare), suppress(UnlearningError):
+        plan = resolve(context, known_request(Request(), context, job))
+        loader = validation or loader_of(plan, "val")
+        if loader is None:
+            return outlook_at(plan, context.loader, job.retained)
+        n = len(loader.dataset)  # type: ignore[arg-type]
+        return outlook_at(plan, loader, list(range(n)))
+    return None
+
+
+def outlook_at(plan: Plan, loader: DataLoader, indices: list[int]) -> tuple[str, float]:
+    """(metric, value) of the weights as they are, on at most 2,000 samples."""
+    found = outlook(plan, loader, indices)
+    return found.name, found.before

@@ -8,13 +8,11 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from lightning_unlearn._base.notebook import box, listed, table
+from lightning_unlearn._base.problems import separate
 from lightning_unlearn.certificate.words.printed import premise, so_far
-from lightning_unlearn.certificate.words.strength_words import in_100
+from lightning_unlearn.errors import BudgetError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee import claims
-from lightning_unlearn.guarantee.claims import Decision, Grade
-from lightning_unlearn.guarantee.gaussian import gaussian_mu
-from lightning_unlearn.guarantee.strength import promised_mu, protects
-from lightning_unlearn.guarantee.tolerance import How
+from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.data.forget_set import Forget
@@ -27,10 +25,7 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan import measure
-from lightning_unlearn.plugin.plan.head_plan import HeadPlan
-from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
-from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
@@ -39,13 +34,15 @@ from lightning_unlearn.plugin.request.resolution import (
     share_record,
     usable_state,
 )
+from lightning_unlearn.plugin.request.retrain_request import asked_for, known_request
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
+from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training import public_backbones
-from lightning_unlearn.plugin.verbs import forecast
+from lightning_unlearn.plugin.verbs import advice, forecast, routes
+from lightning_unlearn.plugin.verbs.routes import Route
 
 _NOTHING_CHANGED = "PREFLIGHT: nothing was changed"
-_WAIT = 10.0  # seconds: below it nobody minds what is quicker
 _EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -68,7 +65,7 @@ class Preflight:
         metric_after: Expected with the noise (mean of a few draws).
         curve: (epsilon, noise_std, expected metric) for other epsilons.
         seconds: Predicted wall time.
-        training_seconds: Wall time of the last training in this process, or None.
+        training_seconds: Wall time of the last training, or None.
         memory_bytes: Predicted peak memory added by the request.
         n_forget: Samples to forget.
         n_retain: Samples retained.
@@ -81,22 +78,25 @@ class Preflight:
             where there is none.
         composed_grade: What that is worth: the lowest grade of them.
         on_your_word: What the claim takes as public: nobody checks it.
+        refused: Why a step on this model would be refused, or None: what is known of
+            it alone is None then.
+        routes: The ways to answer the request, the step on this model first.
     """
 
     grade: Grade
     epsilon: float | None
     delta: float | None
     sensitivity: float | None
-    noise_std: float
-    noise_to_weight: float
+    noise_std: float | None
+    noise_to_weight: float | None
     logit_noise: float | None
     metric: str
     metric_data: str
-    metric_before: float
-    metric_after: float
+    metric_before: float | None
+    metric_after: float | None
     curve: tuple[tuple[float, float, float], ...]
-    seconds: float
-    memory_bytes: int
+    seconds: float | None
+    memory_bytes: int | None
     n_forget: int
     n_retain: int
     advice: tuple[str, ...]
@@ -107,18 +107,23 @@ class Preflight:
     composed_grade: Grade | None = None
     on_your_word: tuple[str, ...] = ()
     training_seconds: float | None = None
+    refused: str | None = None
+    routes: tuple[Route, ...] = ()
 
     def __str__(self) -> str:
         lines = [_NOTHING_CHANGED, ""]
         lines += [f"  {name:<22} {value}" for name, value in self._rows()]
         lines += [f"  - {text}" for text in self.advice]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *routes.lines(self.routes)])
 
     def _repr_html_(self) -> str:
-        return box(_NOTHING_CHANGED, table(self._rows()), listed(self.advice))
+        ways = routes.html(self.routes)
+        return box(_NOTHING_CHANGED, table(self._rows()), listed(self.advice), ways)
 
     def _rows(self) -> list[tuple[str, str]]:
         qualifier = "" if self.grade is Grade.CERTIFIED else f" ({self.grade.value})"
+        if self.noise_std is None or self.seconds is None or self.memory_bytes is None:
+            return self._refused_rows()
         claim = "no epsilon"
         if self.epsilon is not None:
             claim = f"epsilon = {self.epsilon:g}{qualifier}, delta = {self.delta:g}"
@@ -144,6 +149,16 @@ class Preflight:
             rows.insert(3, ("duplicates", found))
         if self.logit_noise is not None:
             rows.append(("logit noise", f"{self.logit_noise:.3g}"))
+        return rows
+
+    def _refused_rows(self) -> list[tuple[str, str]]:
+        rows = [
+            ("grade to expect", "no step on this model can be taken: see the routes"),
+            ("forget / retain", f"{self.n_forget:,} / {self.n_retain:,} samples"),
+        ]
+        if self.metric_before is not None:
+            now = f"{self.metric_before:.4g} now"
+            rows.append((f"{self.metric_data} {self.metric}", now))
         return rows
 
     def _time(self) -> str:
@@ -197,14 +212,20 @@ def preflight(
 
     Raises:
         StrategyError: If the Trainer has several processes.
-        UnlearningError: If the request itself would be refused, with its reason.
+        UnlearningError: If the request would be refused whatever the route, with its
+            reason.
     """
     strategies.check_alone(trainer, "preflight")
 
     def stage(context: StageContext) -> Preflight:
         with isolate_rng(), quiet(context.module, restore=True):
             share_record(context)
-            plan = resolve(context, Request(forget=forget, by=by))
+            request = Request(forget=forget, by=by)
+            job = asked_for(context, request)
+            try:
+                plan = resolve(context, known_request(request, context, job))
+            except (GuaranteeError, ModelError, BudgetError) as problem:
+                return _without_step(context, job, str(problem), val_dataloaders)
             plan = compared(plan, context.callback.record.certificate)
             state = usable_state(context, plan)
             plan = with_ways_checked(context, plan, state)
@@ -214,7 +235,8 @@ def preflight(
                 copies = duplicates.find(dataset, plan.chosen, plan.retained)
             validation = val_dataloaders or measure.loader_of(plan, "val")
             look = _look(plan, state, context.callback, validation)
-            return replace(look, duplicates=copies)
+            ways = _routes(context, job, look)
+            return replace(look, duplicates=copies, routes=ways)
 
     return run_in_trainer(
         trainer,
@@ -245,8 +267,7 @@ def _look(
     row = outlook.largest_row
     logit = None if row is None else noise_std * row
     seconds = forecast.seconds(plan, None if state is None else state.state)
-    attached = callback.attached
-    trained = attached.fit_seconds if attached.is_of(plan.module) else None
+    trained = callback.record.fit_seconds
     return Preflight(
         grade=decision.grade,
         epsilon=decision.epsilon,
@@ -266,9 +287,9 @@ def _look(
         n_forget=len(plan.chosen),
         n_retain=len(plan.retained),
         advice=(
-            *_strength(plan, decision),
-            *_advice(plan, decision, callback, logit),
-            *_slower(seconds, trained),
+            *advice.strength(plan, decision),
+            *advice.advice(plan, decision, callback, logit),
+            *advice.slower(seconds, trained),
         ),
         release=basis.release,
         releases=options.releases,
@@ -308,93 +329,61 @@ def _curve(
     return tuple(found)
 
 
-def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
-    """Whether better constants could give this network more than the norm ball."""
-    constants = forecast.newton_constants(plan)
-    if constants is None:
-        return (
-            "Theorem A cannot help: a network with ReLU, max-pooling or the like has "
-            "no Lipschitz Hessian; smooth activations (GELU, tanh) do"
-        )
-    lower = constants.lambda_min_lower
-    known = "" if lower is None else f" (at least {lower:.3g}, Lanczos)"
-    need = constants.hessian_change * max_norm
-    text = (
-        "Theorem A needs lambda_min > hessian_lipschitz x max_norm: lambda_min is "
-        f"about {constants.lambda_min:.3g}{known}, hessian_lipschitz x max_norm at "
-        f"least {need:.3g}"
+def _without_step(
+    context: StageContext, job: Job, problem: str, validation: DataLoader | None
+) -> Preflight:
+    """What is known where no step on the model as it is can be taken."""
+    now = forecast.as_it_is(context, job, validation)
+    look = Preflight(
+        grade=Grade.NONE,
+        epsilon=None,
+        delta=None,
+        sensitivity=None,
+        noise_std=None,
+        noise_to_weight=None,
+        logit_noise=None,
+        metric="" if now is None else now[0],
+        metric_data="validation" if validation is not None else "retained",
+        metric_before=None if now is None else now[1],
+        metric_after=None,
+        curve=(),
+        seconds=None,
+        memory_bytes=None,
+        n_forget=len(job.chosen),
+        n_retain=len(job.retained),
+        advice=(),
+        training_seconds=context.callback.record.fit_seconds,
+        refused=problem,
     )
-    if not constants.lambda_min > need:
-        return f"{text}: no damping makes it say more than the norm ball"
-    return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
+    return replace(look, routes=_routes(context, job, look))
 
 
-def _strength(plan: Plan, decision: Decision) -> tuple[str, ...]:
-    """What a test finds under this claim, and what to change if that is too much."""
-    if decision.delta is None:
-        return ()
-    mu, n = promised_mu(decision.release_mus[-1], plan.options.releases), plan.retained
-    found = f"a test with 1% false alarms finds at most {in_100(mu)} of 100"
-    if protects(mu, decision.delta, len(n)):
-        return ()
-    if not decision.delta * len(n) < 1:
-        found = f"delta is not below 1/n_retain = {1 / len(n):.2g}"
-        return (f"{found}, which is graded vacuous: lower delta",)
-    return (f"{found}, which is graded vacuous: lower epsilon",)
-
-
-def _slower(seconds: float, trained: float | None) -> tuple[str, ...]:
-    """That training again would be quicker, if it would."""
-    if trained is None or not seconds > max(trained, _WAIT):
-        return ()
-    return (
-        f"training again without these samples is quicker than this request, and "
-        f"exact: the last training took {trained:.3g} s, it about {seconds:.3g} s",
+def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ...]:
+    """The ways to answer the request, the step on this model first."""
+    options, record = context.callback.options, context.callback.record
+    metric = before = ""
+    if look.metric_before is not None:
+        before = f"{look.metric_before:.3g} {look.metric}"
+    if look.metric_after is not None:
+        metric = f"{look.metric_after:.3g} {look.metric}"
+    stops = [text for text in look.advice if text.startswith(advice.REFUSED)]
+    stops += [] if look.refused is None else separate(look.refused)
+    step = Route(
+        name="step on this model",
+        grade=None if stops else look.grade,
+        epsilon=None if stops else look.epsilon,
+        metric=metric,
+        seconds=look.seconds,
+        memory="-"
+        if look.memory_bytes is None
+        else f"{look.memory_bytes / 2**20:,.0f} MiB",
+        needs=tuple(stops),
     )
-
-
-def _advice(
-    plan: Plan,
-    decision: Decision,
-    callback: UnlearningCallback,
-    logit: float | None,
-) -> tuple[str, ...]:
-    options, found, grade = plan.options, [], decision.grade
-    if plan.outside.unscrubbed:
-        found.append(
-            f"{', '.join(plan.outside.unscrubbed[:3])} changed in training outside "
-            "the scope: freeze it before training on private data, or bring it into "
-            "scope"
-        )
-    if grade in (Grade.VACUOUS, Grade.NONE) and not isinstance(plan, HeadPlan):
-        l2 = plan.l2 if plan.l2 > 0 else 1e-3
-        tolerance = a_tolerance(options)
-        std = 2 * tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
-        found.append(
-            "for a guarantee that is useful train a ConvexHead on a public backbone "
-            f"that never saw this data: certified at noise_std {std:.2g} (l2 = {l2:g}, "
-            f"tolerance = {tolerance:g})"
-        )
-    radius = options.max_norm if grade is Grade.VACUOUS else None
-    if radius is not None and isinstance(plan, NetworkPlan):
-        found.append(_theorem_a(plan, radius))
-    if grade is Grade.CONDITIONAL and callback.record.outside is None:
-        found.append(
-            "no training run was seen by the callback: train with it, or pass the "
-            "ckpt_path= of a run that was, for grade certified"
-        )
-    head = plan if isinstance(plan, HeadPlan) else None
-    if head is not None and head.tolerance.how is How.BY_ROUNDING:
-        found.append(
-            f"tolerance = {head.tolerance.value:.2g} is as fine as rows in float32 "
-            "allow, so the noise moves a logit by more than three hundredths: raise l2"
-        )
-    elif head is not None and logit is not None and logit > 0.1:
-        found.append(
-            f"logit noise {logit:.2g} costs accuracy: tolerance = "
-            f"{head.tolerance.value * 0.05 / logit:.1g} would bring it to 0.05"
-        )
-    longest = logit / decision.noise_std if logit and decision.noise_std else None
-    if (problem := loud_noise(plan, longest)) is not None:
-        found.insert(0, f"trainer.unlearn would be refused: {problem}")
-    return tuple(found)
+    return routes.with_recommended(
+        [
+            step,
+            routes.retraining(options, record, len(job.retained), before),
+            *routes.convex_head_on_public(context.module, options, record),
+            routes.private_training(),
+        ]
+    )

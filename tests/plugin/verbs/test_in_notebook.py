@@ -111,9 +111,12 @@ def test_a_forecast_is_what_is_printed(run):
     shown = page(look)
     text = str(look).splitlines()
     assert text[0] == "PREFLIGHT: nothing was changed"
-    for line in text[2:]:
+    for line in text[2 : text.index("", 2)]:
         name, _, value = line.strip().removeprefix("- ").partition("  ")
         assert " ".join(f"{name} {value}".split()) in shown
+    for route in look.routes:
+        assert " ".join(route.cells) in shown
+        assert all(need in shown for need in route.needs)
     assert "<script" not in replace(look, advice=(HOSTILE,))._repr_html_()
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn import NewtonStep, UnlearningCallback, preflight
 from lightning_unlearn.errors import ForgetSetError, GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
-from lightning_unlearn.plugin.verbs.preflight import _slower
+from lightning_unlearn.plugin.verbs.advice import slower
 from tests.helpers.lightning import L
 from tests.helpers.nets import (
     MLP,
@@ -234,9 +234,9 @@ def test_the_seconds_of_a_training_stand_beside_those_of_a_request():
 
 
 def test_a_request_that_is_slower_than_training_says_so():
-    assert _slower(9.0, 1.0) == ()
-    assert _slower(235.0, None) == _slower(20.0, 21.0) == ()
-    (text,) = _slower(235.0, 21.0)
+    assert slower(9.0, 1.0) == ()
+    assert slower(235.0, None) == slower(20.0, 21.0) == ()
+    (text,) = slower(235.0, 21.0)
     assert "quicker than this request" in text
     assert "took 21 s, it about 235 s" in text
 

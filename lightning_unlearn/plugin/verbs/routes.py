@@ -1,0 +1,175 @@
+"""The ways to answer a request, side by side: what each proves, costs and needs."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lightning_unlearn._base.notebook import table
+from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.mixin import scope_of
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.which_guarantee import convex_head
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.plugin.verbs import advice
+from lightning_unlearn.weights.scope import Scope
+
+_WIDTH = 78
+_HEAD = ("route", "grade", "epsilon", "expect", "time", "memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One way to answer a request.
+
+    Args:
+        name: Of the route.
+        grade: It would get; None if it cannot be taken as things are.
+        epsilon: It would state, or None.
+        metric: What the model is expected to be worth after it, in words; "" where
+            nobody can say before.
+        seconds: Wall time, or None where it is not known.
+        memory: In words.
+        needs: What must be changed for it, and what stands in its way.
+        recommended: Whether it is the one to take.
+    """
+
+    name: str
+    grade: Grade | None
+    epsilon: float | None
+    metric: str
+    seconds: float | None
+    memory: str
+    needs: tuple[str, ...] = ()
+    recommended: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As a row of a table."""
+        return (
+            self.name + (" (recommended)" if self.recommended else ""),
+            "refused" if self.grade is None else self.grade.value,
+            "-" if self.epsilon is None else f"{self.epsilon:g}",
+            self.metric or "-",
+            "not known" if self.seconds is None else f"about {self.seconds:.3g} s",
+            self.memory,
+        )
+
+
+def lines(routes: Sequence[Route]) -> list[str]:
+    """The routes as a table for the terminal, with what each needs beneath it."""
+    rows = [_HEAD, *(route.cells for route in routes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+
+    def line(row: tuple[str, ...]) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        return ("  " + "  ".join(padded)).rstrip()
+
+    found = [line(_HEAD)]
+    for route in routes:
+        found.append(line(route.cells))
+        for need in route.needs:
+            found += textwrap.wrap(
+                need,
+                _WIDTH,
+                initial_indent="    - ",
+                subsequent_indent="      ",
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
+    return found
+
+
+def html(routes: Sequence[Route]) -> str:
+    """The same for a notebook."""
+    rows = [(*route.cells, "; ".join(route.needs)) for route in routes]
+    return table(rows, (*_HEAD, "needs"), ends=len(_HEAD) + 1)
+
+
+def retraining(
+    options: Options, record: TrainingRecord, n_retain: int, metric: str
+) -> Route:
+    """Training again without the samples.
+
+    Args:
+        options: Of the callback.
+        record: Of the training.
+        n_retain: Samples that would be trained on.
+        metric: What the model is worth now.
+    """
+    needs = list[str]()
+    if options.retrain is None:
+        needs.append(
+            "UnlearningCallback(retrain=make_training) and how='retrain'; from the "
+            "command line --how retrain is enough"
+        )
+    n = len(record.retained) + len(record.removed)
+    share = n_retain / n if n else 1.0
+    return Route(
+        name="retraining",
+        grade=Grade.EXACT,
+        epsilon=0.0,
+        metric=f"about {metric}" if metric else "",
+        seconds=None if record.fit_seconds is None else record.fit_seconds * share,
+        memory="as training",
+        needs=tuple(needs),
+    )
+
+
+def convex_head_on_public(
+    module: LightningModule, options: Options, record: TrainingRecord
+) -> list[Route]:
+    """A convex head in place of what is trained; none if that is what there is.
+
+    Args:
+        module: The module.
+        options: Of the callback.
+        record: Of the training.
+    """
+    if convex_head(module, Scope(module, scope_of(module))) is not None:
+        return []
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    known = record.outside is not None and not record.drawn_problem
+    where = "on a public network that never saw this data (RandomFeatures for tables)"
+    if frozen and known:
+        where = f"on the {frozen:,} weights that are frozen here, if they are public"
+    needs = f"a new training: CertifiedClassifier or ConvexHead {where}"
+    return [
+        Route(
+            name="convex head",
+            grade=Grade.CERTIFIED,
+            epsilon=options.epsilon,
+            metric="",
+            seconds=None,
+            memory="-",
+            needs=(needs,),
+        )
+    ]
+
+
+def private_training() -> Route:
+    """What differential privacy would give."""
+    return Route(
+        name="private training",
+        grade=None,
+        epsilon=None,
+        metric="",
+        seconds=None,
+        memory="-",
+        needs=(
+            "a new training with differential privacy (DP-SGD), for a few deletions at "
+            "once; this version does not offer it",
+        ),
+    )
+
+
+def with_recommended(routes: Sequence[Route]) -> tuple[Route, ...]:
+    """Mark the one to take: certified as it stands, unless training again is quicker.
+
+    Args:
+        routes: The step on this model first, then retraining.
+    """
+    step, again = routes[0], routes[1]
+    slow = bool(advice.slower(step.seconds, again.seconds))
+    best = step if step.grade is Grade.CERTIFIED and not slow else again
+    return tuple(replace(r, recommended=r is best) for r in routes)
