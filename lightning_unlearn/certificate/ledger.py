@@ -152,8 +152,9 @@ class Ledger:
         if releases is not None and len(self.noisy) >= releases:
             raise BudgetError(
                 f"expected at most {releases} announced releases, all {releases} have "
-                "been made, 0 are left: retrain without the forgotten samples and "
-                "start a new ledger, with a larger releases= if more requests will come"
+                "been made, 0 are left: how='retrain' needs none; or retrain "
+                "without the forgotten samples and start a new ledger, with a larger "
+                "releases= if more requests will come"
             )
         counted = min((e.mu for e in self.noisy if e.mu is not None), default=math.inf)
         if releases is not None and mu is not None and mu > counted * (1 + 1e-6):

@@ -137,6 +137,8 @@ class Attachment:
     ) -> None:
         """Take some rows before the module's own ``on_train_start``."""
         positions, self.probe = self.record.retained, None
+        if self.record.outside is not None and self.record.start is None:
+            self.record.start = self.values
         try:
             self.probe = probe(
                 trainer, module, options, loader, positions, self.at_setup

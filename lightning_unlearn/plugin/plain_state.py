@@ -81,6 +81,11 @@ class PlainState:
                 self._seen[id(value)] = value
                 waiting.extend(self._look(name, value))
 
+    @property
+    def reached(self) -> dict[int, object]:
+        """What was looked at, by id."""
+        return self._seen
+
     def changed(self) -> list[str]:
         """Names of what has changed since."""
         return [node.name for node in self._nodes if node.changed()]

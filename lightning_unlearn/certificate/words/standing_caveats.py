@@ -26,7 +26,8 @@ NOT_COVERED = (
 
 _CODE = (
     "state that the training's code keeps outside the model it makes (a file that it "
-    "reads, a global variable, a cache): nobody looks there"
+    "reads, a global variable, a cache), and samples that are made of other samples "
+    "when they are read (mixtures, windows that overlap): nobody looks there"
 )
 _FEW = (
     "what the training changed in how some samples reach the head, where it shows in "

@@ -69,8 +69,8 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
         "drawn_besides": (
             (
                 Origin.ENFORCED,
-                "samples besides the retained ones that the retraining could draw: its "
-                "dataset has no others, and its loader was read to have that dataset",
+                "positions besides the retained ones that the retraining could draw: "
+                "its dataset has no others, and its loader was seen to have it",
             ),
         ),
     },

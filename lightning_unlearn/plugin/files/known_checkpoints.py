@@ -22,7 +22,7 @@ from lightning_unlearn.plugin.lightning import Checkpoint, LightningModule, Trai
 from lightning_unlearn.plugin.mixin import LOADED
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
-_PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
+PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
 
 
 class Standing(Enum):
@@ -74,7 +74,7 @@ def known(
     beside |= set(folders)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint):
-            named |= {getattr(callback, name, None) for name in _PATHS}
+            named |= {getattr(callback, name, None) for name in PATHS}
             named |= set(getattr(callback, "best_k_models", {}))
             own = getattr(callback, "dirpath", None)
             if own is not None and is_remote(own):

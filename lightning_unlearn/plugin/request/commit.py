@@ -184,8 +184,9 @@ def commit(
             if save_to is not None:
                 fresh = plan.strategy.fresh_optimizers()
         scope.assign(done.weights)
-        for name, value in done.buffers.items():
-            named[name].copy_(sharded_as(named[name], value))
+        with torch.no_grad():
+            for name, value in done.buffers.items():
+                named[name].copy_(sharded_as(named[name], value))
         rest = plan.move_rest(callback)
         callback.record = done.record
         with processes.together():

@@ -71,8 +71,11 @@ def after(
     salt = secrets.token_hex(16)
     # This request's own file is old at the next one; those known now stay known.
     saved = [] if save_to is None else [str(save_to)]
+    after_it = plan.record_after(record)
+    if after_it is not record:  # the checkpoints of a retraining
+        saved = [*after_it.saved, *saved]
     return replace(
-        plan.record_after(record),
+        after_it,
         weights_digest=certificate.weights_digest,
         gradient_norm=None,
         n_train=len(dataset),

@@ -24,6 +24,7 @@ from lightning_unlearn.plugin.retrain.retrained import (
     check_same_model,
     trained_values,
 )
+from lightning_unlearn.plugin.retrain.transplant import Transplant
 from lightning_unlearn.plugin.run.strategies import Sharded
 from lightning_unlearn.plugin.training.other_callbacks import check_others
 from lightning_unlearn.plugin.training.outside import Outside
@@ -49,7 +50,8 @@ def asked_for(context: StageContext, request: Request) -> Job:
     with context.processes.together():
         options.check_paths(request.save_to, context.ckpt_path, None)
         with problems.noted():
-            drawn = drawn_in_training(context)
+            every = list(range(len(dataset)))  # whatever sampler drew from it
+            drawn = every if record.drawn_problem else drawn_in_training(context)
             check_same_data(dataset, record)
             chosen = request.positions(context, record, drawn)
         with problems.noted():
@@ -102,12 +104,15 @@ def plan_of(
     job = asked_for(context, known_request(request, context, retrained.job))
     retrained.job.check_same(job)
     module = context.module
-    check_same_model(module, retrained)
+    check_same_model(module, retrained.state)
     if isinstance(context.strategy, Sharded):
         raise StrategyError(
             "expected whole weights for how='retrain', got shards "
             "(curvature='central_difference'): leave curvature= at its default"
         )
+    transplant = Transplant()
+    if retrained.module is not None:
+        transplant = Transplant.between(module, retrained.module)
     named = dict(module.named_parameters())
     options = context.callback.options
     return RetrainPlan(
@@ -117,13 +122,16 @@ def plan_of(
         guarantee=None,
         trainer=context.trainer,
         module=module,
-        options=replace(options, noise_std=None, noise_seed=None, releases=None),
+        options=replace(
+            options, noise_std=None, noise_seed=None, releases=None, max_norm=None
+        ),
         loader=context.loader,
         loss=_loss(context),
         chosen=job.chosen,
         removed=job.removed,
         retained=job.retained,
-        outside=Outside(retrained.public_parts, ()),
+        outside=Outside(retrained.public_parts, tuple(transplant.left)),
+        transplant=transplant,
         ledger=context.processes.first(lambda: _ledger(context)),
         l2=context.callback.record.l2 or 0.0,
     )

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import Dataset
-from typing_extensions import override
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_unlearn.errors import ArgumentError, DataError, ModelError, SetupError
+from lightning_unlearn.errors import ArgumentError, ModelError, SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files import checkpoint
+from lightning_unlearn.plugin.files.known_checkpoints import PATHS
 from lightning_unlearn.plugin.lightning import (
     Callback,
     Checkpoint,
@@ -20,55 +21,29 @@ from lightning_unlearn.plugin.lightning import (
     LightningModule,
     Trainer,
     check_package,
+    is_overridden,
     pl,
 )
-from lightning_unlearn.plugin.retrain.retained import check_given
 from lightning_unlearn.plugin.retrain.retrained import (
     Job,
     Retrained,
-    check_fresh,
+    check_same_model,
     left_by,
 )
-from lightning_unlearn.plugin.run import compat, strategies
+from lightning_unlearn.plugin.retrain.watch import Watch, given, on_cpu
+from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
-from lightning_unlearn.weights.passes import copies
+from lightning_unlearn.plugin.which_lightning import PACKAGES
+from lightning_unlearn.weights.passes import held
 
 MakeTraining = Callable[[Dataset], tuple[Trainer, LightningModule, Any]]
-
-
-class _Watch(Callback):
-    """Sees that a retraining starts afresh and draws what it was given."""
-
-    def __init__(self, job: Job, callback: UnlearningCallback) -> None:
-        self.job, self.callback = job, callback
-        self.state: dict[str, Tensor] | None = None
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_fresh(pl_module, self.job)
-
-    @override
-    def on_train_epoch_start(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
-        # In every epoch: a hook may have made the loader anew.
-        check_given(trainer.train_dataloader, self.job.token)
-        self.callback.record.retrains = self.job.token
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_given(trainer.train_dataloader, self.job.token)
-        self.callback.record.steps = trainer.global_step
-        if compat.is_spawning(trainer):
-            return  # Lightning brings the weights back
-        with strategies.adapter(trainer).gathered(pl_module):
-            self.state = _on_cpu(pl_module)
 
 
 def train_anew(
     made: object,
     job: Job,
     old: tuple[Trainer, LightningModule, UnlearningCallback],
+    dataset: Any,
     resume_from: Path | None,
 ) -> Retrained:
     """Fit what `make_training` has made, and take what it leaves.
@@ -77,6 +52,7 @@ def train_anew(
         made: (Trainer, module, DataLoader or DataModule), none of them used before.
         job: What is to be retrained.
         old: The Trainer, module and callback of the request.
+        dataset: The training dataset, forgotten samples included.
         resume_from: A checkpoint of this very retraining, or None.
 
     Raises:
@@ -87,15 +63,15 @@ def train_anew(
     callback = _callback_in(trainer, old)
     if resume_from is not None:
         _check_checkpoint(resume_from, job)
-    watch = _Watch(job, callback)
+    watch = Watch(job, callback, dataset, resumes=resume_from is not None)
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
-    given = {"datamodule": data}
+    source = {"datamodule": data}
     if not isinstance(data, LightningDataModule):
-        given = {"train_dataloaders": data}
+        source = {"train_dataloaders": data}
     began = time.perf_counter()
     path = None if resume_from is None else str(resume_from)
     try:
-        trainer.fit(module, **given, ckpt_path=path)  # type: ignore[arg-type]
+        trainer.fit(module, **source, ckpt_path=path)  # type: ignore[arg-type]
     finally:
         trainer.callbacks.remove(watch)  # type: ignore[attr-defined]
     seconds = time.perf_counter() - began
@@ -105,13 +81,29 @@ def train_anew(
     record = callback.record
     _check_record(record, job)
     state = watch.state
-    if state is None:  # of processes that are gone
-        state = _on_cpu(module)
-    return left_by(module, state, record, job, seconds)
+    if state is None:
+        state = on_cpu(module)
+    drew = watch.positions
+    if drew is None and isinstance(data, DataLoader):  # of processes that are gone
+        drew = given(data, job.token)
+    if drew is None and record.n_train != len(job.retained):
+        raise SetupError(
+            f"expected a retraining in spawned processes on all {len(job.retained)} "
+            f"samples it is given, got one on {record.n_train}: return a DataLoader "
+            "over a Subset of them, which tells here which they are"
+        )
+    found = left_by(module, state, record, job, seconds)
+    return replace(found, drew_from=drew, written=_written(trainer))
 
 
-def _on_cpu(module: LightningModule) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in copies(module).items()}
+def _written(trainer: Trainer) -> tuple[str, ...]:
+    """Checkpoints that a training has left: later requests must know of them."""
+    found = set[str]()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            found |= {getattr(callback, name, "") for name in PATHS}
+            found |= set(getattr(callback, "best_k_models", {}))
+    return tuple(sorted(path for path in found if path))
 
 
 def _checked(
@@ -124,6 +116,7 @@ def _checked(
             f"DataModule), got {type(made).__name__}: return them, and do not fit them"
         )
     trainer, module, data = made
+    module = compat.unwrapped(module) if isinstance(module, nn.Module) else module
     check_package(
         trainer, module, data if isinstance(data, LightningDataModule) else None
     )
@@ -132,9 +125,9 @@ def _checked(
             "expected make_training to return (Trainer, module, DataLoader or "
             f"DataModule), got {type(trainer).__name__} and {type(module).__name__}"
         )
-    shared = trainer is old[0] or module is old[1]
-    if shared or trainer.state.fn is not None:
-        what = "module" if module is old[1] else "Trainer"
+    used = module is old[1] or vars(module).get("_trainer") is not None
+    if used or trainer is old[0] or trainer.state.fn is not None:
+        what = "module" if used else "Trainer"
         raise SetupError(
             f"expected make_training to make a new {what}, got one that was used "
             "before: what it learnt then would be in the retrained model"
@@ -144,6 +137,8 @@ def _checked(
             f"expected a Trainer with {old[0].world_size} processes, as that of the "
             f"request, got {trainer.world_size}: every process must take part in both"
         )
+    if not is_overridden("configure_model", module):  # or it has no layers yet
+        check_same_model(old[1], held(module))
     return trainer, module, data
 
 
@@ -175,8 +170,10 @@ def _callback_in(
 
 
 def _keeps_state(callback: Callback) -> bool:
+    """Whether it may: Lightning's own say so, of others nobody knows."""
+    own = type(callback).__module__.partition(".")[0] in PACKAGES
     known = isinstance(callback, (Checkpoint, EarlyStopping))
-    return known or bool(callback.state_dict())
+    return known or not own or bool(callback.state_dict())
 
 
 def _check_checkpoint(path: Path, job: Job) -> None:
@@ -199,8 +196,6 @@ def _check_record(record: TrainingRecord, job: Job) -> None:
             "expected a retraining that the UnlearningCallback watches from its start "
             "to its end, got one that it did not: let fit run as it is"
         )
-    if record.drawn_problem is not None:
-        raise DataError(record.drawn_problem)
     if record.steps < 1:
         raise ModelError(
             "expected a retraining of at least one step, got none: look at max_epochs, "

@@ -19,6 +19,10 @@ from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule
 
 
+class _NotRetainedError(DataError, IndexError):
+    """Ends a loop over the samples, as of any sequence."""
+
+
 class Retained(Dataset):
     """The samples of a dataset that are retained, numbered anew from 0.
 
@@ -43,6 +47,13 @@ class Retained(Dataset):
     def _several(self, indices: list[int]) -> Any:
         return self._dataset.__getitems__([self._position(i) for i in indices])
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"expected the retained samples to be read one by one, got a look at "
+            f"{name!r}: this is a dataset of its own, which holds nothing of the whole "
+            "one but its samples: [data[i] for i in range(len(data))] has them all"
+        )
+
     def _position(self, index: int) -> int:
         """In the training dataset.
 
@@ -52,7 +63,7 @@ class Retained(Dataset):
         """
         at = operator.index(index)
         if not 0 <= at < len(self):
-            raise DataError(
+            raise _NotRetainedError(
                 f"expected a sample from 0 to {len(self) - 1} of those that are "
                 f"retained, got {at}: the retraining draws from the dataset that it "
                 "is given, whose positions begin at 0 again"
@@ -105,27 +116,6 @@ class Retained(Dataset):
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
         )
-
-
-def check_given(loader: object, token: str) -> None:
-    """Raise `DataError` unless a training draws from the samples it was given.
-
-    Args:
-        loader: Its loader, as Lightning has prepared it.
-        token: Of the retraining.
-    """
-    dataset: Any = training_data.training_loader(loader).dataset
-    if not (isinstance(dataset, Retained) and dataset.token == token):
-        raise DataError(
-            "expected the retraining to draw from the very dataset that make_training "
-            f"is given, got {_told(dataset)}: it may hold the samples to be forgotten. "
-            "Give data to the DataLoader as it is, transforms into the dataset it was "
-            "made from or into collate_fn, and make no ConcatDataset of it"
-        )
-
-
-def _told(dataset: Any) -> str:
-    return f"{len(dataset):,} samples in a {type(dataset).__name__}"
 
 
 def _retained(owner: Any, retained: Retained) -> DataLoader:

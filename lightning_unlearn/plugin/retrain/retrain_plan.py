@@ -5,15 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.certificate.words.theorems import Claim, retrained_claim
 from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.callback import UnlearningCallback
-from lightning_unlearn.plugin.plain_state import own_attributes
 from lightning_unlearn.plugin.plan.plan import Plan, Prepared
 from lightning_unlearn.plugin.retrain.retrained import Retrained
-from lightning_unlearn.plugin.training.trained_marks import KnownRows, remember_rows
+from lightning_unlearn.plugin.retrain.transplant import Transplant
+from lightning_unlearn.plugin.training.trained_marks import (
+    KnownRows,
+    remember_rows,
+    rows_of,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.solvers.base import Solution, Status
 from lightning_unlearn.step.head.prepared_head import PreparedHead
@@ -28,9 +32,11 @@ class RetrainPlan(Plan):
 
     Args:
         retrained: What it has left.
+        transplant: What the user's module gets of it besides its tensors.
     """
 
     retrained: Retrained
+    transplant: Transplant
 
     def claim(self) -> Claim:
         """See `Plan`."""
@@ -78,16 +84,17 @@ class RetrainPlan(Plan):
 
     def move_rest(self, callback: UnlearningCallback) -> Callable[[], None]:
         """See `Plan`: plain attributes and extra state are those of the new module."""
-        before = callback.attached
+        before, rows = callback.attached, rows_of(self.module)
+        undo = self.transplant.apply()
         callback.attached = replace(before, probe=None, bound_state=None)
-        undo = [lambda: setattr(callback, "attached", before)]
-        if self.retrained.module is not None:
-            undo.append(_take_state(self.module, self.retrained.module))
-        remember_rows(self.module, KnownRows())
+        own = self.retrained.record
+        made = tuple(own.made_at_start)
+        remember_rows(self.module, KnownRows(own.rows_changed, made, own.rows_compared))
 
         def put_back() -> None:
-            for way in reversed(undo):
-                way()
+            callback.attached = before
+            remember_rows(self.module, rows)
+            undo()
 
         return put_back
 
@@ -101,38 +108,3 @@ class RetrainPlan(Plan):
             "expected a Newton step to prepare for, got a retraining: it needs nothing "
             "that is known of the old model"
         )
-
-
-def _take_state(old: nn.Module, new: nn.Module) -> Callable[[], None]:
-    """Give a module the plain attributes and extra state of another one like it.
-
-    What the old training left there (a running mean, a vocabulary) saw the samples.
-
-    Returns:
-        What puts the old ones back.
-    """
-    kept = list[tuple[nn.Module, dict[str, Any]]]()
-    extra = list[tuple[Any, object]]()
-    others = dict(new.named_modules())
-    for name, layer in old.named_modules():
-        if name not in others:
-            continue
-        kept.append((layer, dict(own_attributes(layer))))
-        _replace(layer, dict(own_attributes(others[name])))
-        if type(layer).get_extra_state is not nn.Module.get_extra_state:
-            extra.append((layer, layer.get_extra_state()))
-            layer.set_extra_state(others[name].get_extra_state())
-
-    def undo() -> None:
-        for layer, own in kept:
-            _replace(layer, own)
-        for layer, state in extra:
-            layer.set_extra_state(state)
-
-    return undo
-
-
-def _replace(layer: nn.Module, attributes: dict[str, Any]) -> None:
-    for key, _ in [*own_attributes(layer)]:
-        del vars(layer)[key]
-    vars(layer).update(attributes)

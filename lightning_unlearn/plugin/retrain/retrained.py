@@ -1,17 +1,24 @@
 """What a retraining is asked for, and what it leaves."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.training.outside import public_parts
-from lightning_unlearn.plugin.training.outside_digests import outside_digests
-from lightning_unlearn.plugin.training.trained_marks import value_digest
+from lightning_unlearn.plugin.training.outside_digests import (
+    hidden_tensors,
+    outside_digests,
+)
+from lightning_unlearn.plugin.training.trained_marks import (
+    has_trained_value,
+    value_digest,
+    was_trained,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Scope
@@ -62,38 +69,47 @@ def trained_values(module: nn.Module, record: TrainingRecord) -> frozenset[str]:
         module: That was trained.
         record: Of the training. What did not change in it may be public.
     """
-    before = record.outside or {}
+    before, start = record.outside or {}, {*(record.start or {}).values()}
     now = outside_digests(module, ())
+    values = {n: value_digest(t) for n, t in _values(module).items() if _telling(t)}
     return frozenset(
-        value_digest(t)
-        for name, t in held(module).items()
-        if before.get(name) != now.get(name) and _telling(t)
+        digest
+        for name, digest in values.items()
+        if before.get(name) != now.get(name) and digest not in start
     )
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a module holds, in plain attributes too."""
+    return {**hidden_tensors(module), **held(module)}
 
 
 def _telling(tensor: Tensor) -> bool:
     """Whether a value is no usual start, such as zeros or ones."""
-    if tensor.numel() < 2:
-        return False
     flat = tensor.detach().reshape(-1)
+    if tensor.numel() < 2:
+        return tensor.is_floating_point() and flat.tolist() not in ([], [0.0], [1.0])
     return not bool((flat == flat[0]).all())
 
 
-def check_fresh(module: LightningModule, job: Job) -> None:
-    """Raise `ModelError` if a retraining starts from what the old training made.
+def check_fresh(module: LightningModule, job: Job, began: bool) -> None:
+    """Raise `ModelError` if a retraining starts from what another training made.
 
     Args:
         module: About to be trained.
         job: The retraining.
+        began: Whether it has begun, so that its own marks are on its weights.
     """
-    start = {n: value_digest(t) for n, t in held(module).items() if _telling(t)}
-    found = [name for name, digest in start.items() if digest in job.trained]
+    named = {name: t for name, t in _values(module).items() if _telling(t)}
+    found = [name for name, t in named.items() if value_digest(t) in job.trained]
+    if not began:
+        found += [n for n, t in named.items() if was_trained(t) or has_trained_value(t)]
     if found:
         raise ModelError(
             "expected the retraining to start from weights that never saw the samples "
-            f"to be forgotten, got those of the old model in {', '.join(found[:3])}: "
-            "make_training must make a new module, and load nothing that was trained "
-            "on these samples"
+            f"to be forgotten, got those of an earlier training in "
+            f"{', '.join(found[:3])}: make_training must make a new module, and load "
+            "nothing that was trained on these samples"
         )
 
 
@@ -111,6 +127,8 @@ class Retrained:
         steps: Optimizer steps.
         seconds: How long it took.
         module: That was trained, where it is in this process.
+        drew_from: Positions among the retained samples that it was made of.
+        written: Checkpoints that it has left.
     """
 
     job: Job
@@ -122,6 +140,8 @@ class Retrained:
     steps: int
     seconds: float
     module: LightningModule | None = field(default=None, repr=False)
+    drew_from: list[int] | None = field(default=None, repr=False)
+    written: tuple[str, ...] = ()
 
     def of_another_process(self) -> "Retrained":
         """What can travel: the module stays where it is."""
@@ -131,7 +151,9 @@ class Retrained:
         """The record of the retrained model, in the positions of the old dataset."""
         job, own = self.job, self.record
         drawn = own.drawn
-        found = job.retained if drawn is None else [job.retained[i] for i in drawn]
+        places = range(len(job.retained)) if self.drew_from is None else self.drew_from
+        places = places if drawn is None else [places[i] for i in drawn]
+        found = [job.retained[i] for i in places]
         whole = len(found) + len(job.removed) == job.n_train
         return replace(
             own,
@@ -139,6 +161,7 @@ class Retrained:
             ledger_key=old.ledger_key,
             drawn=None if whole else found,
             others_before=False,
+            saved=list(self.written),
             retrains=None,
             steps=0,
         )
@@ -189,16 +212,15 @@ def _moved(name: str, before: dict[str, str], now: dict[str, str]) -> bool:
     return before.get(name) != now.get(name)
 
 
-@torch.no_grad()
-def check_same_model(module: nn.Module, retrained: Retrained) -> None:
-    """Raise `ModelError` unless what was retrained fits into a model.
+def check_same_model(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` unless what is retrained fits into a model.
 
     Args:
         module: The user's.
-        retrained: What takes its place.
+        state: Parameters and buffers of what takes its place.
     """
     ours = {name: (tuple(t.shape), t.dtype) for name, t in held(module).items()}
-    new = {n: (tuple(t.shape), t.dtype) for n, t in retrained.state.items()}
+    new = {n: (tuple(t.shape), t.dtype) for n, t in state.items()}
     other = sorted(n for n in {**ours, **new} if ours.get(n) != new.get(n))
     if other:
         name = other[0]
@@ -206,4 +228,9 @@ def check_same_model(module: nn.Module, retrained: Retrained) -> None:
             "expected make_training to make the same model as the one that is to be "
             f"replaced, got {new.get(name, 'nothing')} in place of "
             f"{ours.get(name, 'nothing')} for {name!r}: make it with the same settings"
+        )
+    if any(t.is_complex() for t in state.values()):
+        raise ModelError(
+            "expected real weights for how='retrain', got complex ones: keep their "
+            "real and imaginary parts as two real parameters (torch.view_as_complex)"
         )

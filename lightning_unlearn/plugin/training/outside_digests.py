@@ -52,10 +52,10 @@ def attribute_of(name: str) -> str:
     return name.removesuffix(NUMBER).partition("[")[0]
 
 
-def plain_names(module: nn.Module) -> set[str]:
-    """Names of the numbers, arrays and tensors in plain attributes."""
+def hidden_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Numbers, arrays and tensors in plain attributes of a module, by name."""
     held = module.named_modules()
-    return {name for prefix, layer in held for name, _ in _hidden(prefix, layer)}
+    return {name: t for prefix, layer in held for name, t in _hidden(prefix, layer)}
 
 
 DEPTH = 4  # of containers in containers

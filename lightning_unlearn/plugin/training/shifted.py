@@ -20,9 +20,9 @@ from lightning_unlearn.plugin.plain_state import own_attributes
 from lightning_unlearn.plugin.training.outside_digests import (
     DEPTH,
     attribute_of,
+    hidden_tensors,
     is_number,
     numbers_in,
-    plain_names,
 )
 
 New = Callable[[], float]
@@ -156,6 +156,6 @@ def changed_attributes(
         before: Digests by `outside_digests`.
         now: The same, later.
     """
-    held = plain_names(module)
+    held = hidden_tensors(module)
     names = {n for n in {**before, **now} if before.get(n) != now.get(n)}
     return sorted({attribute_of(n) for n in names if n in held or is_number(n)})

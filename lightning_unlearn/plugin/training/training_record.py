@@ -55,6 +55,8 @@ class TrainingRecord:
         retrains: Name of the retraining that this training is, or None.
         steps: Optimizer steps when a retraining ended.
         fit_seconds: How long the training had taken, or None.
+        start: Digest of the value of every parameter and buffer before the first
+            training step, or None.
     """
 
     n_train: int | None = None
@@ -86,6 +88,7 @@ class TrainingRecord:
     retrains: str | None = None
     steps: int = 0
     fit_seconds: float | None = None
+    start: dict[str, str] | None = None
 
     @property
     def retained(self) -> list[int]:
@@ -168,6 +171,7 @@ _LATER = frozenset(
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
         *("hyper_parameters", "retrains", "steps", "fit_seconds"),
+        "start",
     }
 )
 

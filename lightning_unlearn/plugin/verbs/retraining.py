@@ -18,6 +18,7 @@ from lightning_unlearn.plugin.request.stage import (
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, train_anew
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job
+from lightning_unlearn.plugin.run import compat
 
 
 def retrain(
@@ -44,14 +45,15 @@ def retrain(
             "DataLoader or DataModule anew, over the samples it is given, and returns "
             "the three"
         )
-    model = where["model"] or trainer.lightning_module
+    model = trainer.lightning_module if where["model"] is None else where["model"]
+    model = compat.unwrapped(model)
     callback = callback_of(trainer, model)
     job, dataset = run_in_trainer(
         trainer, _AskedFor(request), **where, changes_nothing=True
     )
     made = make(Retained(dataset, job.retained, job.token))
     old = (trainer, model, callback)
-    retrained = train_anew(made, job, old, request.resume_from)
+    retrained = train_anew(made, job, old, dataset, request.resume_from)
     done = replace(request, retrained=retrained, resume_from=None)
     return run_in_trainer(trainer, Unlearn(done), **where)
 

@@ -1,0 +1,123 @@
+"""A callback that sees that a retraining starts afresh and draws what it was given."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from typing_extensions import override
+
+from lightning_unlearn.errors import DataError
+from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.data.subsets import flatten
+from lightning_unlearn.plugin.lightning import Callback, LightningModule, Trainer
+from lightning_unlearn.plugin.retrain.retained import Retained
+from lightning_unlearn.plugin.retrain.retrained import Job, check_fresh
+from lightning_unlearn.plugin.run import compat, strategies
+from lightning_unlearn.weights.dtensors import in_shards
+from lightning_unlearn.weights.passes import copies
+
+
+class Watch(Callback):
+    """Of one retraining.
+
+    Args:
+        job: The retraining.
+        callback: The UnlearningCallback of its Trainer.
+        dataset: The training dataset, forgotten samples included.
+        resumes: Whether it goes on from a checkpoint of its own.
+
+    Attributes:
+        positions: Of what it draws from, among the retained samples.
+        state: Parameters and buffers at its end, if they lie in shards; else None.
+    """
+
+    def __init__(
+        self, job: Job, callback: UnlearningCallback, dataset: Any, resumes: bool
+    ) -> None:
+        self.job, self.callback, self.dataset = job, callback, dataset
+        self.resumes = resumes
+        self.positions: list[int] | None = None
+        self.state: dict[str, Tensor] | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_fresh(pl_module, self.job, began=self.resumes)
+
+    @override
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        # In every epoch: a hook may have made the loader anew.
+        self.positions = given(trainer.train_dataloader, self.job.token)
+        self._check_others(trainer)
+        record = self.callback.record
+        record.retrains, record.lineage = self.job.token, self.job.lineage
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 0:  # hooks of the training's start have run
+            check_fresh(pl_module, self.job, began=True)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        given(trainer.train_dataloader, self.job.token)
+        self.callback.record.steps = trainer.global_step
+        if not compat.is_spawning(trainer) and any(
+            map(in_shards, pl_module.parameters())
+        ):
+            with strategies.adapter(trainer).gathered(pl_module):
+                self.state = on_cpu(pl_module)
+
+    def _check_others(self, trainer: Trainer) -> None:
+        """Raise `DataError` if a validation loader reads what is to be forgotten."""
+        loaders: Any = trainer.val_dataloaders
+        several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+        gone = set(self.job.removed)
+        for loader in several:
+            if isinstance(loader, DataLoader) and gone & self._read(loader.dataset):
+                raise DataError(
+                    "expected a retraining that reads none of the samples to be "
+                    "forgotten, got them in a validation DataLoader: stopping early or "
+                    "choosing a checkpoint by it would depend on them; validate on "
+                    "other samples, or on a part of what make_training is given"
+                )
+
+    def _read(self, dataset: Dataset) -> set[int]:
+        """Positions in the training dataset that another dataset holds."""
+        if isinstance(dataset, ConcatDataset):
+            return set().union(*(self._read(part) for part in dataset.datasets))
+        if not hasattr(dataset, "__len__"):
+            return set()
+        inner, positions = flatten(dataset)
+        return set(positions) if inner is self.dataset else set()
+
+
+def given(loader: object, token: str) -> list[int]:
+    """What a training draws from, as positions among the samples it was given.
+
+    Args:
+        loader: Its loader, as Lightning has prepared it.
+        token: Of the retraining.
+
+    Raises:
+        DataError: If it is anything but these samples, or some of them.
+    """
+    dataset: Any = training_data.training_loader(loader).dataset
+    inner, positions = flatten(dataset)
+    if not (isinstance(inner, Retained) and inner.token == token):
+        raise DataError(
+            "expected the retraining to draw from the very dataset that make_training "
+            f"is given, or a Subset of it, got {len(dataset):,} samples in a "
+            f"{type(dataset).__name__}: it may hold the samples to be forgotten. Give "
+            "data to the DataLoader as it is, transforms into the dataset it was made "
+            "from or into collate_fn, and make no ConcatDataset of it"
+        )
+    return positions
+
+
+def on_cpu(module: LightningModule) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {name: value.cpu() for name, value in copies(module).items()}
