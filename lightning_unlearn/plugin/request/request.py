@@ -58,6 +58,12 @@ class Request:
                     "top of a module, or pass positions"
                 ) from None
         if self.save_to is not None:
+            if not self.save_to.name:
+                raise SetupError(
+                    f"expected save_to= to name a new file, got the folder "
+                    f"{self.save_to}: give the checkpoint a name in it, such as "
+                    f"{self.save_to / 'clean.ckpt'}"
+                )
             taken = os.path.lexists(self.save_to)
             if taken and ledger is not None and trainer.is_global_zero:
                 with journal.locked(ledger):

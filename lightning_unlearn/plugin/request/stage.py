@@ -259,6 +259,11 @@ def callback_of(
     candidates = list(trainer.callbacks)  # type: ignore[attr-defined]
     check_package(trainer, model, *candidates)
     if model is not None:
+        if not hasattr(model, "configure_callbacks"):  # a compiled module has it too
+            raise SetupError(
+                f"expected model= to be a LightningModule, got {type(model).__name__}: "
+                "what is to be forgotten comes first, trainer.unlearn(forget, model)"
+            )
         extra = model.configure_callbacks()
         candidates += extra if isinstance(extra, (list, tuple)) else [extra]
     found = [c for c in candidates if isinstance(c, UnlearningCallback)]

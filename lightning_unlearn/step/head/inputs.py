@@ -44,10 +44,24 @@ def batches(data: Any, batch_size: int) -> Iterator[Any]:
             "one of them will do"
         )
     loader = data if isinstance(data, DataLoader) else in_order(data, batch_size)
-    for batch in loader:
+    own = loader is not data
+    batches_of = _put_together(loader, type(data).__name__) if own else loader
+    for batch in batches_of:
         inputs = inputs_of(batch)
         _check_tensors(inputs)
         yield inputs
+
+
+def _put_together(loader: DataLoader, name: str) -> Iterator[Any]:
+    """Batches of a loader of ours, or `DataError` for samples of different sizes."""
+    try:
+        yield from loader
+    except (RuntimeError, TypeError) as error:  # what torch's own collate_fn raises
+        raise DataError(
+            f"expected public_data= whose samples make batches as they are, got {name} "
+            f"({type(error).__name__}: {str(error)[:200]}): give a DataLoader with the "
+            "collate_fn that pads them, DataCollatorWithPadding(tokenizer) for texts"
+        ) from error
 
 
 def _check_tensors(inputs: Any) -> None:

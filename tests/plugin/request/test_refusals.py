@@ -170,6 +170,13 @@ def test_setup_errors(tmp_path):
         trainer(UnlearningCallback()).unlearn(
             [1], model=MLP(), train_dataloaders=data, save_to=tmp_path / "no" / "x.ckpt"
         )
+    for overwrite in (False, True):
+        with pytest.raises(SetupError, match=r"got the folder \.: .* such as clean"):
+            trainer(UnlearningCallback()).unlearn(
+                [1], MLP(), data, save_to=".", overwrite=overwrite
+            )
+    with pytest.raises(SetupError, match="LightningModule, got list: .*comes first"):
+        trainer(UnlearningCallback()).unlearn(MLP(), [1], data)
     (tmp_path / "old.ckpt").write_text("precious")
     with pytest.raises(SetupError, match=r"which exists: choose another name"):
         trainer(UnlearningCallback()).unlearn(

@@ -157,6 +157,13 @@ def test_texts_that_are_not_padded_are_refused_with_what_to_do():
         PublicBackbone(Encoder(), public_data=[SOME[0], SOME[0]])
 
 
+def test_texts_of_different_lengths_are_refused_with_what_to_do():
+    samples = [{k: torch.as_tensor(v) for k, v in s.items()} for s in SOME]
+    told = r"got list \(RuntimeError: .*that pads them, DataCollatorWithPadding"
+    with pytest.raises(DataError, match=told):
+        PublicBackbone(Encoder(), public_data=samples)
+
+
 def test_a_model_that_wants_other_inputs_is_told_so():
     class Other(nn.Module):
         def forward(self, decoder_input_ids, input_ids=None):

@@ -316,3 +316,23 @@ def test_bad_arguments_of_patches_are_refused(options, match):
 def test_inputs_that_are_no_such_rows_are_refused_by_column(inputs, match):
     with pytest.raises(DataError, match=match):
         RandomFeatures(shape=5)(inputs)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="needs torch >= 2.7"
+)
+@pytest.mark.parametrize("kind", ["fourier", "relu", "identity", "patches"])
+def test_it_is_exported_for_any_number_of_rows(kind):
+    options = {"shape": 5, "categories": {3: 4}, "n_features": 16}
+    x = torch.randint(0, 4, (9, 5)).float()
+    if kind == "identity":
+        options["n_features"] = None
+    elif kind == "patches":
+        options = {"shape": (1, 8, 8), "patch": 3, "n_features": 16}
+        x = torch.rand(9, 1, 8, 8)
+    made, rows = RandomFeatures(kind=kind, **options), torch.export.Dim("n", min=2)
+    graph = torch.export.export(made, (x[:4],), dynamic_shapes=({0: rows},))
+    torch.testing.assert_close(graph.module()(x), made(x))
+    x.flatten(1)[2, 1] = torch.nan
+    with pytest.raises(DataError, match="infinite ones in column 1"):
+        torch.compile(made, backend="eager")(x)  # a compiled one refuses as ever
