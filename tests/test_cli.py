@@ -90,7 +90,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(project, capsys):
             "run.ckpt",
         ),
         ("a new file in a folder", "[1]", ("--report", "no/a.html"), "run.ckpt"),
-        (r"\(--debug shows the traceback\)", "[1]", (), "config.yaml"),
+        (r"--debug shows the traceback|or no checkpoint", "[1]", (), "config.yaml"),
     ):
         refused(message, *new, *extra, forget=forget, ckpt=ckpt, capsys=capsys)
     (project / ".deletions.jsonl.lock").unlink(missing_ok=True)

@@ -61,10 +61,11 @@ class NoiseSource(str, enum.Enum):
 
 #: Why a request without a finite sensitivity is refused.
 NO_SENSITIVITY = (
-    "expected a finite sensitivity for epsilon, got none for this model. Three ways "
-    "out: put a ConvexHead on a public backbone that never saw this data (grade "
-    "certified); set max_norm= (true but vacuous for ordinary networks); or set "
-    "noise_std= by hand (0.0 is the bare Newton step) and claim nothing"
+    "expected a finite sensitivity for epsilon, got none for this model. Four ways "
+    "out: retrain without the samples (how='retrain', exact for any network); put a "
+    "ConvexHead on a public backbone that never saw this data (grade certified); set "
+    "max_norm= (true but vacuous for ordinary networks); or set noise_std= by hand "
+    "(0.0 is the bare Newton step) and claim nothing"
 )
 
 _GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})

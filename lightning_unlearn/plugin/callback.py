@@ -379,7 +379,7 @@ class UnlearningCallback(Callback):
             self._mark(trainer, pl_module)
             self.attached.note_changes(trainer, pl_module, self.options, alone=True)
             self.attached.remember(pl_module)
-            self.attached.began = None  # how long it would have taken is not known
+            self.record.fit_seconds = self.attached.began = None  # it was cut short
             self._count_fit()
 
     def _count_fit(self) -> None:

@@ -139,8 +139,9 @@ def _network_problem(noise_std: float, size: int, weight_norm: float) -> str | N
     return (
         f"expected noise smaller than the weights, got noise of norm {noise:.3g} "
         f"(noise_std {noise_std:.3g} on {size:,} weights) and weights of norm "
-        f"{weight_norm:.3g}: the network would be replaced by noise. Three ways out: "
-        "put a ConvexHead on a public backbone that never saw this data (grade "
-        "certified); set noise_std= by hand (0.0 is the bare Newton step) and claim "
-        f"nothing; {_ACCEPT}"
+        f"{weight_norm:.3g}: the network would be replaced by noise. Four ways out: "
+        "retrain without the samples (how='retrain', exact for any network); put a "
+        "ConvexHead on a public backbone that never saw this data (grade certified); "
+        "set noise_std= by hand (0.0 is the bare Newton step) and claim nothing; "
+        f"{_ACCEPT}"
     )

@@ -153,7 +153,7 @@ class Retrained:
         drawn = own.drawn
         places = range(len(job.retained)) if self.drew_from is None else self.drew_from
         places = places if drawn is None else [places[i] for i in drawn]
-        found = [job.retained[i] for i in places]
+        found = sorted(job.retained[i] for i in places)
         whole = len(found) + len(job.removed) == job.n_train
         return replace(
             own,

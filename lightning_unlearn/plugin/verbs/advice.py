@@ -13,7 +13,7 @@ from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
 from lightning_unlearn.plugin.verbs import forecast
 
 REFUSED = "trainer.unlearn would be refused"
-_WAIT = 10.0  # seconds: below it nobody minds what is quicker
+WAIT = 10.0  # seconds: below it nobody minds what is quicker
 
 
 def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
@@ -53,11 +53,12 @@ def strength(plan: Plan, decision: Decision) -> tuple[str, ...]:
 
 def slower(seconds: float | None, trained: float | None) -> tuple[str, ...]:
     """That training again would be quicker, if it would."""
-    if trained is None or seconds is None or not seconds > max(trained, _WAIT):
+    if trained is None or seconds is None or not seconds > max(trained, WAIT):
         return ()
     return (
         f"training again without these samples is quicker than this request, and "
-        f"exact: the last training took {trained:.3g} s, it about {seconds:.3g} s",
+        f"exact (how='retrain'): the last training took {trained:.3g} s, it would take "
+        f"{seconds:.3g} s or more",
     )
 
 

@@ -1,5 +1,6 @@
 """Measurements behind a preflight: what noise does, how long, how much memory."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -106,13 +107,23 @@ def outlook(plan: Plan, loader: DataLoader, indices: list[int]) -> Outlook:
     return Outlook(name, before, at, largest)
 
 
-def seconds(plan: Plan, prepared: PreparedHead | PreparedNetwork | None) -> float:
+def seconds(
+    plan: Plan,
+    prepared: PreparedHead | PreparedNetwork | None,
+    enough: float = math.inf,
+) -> float:
     """Wall time of the request, from two runs of it on a part of the retain set.
 
     The number of passes is learnt from the runs; what does not grow with the samples
     (the spectrum is estimated on a fixed number) is told apart by their difference.
     Where the rows of a head are known already it is tried in full: most of a request's
     time goes into reading them.
+
+    Args:
+        plan: The request.
+        prepared: What it would begin with, or None.
+        enough: Seconds after which nobody would wait for it: what the first run took is
+            returned then, and the request takes longer.
     """
     if isinstance(prepared, PreparedHead):
         start = time.perf_counter()
@@ -121,6 +132,8 @@ def seconds(plan: Plan, prepared: PreparedHead | PreparedNetwork | None) -> floa
     n = len(plan.retained)
     small, large = _READ if isinstance(plan, HeadPlan) else _TIMED
     t_small = _timed(plan, min(n, _WARM))  # also to warm up
+    if n <= _WARM or t_small > enough:
+        return t_small
     t_large = _timed(plan, min(n, large))
     if n <= large:
         return t_large

@@ -266,8 +266,10 @@ def _look(
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
     row = outlook.largest_row
     logit = None if row is None else noise_std * row
-    seconds = forecast.seconds(plan, None if state is None else state.state)
     trained = callback.record.fit_seconds
+    enough = math.inf if trained is None else max(trained, advice.WAIT)
+    prepared = None if state is None else state.state
+    seconds = forecast.seconds(plan, prepared, enough)
     return Preflight(
         grade=decision.grade,
         epsilon=decision.epsilon,

@@ -143,7 +143,7 @@ def refused(own, net, match):
 def test_a_network_is_not_replaced_by_noise_unasked():
     with pytest.warns(UserWarning, match="would be refused after this training.*noise"):
         net, own, _, _ = fitted(MLP(nn.ReLU), max_norm=20.0)
-    words = "smaller than the weights.*Three ways out.*ConvexHead.*noise_std=.*accept_"
+    words = "smaller than the weights.*Four ways out.*ConvexHead.*noise_std=.*accept_"
     refused(own, net, words)
     look = own.preflight([3])
     assert look.advice[0].startswith("trainer.unlearn would be refused: expected noise")

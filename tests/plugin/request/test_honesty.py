@@ -212,7 +212,7 @@ def test_a_loader_without_batching_is_refused():
 
 def test_what_a_request_would_refuse_is_said_before_the_training():
     for net, options, message in (
-        (MLP(), {}, "no finite sensitivity|Three ways out"),
+        (MLP(), {}, "no finite sensitivity|Four ways out"),
         (HeadNet(weight_decay=0.0), {}, "expected l2 > 0"),
     ):
         with pytest.warns(UserWarning, match=f"would be refused.*({message})"):

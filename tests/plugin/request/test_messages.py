@@ -95,7 +95,10 @@ def damaged(kind, folder):
         ("empty", "got one that is damaged, or no checkpoint"),
         ("cut", "got one that is damaged, or no checkpoint"),
         ("weights alone", "a file that is not Lightning's"),
-        ("a module", "Python objects.* weights_only=False if you trust it"),
+        (
+            "a module",
+            "Python objects.* weights_only=False if you trust it|or no checkpoint",
+        ),
         ("a folder", "what cannot be read: name the file"),
         ("other", "one of another model: make the module as it was"),
     ],

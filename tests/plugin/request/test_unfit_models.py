@@ -148,7 +148,7 @@ def test_a_backbone_trained_on_the_data_gets_no_guarantee():
 def test_no_finite_sensitivity_is_refused_with_three_ways_out():
     net, fit_trainer, callback, _ = fitted(MLP())
     refused(
-        GuaranteeError, "Three ways out: put a ConvexHead .* max_norm= .* noise_std=",
+        GuaranteeError, "Four ways out: .*put a ConvexHead .* max_norm= .* noise_std=",
         net, fit_trainer, callback, [1],
     )  # fmt: skip
 

@@ -410,7 +410,7 @@ def test_other_callbacks_are_left_alone(tmp_path):
         UnlearningCallback(), callbacks=[monitor, saves],
         enable_checkpointing=True, logger=CSVLogger(tmp_path),
     )  # fmt: skip
-    net, data = HeadNet(), DataLoader(digits(300), 64)
+    net, data = HeadNet(), DataLoader(digits(256), 64)
     net.flops_per_batch = 1
     preflight(fit_trainer, [1], model=net, train_dataloaders=data)
     assert saves.dirpath is None  # the fit finds its own
