@@ -36,9 +36,9 @@ def commands(path):
     for language, body in blocks(path):
         if language in {"bash", "text"}:
             for line in body.splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True) or [""]
-                if words[0] == "lightning-unlearn":
-                    yield words[1:]
+                shown = line.removeprefix("$ ")
+                if shown.split(" ")[0] == "lightning-unlearn":  # others are prose
+                    yield shlex.split(shown, comments=True)[1:]
 
 
 def with_code(path):

@@ -218,7 +218,7 @@ def decide(
 
 
 def _exact(basis: Basis) -> Decision:
-    """Of a function of the retained samples and of fresh coins (theory.md section 11).
+    """Of a function of the retained samples and of fresh coins (theory, section 10).
 
     What was released before is not made better by it: a composed epsilon is stated
     where all of that was exact too.
