@@ -51,7 +51,7 @@ def check_target(path: Path) -> None:
             "certificate and ledger appear together, which no remote store does; save "
             "here, and copy what appears (not the private and receipts files)"
         )
-    for target in targets(path):
+    for target in (path, *targets(path)):  # the name that was asked for first
         check_free(target)
     if not path.parent.is_dir():
         raise SetupError(

@@ -216,6 +216,17 @@ def _check_idle(trainer: pl.Trainer) -> None:
         )
 
 
+@contextmanager
+def said_if_interrupted(trainer: pl.Trainer) -> Iterator[None]:
+    """A block before anything is moved, after which an interrupt says so."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if trainer.is_global_zero:
+            print(_interrupted(False), file=sys.stderr)
+        raise
+
+
 def _interrupted(committed: bool) -> str:
     if committed:
         return "Interrupted after the request was done: the model has moved."

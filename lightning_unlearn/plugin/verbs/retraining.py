@@ -14,6 +14,7 @@ from lightning_unlearn.plugin.request.stage import (
     StageContext,
     callback_of,
     run_in_trainer,
+    said_if_interrupted,
 )
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, train_anew
 from lightning_unlearn.plugin.retrain.retained import Retained
@@ -51,9 +52,10 @@ def retrain(
     job, dataset = run_in_trainer(
         trainer, _AskedFor(request), **where, changes_nothing=True
     )
-    made = make(Retained(dataset, job.retained, job.token))
     old = (trainer, model, callback)
-    retrained = train_anew(made, job, old, dataset, request.resume_from)
+    with said_if_interrupted(trainer):
+        made = make(Retained(dataset, job.retained, job.token))
+        retrained = train_anew(made, job, old, dataset, request.resume_from)
     done = replace(request, retrained=retrained, resume_from=None)
     return run_in_trainer(trainer, Unlearn(done), **where)
 

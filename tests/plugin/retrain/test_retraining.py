@@ -312,7 +312,7 @@ def stopped(own, *args, **options):
         signal.signal(signal.SIGINT, handler)
 
 
-def test_what_is_interrupted_changes_nothing_and_goes_on(tmp_path):
+def test_what_is_interrupted_changes_nothing_and_goes_on(tmp_path, capsys):
     stops = [Interrupting(7)]
 
     def make(data):
@@ -323,6 +323,7 @@ def test_what_is_interrupted_changes_nothing_and_goes_on(tmp_path):
     net, own, _ = fitted(make)
     before = weights(net)
     stopped(own, [1], save_to=tmp_path / "clean.ckpt")
+    assert capsys.readouterr().err.count("Interrupted: nothing was changed") == 1
     assert same(weights(net), before)
     assert not (tmp_path / "clean.ckpt").exists()
     stops.clear()
