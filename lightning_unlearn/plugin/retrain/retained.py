@@ -38,6 +38,11 @@ class Retained(Dataset):
         if hasattr(dataset, "__getitems__"):
             self.__getitems__ = self._several
 
+    @property
+    def whole(self) -> Any:
+        """The training dataset that these samples are read from."""
+        return self._dataset
+
     def __len__(self) -> int:
         return len(self._positions)
 

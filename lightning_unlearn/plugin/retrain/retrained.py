@@ -143,10 +143,6 @@ class Retrained:
     drew_from: list[int] | None = field(default=None, repr=False)
     written: tuple[str, ...] = ()
 
-    def of_another_process(self) -> "Retrained":
-        """What can travel: the module stays where it is."""
-        return replace(self, module=None)
-
     def record_after(self, old: TrainingRecord) -> TrainingRecord:
         """The record of the retrained model, in the positions of the old dataset."""
         job, own = self.job, self.record

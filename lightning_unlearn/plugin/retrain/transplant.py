@@ -105,7 +105,8 @@ class Transplant:
 
 
 def _stays(name: str, value: object) -> bool:
-    return name in _COMPILED or isinstance(value, _KEPT)
+    sharding = name.startswith("__composable_api")  # torch's, of fully_shard
+    return sharding or name in _COMPILED or isinstance(value, _KEPT)
 
 
 def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, object]:

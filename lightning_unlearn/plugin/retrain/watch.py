@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
 from typing_extensions import override
 
 from lightning_unlearn.errors import DataError
@@ -64,6 +64,7 @@ class Watch(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         given(trainer.train_dataloader, self.job.token)
+        self._check_others(trainer)
         self.callback.record.steps = trainer.global_step
         if not compat.is_spawning(trainer) and any(
             map(in_shards, pl_module.parameters())
@@ -76,8 +77,11 @@ class Watch(Callback):
         loaders: Any = trainer.val_dataloaders
         several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
         gone = set(self.job.removed)
+        loader = training_data.training_loader(trainer.train_dataloader)
+        drawn, _ = flatten(loader.dataset)
+        whole = [self.dataset, drawn.whole]  # a DataModule makes one of its own
         for loader in several:
-            if isinstance(loader, DataLoader) and gone & self._read(loader.dataset):
+            if isinstance(loader, DataLoader) and gone & _read(loader.dataset, whole):
                 raise DataError(
                     "expected a retraining that reads none of the samples to be "
                     "forgotten, got them in a validation DataLoader: stopping early or "
@@ -85,14 +89,15 @@ class Watch(Callback):
                     "other samples, or on a part of what make_training is given"
                 )
 
-    def _read(self, dataset: Dataset) -> set[int]:
-        """Positions in the training dataset that another dataset holds."""
-        if isinstance(dataset, ConcatDataset):
-            return set().union(*(self._read(part) for part in dataset.datasets))
-        if not hasattr(dataset, "__len__"):
-            return set()
-        inner, positions = flatten(dataset)
-        return set(positions) if inner is self.dataset else set()
+
+def _read(dataset: Any, whole: list[Any]) -> set[int]:
+    """Positions in the training dataset that another dataset holds."""
+    if isinstance(dataset, ConcatDataset):
+        return set().union(*(_read(part, whole) for part in dataset.datasets))
+    if not hasattr(dataset, "__len__"):
+        return set()
+    inner, positions = flatten(dataset)
+    return set(positions) if any(inner is one for one in whole) else set()
 
 
 def given(loader: object, token: str) -> list[int]:

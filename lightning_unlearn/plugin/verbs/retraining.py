@@ -56,6 +56,8 @@ def retrain(
     with said_if_interrupted(trainer):
         made = make(Retained(dataset, job.retained, job.token))
         retrained = train_anew(made, job, old, dataset, request.resume_from)
+    if compat.is_spawning(trainer):  # its attributes never left the processes
+        retrained = replace(retrained, module=None)
     done = replace(request, retrained=retrained, resume_from=None)
     return run_in_trainer(trainer, Unlearn(done), **where)
 
