@@ -128,7 +128,8 @@ def test_files_of_other_models_cut_files_and_old_checkpoints():
 def test_budget():
     chain(9).check_budget(10)
     with pytest.raises(
-        BudgetError, match="at most 10 announced .* 0 are left: retrain"
+        BudgetError,
+        match="at most 10 announced .* 0 are left: how='ret",
     ):
         chain(10).check_budget(10)
     with pytest.raises(BudgetError, match="announced releases=10 .* got releases=20"):

@@ -72,10 +72,12 @@ def after(
     # This request's own file is old at the next one; those known now stay known.
     saved = [] if save_to is None else [str(save_to)]
     after_it = plan.record_after(record)
-    if after_it is not record:  # the checkpoints of a retraining
-        saved = [*after_it.saved, *saved]
+    seconds = None  # that the training took: the forgotten samples had a part in it
+    if after_it is not record:  # a retraining, and the checkpoints it has left
+        saved, seconds = [*after_it.saved, *saved], after_it.fit_seconds
     return replace(
         after_it,
+        fit_seconds=seconds,
         weights_digest=certificate.weights_digest,
         gradient_norm=None,
         n_train=len(dataset),

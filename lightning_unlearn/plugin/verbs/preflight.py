@@ -266,7 +266,7 @@ def _look(
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
     row = outlook.largest_row
     logit = None if row is None else noise_std * row
-    trained = callback.record.fit_seconds
+    trained = _trained(callback, plan.module)
     enough = math.inf if trained is None else max(trained, advice.WAIT)
     prepared = None if state is None else state.state
     seconds = forecast.seconds(plan, prepared, enough)
@@ -354,10 +354,17 @@ def _without_step(
         n_forget=len(job.chosen),
         n_retain=len(job.retained),
         advice=(),
-        training_seconds=context.callback.record.fit_seconds,
+        training_seconds=_trained(context.callback, context.module),
         refused=problem,
     )
     return replace(look, routes=_routes(context, job, look))
+
+
+def _trained(callback: UnlearningCallback, module: LightningModule) -> float | None:
+    """How long the last training took, where it was watched."""
+    attached = callback.attached
+    own = attached.fit_seconds if attached.is_of(module) else None
+    return callback.record.fit_seconds if own is None else own
 
 
 def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ...]:
@@ -384,7 +391,9 @@ def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ..
     return routes.with_recommended(
         [
             step,
-            routes.retraining(options, record, len(job.retained), before),
+            routes.retraining(
+                options, record, look.training_seconds, len(job.retained), before
+            ),
             *routes.convex_head_on_public(context.module, options, record),
             routes.private_training(),
         ]

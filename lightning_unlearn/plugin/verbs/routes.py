@@ -87,13 +87,18 @@ def html(routes: Sequence[Route]) -> str:
 
 
 def retraining(
-    options: Options, record: TrainingRecord, n_retain: int, metric: str
+    options: Options,
+    record: TrainingRecord,
+    seconds: float | None,
+    n_retain: int,
+    metric: str,
 ) -> Route:
     """Training again without the samples.
 
     Args:
         options: Of the callback.
         record: Of the training.
+        seconds: That the last training took, or None if nobody saw it.
         n_retain: Samples that would be trained on.
         metric: What the model is worth now.
     """
@@ -110,7 +115,7 @@ def retraining(
         grade=Grade.EXACT,
         epsilon=0.0,
         metric=f"about {metric}" if metric else "",
-        seconds=None if record.fit_seconds is None else record.fit_seconds * share,
+        seconds=None if seconds is None else seconds * share,
         memory="as training",
         needs=tuple(needs),
     )
