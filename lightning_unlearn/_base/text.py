@@ -1,6 +1,6 @@
 """Words for people, of texts and numbers that may come from anyone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def printable(text: str) -> str:
@@ -64,6 +64,23 @@ def some(items: Sequence[object], most: int = 5) -> str:
     """
     shown = ", ".join(map(str, items[:most]))
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lines in which the cells of equally long rows stand under each other.
+
+    Args:
+        rows: The head first, if there is one.
+        right: Columns that are set to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def positions_text(positions: Sequence[int], most: int = 10) -> str:

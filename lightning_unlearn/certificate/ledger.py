@@ -141,7 +141,7 @@ class Ledger:
             BudgetError: If T releases were made, another T was announced before, or
                 the earlier ones were announced with a smaller mu.
         """
-        announced = {e.releases for e in self.noisy if e.mu is not None}
+        announced = {e.releases for e in self.entries if e.mu}
         if announced - {releases}:
             earlier = ", ".join(str(t) for t in announced - {releases})
             raise BudgetError(
@@ -156,7 +156,7 @@ class Ledger:
                 "without the forgotten samples and start a new ledger, with a larger "
                 "releases= if more requests will come"
             )
-        counted = min((e.mu for e in self.noisy if e.mu is not None), default=math.inf)
+        counted = min(filter(None, self.mus), default=math.inf)
         if releases is not None and mu is not None and mu > counted * (1 + 1e-6):
             raise BudgetError(
                 f"expected at most the mu = {counted:.4g} with which the earlier of "
@@ -299,12 +299,13 @@ def _check_entry(
             f"expected counts >= 1 and at most {budget} releases in ledger entry "
             f"{position}, got {counts}"
         )
-    claimed = entry.grade in ("certified", "conditional", "vacuous")
-    mu_fits = entry.grade == "none" and entry.mu is None
-    if claimed or entry.mu == 0:
-        exact = entry.grade in ("exact", "conditional") and entry.releases is None
-        mu_fits = entry.mu is not None and 0 <= entry.mu < 1e12
-        mu_fits &= entry.mu != 0 or exact
+    if entry.mu is None:
+        mu_fits = entry.grade == "none"
+    elif entry.mu == 0:
+        mu_fits = entry.grade in ("exact", "conditional") and entry.releases is None
+    else:
+        claimed = entry.grade in ("certified", "conditional", "vacuous")
+        mu_fits = claimed and 0 < entry.mu < 1e12
     if not mu_fits:
         raise LedgerError(
             f"expected mu > 0 exactly with a guarantee in ledger entry {position}, or "

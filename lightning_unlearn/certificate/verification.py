@@ -155,8 +155,7 @@ def verify_ledger(ledger_text: str, weights_digest: str | None = None) -> list[F
 
 
 def _budget(ledger: Ledger) -> Finding:
-    made = [e for e in ledger.noisy if e.mu is not None]
-    announced = {e.releases for e in made}
+    announced = {e.releases for e in ledger.entries if e.mu}
     if len(announced) > 1:
         found = ", ".join(sorted(str(releases) for releases in announced))
         return Finding(
@@ -167,7 +166,7 @@ def _budget(ledger: Ledger) -> Finding:
     releases = next(iter(announced), None)
     if releases is None:
         return Finding(None, "budget: no number of releases was announced")
-    mus = [e.mu for e in made if e.mu is not None]
+    mus = [mu for mu in ledger.mus if mu]
     if any(later > mus[0] * (1 + 1e-6) for later in mus):
         return Finding(
             False,

@@ -24,7 +24,6 @@ from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.outside import note_changed_numbers
 from lightning_unlearn.plugin.training.trained_marks import (
-    KnownRows,
     remember_rows,
     remember_values,
     rows_of,
@@ -244,10 +243,7 @@ class Attachment:
 
     def remember_rows(self, module: LightningModule) -> None:
         """Later callbacks of this process shall know what became of its rows."""
-        record = self.record
-        made = tuple(record.made_at_start)
-        known = KnownRows(record.rows_changed, made, record.rows_compared)
-        remember_rows(module, known)
+        remember_rows(module, self.record.known_rows)
 
     def is_of(self, module: LightningModule) -> bool:
         """Whether the record is of this very module, in this process."""

@@ -35,9 +35,7 @@ from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
 from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.hyper_parameters import written
-from lightning_unlearn.plugin.training.outside import (
-    merge_changes,
-)
+from lightning_unlearn.plugin.training.outside import merge_changes
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.plugin.training.public_backbones import watch_training
 from lightning_unlearn.plugin.training.trained_marks import (

@@ -2,7 +2,7 @@
 
 import math
 
-from lightning_unlearn._base.text import number, printable
+from lightning_unlearn._base.text import columns, number, printable
 from lightning_unlearn.certificate.ledger import Entry, Ledger
 
 _NOTES = """\
@@ -29,15 +29,7 @@ def ledger_table(ledger: Ledger) -> str:
         if together is not None:  # as compose_mu of all mus so far
             together = None if entry.mu is None else math.hypot(together, entry.mu)
         rows.append(_row(entry, together))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    numbers = {0, 3, 4, 5, 6}
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = columns(rows, right={0, 3, 4, 5, 6})
     name = printable(ledger.entries[0].ledger_id[:32])
     return "\n".join([f"ledger {name}, {_budget(ledger)}", "", *lines, "", _NOTES])
 

@@ -290,9 +290,8 @@ def conditions(c: Certificate) -> tuple[str, ...]:
 
 def promise(c: Certificate) -> str | None:
     """What epsilon and delta say; None unless they say something."""
-    if worth(c) not in (Grade.CERTIFIED, Grade.CONDITIONAL):
-        return None
-    if c.bound is Bound.RETRAINED:
+    claimed = worth(c) in (Grade.CERTIFIED, Grade.CONDITIONAL)
+    if not claimed or c.bound is Bound.RETRAINED:
         return None
     if c.epsilon is None or c.delta is None:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_unlearn._base.notebook import box, listed, table
-from lightning_unlearn._base.text import printable
+from lightning_unlearn._base.text import columns, printable
 from lightning_unlearn.evaluation.attacks.roc import Interval
 from lightning_unlearn.evaluation.baselines import comparison_figure
 
@@ -58,16 +58,8 @@ class Comparison(NamedTuple):
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for line in cells:
-            aligned = (
-                cell.ljust(width) if head in _ENDS else cell.rjust(width)
-                for head, cell, width in zip(_HEAD, line, widths, strict=True)
-            )
-            lines.append("  ".join(aligned).rstrip())
-        return "\n".join([*lines, _NOTE])
+        right = [i for i, head in enumerate(_HEAD) if head not in _ENDS]
+        return "\n".join([*columns(self._cells(), right), _NOTE])
 
     def _repr_html_(self) -> str:
         head, *body = self._cells()

@@ -22,13 +22,17 @@ _KEPT = (
 )
 
 
+def reading_of(loader: DataLoader) -> dict[str, Any]:
+    """Options of a `DataLoader` that say how it reads samples, not which and when."""
+    return {name: getattr(loader, name) for name in _KEPT}
+
+
 CACHE_BYTES = 1 << 30
 
 
 def over(loader: DataLoader, dataset: Any) -> DataLoader:
     """A loader that reads another dataset as this one reads its own, in its order."""
-    options = {name: getattr(loader, name) for name in _KEPT}
-    own = torch.Generator()  # nothing is drawn from the global one
+    own, options = torch.Generator(), reading_of(loader)  # nothing of the global one
     return DataLoader(dataset, loader.batch_size or 1, generator=own, **options)
 
 
@@ -85,7 +89,7 @@ class ExactBatches:
         size = min(batch_size, len(self.dataset)) if by_position else 0
         self.parts = [[*part, *_repeated(part, size - len(part))] for part in own]
         self._parts = [[indices[place] for place in part] for part in self.parts]
-        options = {name: getattr(loader, name) for name in _KEPT}
+        options = reading_of(loader)
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=self._parts,

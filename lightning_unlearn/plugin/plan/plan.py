@@ -204,6 +204,11 @@ class Plan(PassContext, ABC):
     def prepare(self) -> Prepared:
         """What can be computed before a request is known, over all retained samples."""
 
+    @property
+    def seconds_before(self) -> float:
+        """What was spent on the request before this plan was made."""
+        return 0.0
+
     def rebuilt_entries(self) -> tuple[str, ...]:
         """Of the state_dict: what is made anew besides the weights in scope."""
         return self.outside.rebuilt_entries(self.module)

@@ -75,6 +75,8 @@ def loud_noise(plan: Plan, row_norm: float | None = None) -> str | None:
     if std is None:
         claim = plan.claim()
         sensitivity = sensitivity_upper(claim.bound, claim.constants)
+        if sensitivity == 0:
+            return None  # an exact release has no noise
         std = noise_std_upper(options.terms, sensitivity)
     if isinstance(plan.guarantee, StronglyConvex) and plan.head is not None:
         longest = row_norm or fixed_row_norm(plan.module, plan.head)

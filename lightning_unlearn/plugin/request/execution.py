@@ -88,9 +88,7 @@ class Execution:
             share_record(context)
             with context.strategy.gathered(context.module):
                 solved = self._solve(display)
-            seconds = time.perf_counter() - start
-            if self.request.retrained is not None:
-                seconds += self.request.retrained.seconds
+            seconds = time.perf_counter() - start + solved.plan.seconds_before
             display.stage("writing")
             deleted = self._commit(solved)
             # The model has moved: nothing may raise any more.
@@ -100,15 +98,7 @@ class Execution:
 
     def _solve(self, display: Display) -> _Solved:
         context, request = self.context, self.request
-        if request.retrained is not None:
-            plan, state = plan_of(context, request, request.retrained), None
-            check_agreement(context, plan)
-        else:
-            plan = resolve(context, request)
-            state = usable_state(context, plan)
-            check_agreement(context, plan)
-            refuse_loud_noise(plan)
-            plan = with_ways_checked(context, plan, state)
+        plan, state = self._planned()
         copies = self._duplicates(plan)
         key = context.callback.record.ledger_key
         plan = solve_file.with_solve_file(plan, key, request.resume_from)
@@ -118,8 +108,7 @@ class Execution:
             plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
-        if request.retrained is None:
-            refuse_loud_noise(plan, step)
+        refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
         decided = self._decide(plan, step)
@@ -131,6 +120,19 @@ class Execution:
             here = plan.scope.flatten(decided.weights.dtype)
             solution = replace(solution, x=here.sub_(decided.weights))
         return _Solved(plan, decided, solution, rest, measured, copies)
+
+    def _planned(self) -> tuple[Plan, BoundState | None]:
+        """The plan, checked, and the prepared state that it begins with."""
+        context, request = self.context, self.request
+        if request.retrained is not None:
+            plan = plan_of(context, request, request.retrained)
+            check_agreement(context, plan)
+            return plan, None
+        plan = resolve(context, request)
+        state = usable_state(context, plan)
+        check_agreement(context, plan)
+        refuse_loud_noise(plan)
+        return with_ways_checked(context, plan, state), state
 
     def _commit(self, solved: _Solved) -> tuple[str, ...]:
         """Move the weights; the old checkpoints that were deleted after it."""

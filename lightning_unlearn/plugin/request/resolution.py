@@ -268,12 +268,18 @@ def _scope(
     return loss, scope, head, module_l2
 
 
-def _ledger(context: StageContext) -> ledgers.Ledger:
-    """The ledger so far: the checkpoint's, which the file must agree with."""
-    options = context.callback.options
+def ledger_so_far(context: StageContext) -> ledgers.Ledger:
+    """The checkpoint's, which the file must agree with."""
+    file = context.callback.options.ledger_path
     ledger = ledgers.Ledger.from_text(context.callback.record.ledger)
-    if options.ledger_path is not None:
-        ledgers.agree(ledger, ledgers.read(options.ledger_path))
+    if file is not None:
+        ledgers.agree(ledger, ledgers.read(file))
+    return ledger
+
+
+def _ledger(context: StageContext) -> ledgers.Ledger:
+    """The same, for a release that must be within the budget."""
+    options, ledger = context.callback.options, ledger_so_far(context)
     if options.noise_std is None:
         mu = 1 / noise_std_upper(options.terms, sensitivity=1.0)
         ledger.check_budget(options.releases, mu)

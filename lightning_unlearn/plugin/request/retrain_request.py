@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from lightning_unlearn._base.problems import Problems
-from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import ModelError, StrategyError
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     check_newest_known,
     drawn_in_training,
+    ledger_so_far,
 )
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.retrain_plan import RetrainPlan
@@ -22,7 +22,6 @@ from lightning_unlearn.plugin.retrain.retrained import (
     Job,
     Retrained,
     check_same_model,
-    trained_values,
 )
 from lightning_unlearn.plugin.retrain.transplant import Transplant
 from lightning_unlearn.plugin.run.strategies import Sharded
@@ -44,6 +43,21 @@ def asked_for(context: StageContext, request: Request) -> Job:
     Raises:
         UnlearningError: If the request will be refused.
     """
+    job = meant(context, request)
+    check_current(context, request, job)
+    return job
+
+
+def meant(context: StageContext, request: Request) -> Job:
+    """What a request means, whatever answers it.
+
+    Args:
+        context: The Trainer's run.
+        request: What is asked for.
+
+    Raises:
+        UnlearningError: If that cannot be told, or not be done.
+    """
     record, options = context.callback.record, context.callback.options
     dataset: Any = context.loader.dataset
     problems, drawn, chosen = Problems(), list[int](), list[int]()
@@ -58,22 +72,32 @@ def asked_for(context: StageContext, request: Request) -> Job:
             check_others(context.trainer)
         problems.check()
     gone = {*chosen, *record.removed}
-    ledger = context.processes.first(lambda: _ledger(context))
-    digest = state_digest(context.module.state_dict())
-    trained = trained_values(context.module, record)
-    with context.processes.together():
-        check_newest_known(context, request, chosen, digest)
-        request.check_replaced(record, sorted(gone))
-    retained = [i for i in drawn if i not in gone]
     return Job(
         chosen=chosen,
         removed=sorted(gone),
-        retained=retained,
+        retained=[i for i in drawn if i not in gone],
         n_train=len(dataset),
         lineage=record.lineage,
-        ledger=ledger.head,
-        trained=trained,
+        # Whatever budget is left: a retraining uses up nothing.
+        ledger=context.processes.first(lambda: ledger_so_far(context)),
     )
+
+
+def check_current(context: StageContext, request: Request, job: Job) -> None:
+    """Refuse a model that is not the newest one, and files that may not be replaced.
+
+    Args:
+        context: The Trainer's run; its module is gathered.
+        request: What is asked for.
+        job: What it means.
+
+    Raises:
+        SetupError: If it is refused.
+    """
+    digest = state_digest(context.module.state_dict())
+    with context.processes.together():
+        check_newest_known(context, request, job.chosen, digest)
+        request.check_replaced(context.callback.record, job.removed)
 
 
 def known_request(request: Request, context: StageContext, job: Job) -> Request:
@@ -132,18 +156,9 @@ def plan_of(
         retained=job.retained,
         outside=Outside(retrained.public_parts, tuple(transplant.left)),
         transplant=transplant,
-        ledger=context.processes.first(lambda: _ledger(context)),
+        ledger=job.ledger,
         l2=context.callback.record.l2 or 0.0,
     )
-
-
-def _ledger(context: StageContext) -> ledgers.Ledger:
-    """The ledger so far, whatever budget is left: a retraining uses up nothing."""
-    file = context.callback.options.ledger_path
-    ledger = ledgers.Ledger.from_text(context.callback.record.ledger)
-    if file is not None:
-        ledgers.agree(ledger, ledgers.read(file))
-    return ledger
 
 
 def _loss(context: StageContext) -> LossFunction:

@@ -16,6 +16,7 @@ from torch.utils.data import (
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.data.drawn import drawn_positions
+from lightning_unlearn.plugin.data.exact_batches import reading_of
 from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule
 
 
@@ -111,13 +112,8 @@ class Retained(Dataset):
             kept,
             batch_size=loader.batch_size,
             **_order(loader.sampler, place),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
+            **reading_of(loader),
             drop_last=loader.drop_last,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
         )

@@ -13,11 +13,7 @@ from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.plan.plan import Plan, Prepared
 from lightning_unlearn.plugin.retrain.retrained import Retrained
 from lightning_unlearn.plugin.retrain.transplant import Transplant
-from lightning_unlearn.plugin.training.trained_marks import (
-    KnownRows,
-    remember_rows,
-    rows_of,
-)
+from lightning_unlearn.plugin.training.trained_marks import remember_rows, rows_of
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.solvers.base import Solution, Status
 from lightning_unlearn.step.head.prepared_head import PreparedHead
@@ -38,6 +34,11 @@ class RetrainPlan(Plan):
     retrained: Retrained
     transplant: Transplant
 
+    @property
+    def seconds_before(self) -> float:
+        """See `Plan`."""
+        return self.retrained.seconds
+
     def claim(self) -> Claim:
         """See `Plan`."""
         return retrained_claim()
@@ -50,7 +51,7 @@ class RetrainPlan(Plan):
             x=here - weights,
             residual=0.0,
             status=Status.CONVERGED,
-            steps=self.retrained.steps,
+            steps=self.retrained.record.steps,
             matvecs=0.0,
         )
         return Step(weights=weights, solution=moved, claim=self.claim())
@@ -87,9 +88,7 @@ class RetrainPlan(Plan):
         before, rows = callback.attached, rows_of(self.module)
         undo = self.transplant.apply()
         callback.attached = replace(before, probe=None, bound_state=None)
-        own = self.retrained.record
-        made = tuple(own.made_at_start)
-        remember_rows(self.module, KnownRows(own.rows_changed, made, own.rows_compared))
+        remember_rows(self.module, self.retrained.record.known_rows)
 
         def put_back() -> None:
             callback.attached = before

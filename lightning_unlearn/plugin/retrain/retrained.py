@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.training.outside import public_parts
@@ -16,6 +17,7 @@ from lightning_unlearn.plugin.training.outside_digests import (
 )
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
+    telling,
     value_digest,
     was_trained,
 )
@@ -34,8 +36,9 @@ class Job:
         retained: All others that the training could draw.
         n_train: Samples of the training dataset.
         lineage: Of the old record.
-        ledger: Head of the ledger so far.
-        trained: Digests of the values that the old training has made.
+        ledger: So far.
+        trained: Digests of the values that the old training has made, for a start to
+            be compared with.
     """
 
     chosen: list[int]
@@ -43,13 +46,14 @@ class Job:
     retained: list[int]
     n_train: int
     lineage: str
-    ledger: str
+    ledger: Ledger
     trained: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def token(self) -> str:
         """Names it: the same request of the same model has the same one again."""
-        text = f"{self.lineage}|{self.ledger}|{self.n_train}|{sorted(self.removed)}"
+        head = self.ledger.head
+        text = f"{self.lineage}|{head}|{self.n_train}|{sorted(self.removed)}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_same(self, other: "Job") -> None:
@@ -85,10 +89,10 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _telling(tensor: Tensor) -> bool:
-    """Whether a value is no usual start, such as zeros or ones."""
+    """Whether a value can be known again, and is no usual start, such as all ones."""
+    if not telling(tensor) or tensor.numel() == 1:
+        return telling(tensor)
     flat = tensor.detach().reshape(-1)
-    if tensor.numel() < 2:
-        return tensor.is_floating_point() and flat.tolist() not in ([], [0.0], [1.0])
     return not bool((flat == flat[0]).all())
 
 
@@ -124,7 +128,6 @@ class Retrained:
         scope: Names of the parameters that it trained.
         rebuilt: Names of the buffers that it changed.
         public_parts: All others: its start, which it left as it was.
-        steps: Optimizer steps.
         seconds: How long it took.
         module: That was trained, where it is in this process.
         drew_from: Positions among the retained samples that it was made of.
@@ -137,7 +140,6 @@ class Retrained:
     scope: tuple[str, ...]
     rebuilt: tuple[str, ...]
     public_parts: tuple[PublicPart, ...]
-    steps: int
     seconds: float
     module: LightningModule | None = field(default=None, repr=False)
     drew_from: list[int] | None = field(default=None, repr=False)
@@ -181,31 +183,20 @@ def left_by(
     """
     before = record.outside or {}
     now = outside_digests(module, ())
+    moved = {name for name in now if before.get(name) != now[name]}
     named = dict(module.named_parameters())
-    scope = tuple(
-        name
-        for name, p in named.items()
-        if p.requires_grad or _moved(name, before, now)
-    )
-    buffers = dict(module.named_buffers())
-    rebuilt = tuple(name for name in buffers if _moved(name, before, now))
-    ours = {*scope, *rebuilt}
-    entries = {
-        *Scope(module, [named[n] for n in scope]).entries, *rebuilt,
-    }  # fmt: skip
+    scope = tuple(n for n, p in named.items() if p.requires_grad or n in moved)
+    rebuilt = tuple(n for n in dict(module.named_buffers()) if n in moved)
+    trained = {*scope, *Scope(module, [named[n] for n in scope]).entries, *moved}
     rest = {
         name: now[name]
         for name in module.state_dict()
-        if name in now and name not in ours | entries and not _moved(name, before, now)
+        if name in now and name not in trained
     }
     return Retrained(
         job, state, record, scope, rebuilt, public_parts(module, rest),
-        record.steps, seconds, module,
+        seconds, module,
     )  # fmt: skip
-
-
-def _moved(name: str, before: dict[str, str], now: dict[str, str]) -> bool:
-    return before.get(name) != now.get(name)
 
 
 def check_same_model(module: nn.Module, state: Mapping[str, Tensor]) -> None:

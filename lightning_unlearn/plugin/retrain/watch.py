@@ -58,7 +58,7 @@ class Watch(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0:  # hooks of the training's start have run
+        if batch_idx == trainer.global_step == 0:  # after the hooks of the start
             check_fresh(pl_module, self.job, began=True)
 
     @override

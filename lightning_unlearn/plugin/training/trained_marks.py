@@ -44,7 +44,7 @@ _VALUES: set[str] = set()
 def values_of(module: nn.Module) -> dict[str, str]:
     """Name -> digest of the value of every parameter and buffer."""
     named = (*module.named_parameters(), *module.named_buffers())
-    return {name: value_digest(t) for name, t in named if _telling(t)}
+    return {name: value_digest(t) for name, t in named if telling(t)}
 
 
 def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
@@ -63,10 +63,10 @@ def remember_values(module: nn.Module, before: dict[str, str] | None) -> None:
 
 def has_trained_value(tensor: Tensor) -> bool:
     """Whether a watched training of this process has made this very value."""
-    return bool(_VALUES) and _telling(tensor) and value_digest(tensor) in _VALUES
+    return bool(_VALUES) and telling(tensor) and value_digest(tensor) in _VALUES
 
 
-def _telling(tensor: Tensor) -> bool:
+def telling(tensor: Tensor) -> bool:
     """Whether a value can be known again: one number is, if it is no usual one."""
     if tensor.numel() != 1 or isinstance(tensor, DTensor) or tensor.is_meta:
         return tensor.numel() > 1

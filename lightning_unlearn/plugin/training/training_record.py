@@ -13,6 +13,7 @@ from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.mixin import is_record
+from lightning_unlearn.plugin.training.trained_marks import KnownRows
 
 
 @dataclass
@@ -96,6 +97,12 @@ class TrainingRecord:
         drawn = range(self.n_train or 0) if self.drawn is None else self.drawn
         gone = set(self.removed)
         return [position for position in drawn if position not in gone]
+
+    @property
+    def known_rows(self) -> KnownRows:
+        """What it says of the rows that reach a head."""
+        made = tuple(self.made_at_start)
+        return KnownRows(self.rows_changed, made, self.rows_compared)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``Callback.state_dict``."""

@@ -229,29 +229,41 @@ def _tensor_bytes(batch: Any) -> int:
     return sum(x.nbytes for x in tensors_in(batch))
 
 
+def data_of(
+    plan: Plan, validation: DataLoader | None
+) -> tuple[DataLoader, list[int], str]:
+    """What to measure a model on: a loader, positions in its dataset, and its name.
+
+    Args:
+        plan: The request.
+        validation: The user's choice, or None for the module's or datamodule's own
+            validation data, or the retained samples.
+    """
+    loader = validation or loader_of(plan, "val")
+    if loader is None:
+        return plan.loader, plan.retained, "retained"
+    n = len(loader.dataset)  # type: ignore[arg-type]
+    return loader, list(range(n)), "validation"
+
+
 def as_it_is(
     context: StageContext, job: Job, validation: DataLoader | None
-) -> tuple[str, float] | None:
-    """(metric, value) of a model that no step can be taken on; None if it has no loss.
+) -> tuple[str, float, str] | None:
+    """(metric, value, data) of a model that no step can be taken on.
 
     Args:
         context: The Trainer's run.
         job: What is to be forgotten, and what is retained.
-        validation: Data to measure on, or None for the retained samples.
+        validation: As for `data_of`.
+
+    Returns:
+        None if the model has no loss.
     """
     callback = context.callback
     bare = replace(callback.options, noise_std=0.0, guarantee="auto", l2=0.0)
     with borrowed(callback, options=bare), suppress(UnlearningError):
         plan = resolve(context, known_request(Request(), context, job))
-        loader = validation or loader_of(plan, "val")
-        if loader is None:
-            return outlook_at(plan, context.loader, job.retained)
-        n = len(loader.dataset)  # type: ignore[arg-type]
-        return outlook_at(plan, loader, list(range(n)))
+        loader, indices, name = data_of(plan, validation)
+        found = outlook(plan, loader, indices)
+        return found.name, found.before, name
     return None
-
-
-def outlook_at(plan: Plan, loader: DataLoader, indices: list[int]) -> tuple[str, float]:
-    """(metric, value) of the weights as they are, on at most 2,000 samples."""
-    found = outlook(plan, loader, indices)
-    return found.name, found.before

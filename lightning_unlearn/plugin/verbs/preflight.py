@@ -24,7 +24,6 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import quiet
-from lightning_unlearn.plugin.plan import measure
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
@@ -34,7 +33,11 @@ from lightning_unlearn.plugin.request.resolution import (
     share_record,
     usable_state,
 )
-from lightning_unlearn.plugin.request.retrain_request import asked_for, known_request
+from lightning_unlearn.plugin.request.retrain_request import (
+    check_current,
+    known_request,
+    meant,
+)
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
 from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.run import strategies
@@ -84,22 +87,22 @@ class Preflight:
     """
 
     grade: Grade
-    epsilon: float | None
-    delta: float | None
-    sensitivity: float | None
-    noise_std: float | None
-    noise_to_weight: float | None
-    logit_noise: float | None
-    metric: str
-    metric_data: str
-    metric_before: float | None
-    metric_after: float | None
-    curve: tuple[tuple[float, float, float], ...]
-    seconds: float | None
-    memory_bytes: int | None
     n_forget: int
     n_retain: int
-    advice: tuple[str, ...]
+    epsilon: float | None = None
+    delta: float | None = None
+    sensitivity: float | None = None
+    noise_std: float | None = None
+    noise_to_weight: float | None = None
+    logit_noise: float | None = None
+    metric: str = ""
+    metric_data: str = ""
+    metric_before: float | None = None
+    metric_after: float | None = None
+    curve: tuple[tuple[float, float, float], ...] = ()
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    advice: tuple[str, ...] = ()
     duplicates: tuple[int, ...] | None = None
     release: int = 1
     releases: int | None = None
@@ -221,10 +224,11 @@ def preflight(
         with isolate_rng(), quiet(context.module, restore=True):
             share_record(context)
             request = Request(forget=forget, by=by)
-            job = asked_for(context, request)
+            job = meant(context, request)
             try:
                 plan = resolve(context, known_request(request, context, job))
             except (GuaranteeError, ModelError, BudgetError) as problem:
+                check_current(context, request, job)  # else a part of `resolve`
                 return _without_step(context, job, str(problem), val_dataloaders)
             plan = compared(plan, context.callback.record.certificate)
             state = usable_state(context, plan)
@@ -233,8 +237,7 @@ def preflight(
             if find_duplicates:
                 dataset = context.loader.dataset
                 copies = duplicates.find(dataset, plan.chosen, plan.retained)
-            validation = val_dataloaders or measure.loader_of(plan, "val")
-            look = _look(plan, state, context.callback, validation)
+            look = _look(plan, state, context.callback, val_dataloaders)
             ways = _routes(context, job, look)
             return replace(look, duplicates=copies, routes=ways)
 
@@ -258,10 +261,7 @@ def _look(
 ) -> Preflight:
     options, basis = plan.options, plan.basis(plan.claim().constants)
     decision = claims.decide(options.terms, basis)
-    loader, indices, name = plan.loader, plan.retained, "retained"
-    if validation is not None:
-        loader, name = validation, "validation"
-        indices = list(range(len(validation.dataset)))  # type: ignore[arg-type]
+    loader, indices, name = forecast.data_of(plan, validation)
     outlook = forecast.outlook(plan, loader, indices)
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
     row = outlook.largest_row
@@ -335,28 +335,16 @@ def _without_step(
     context: StageContext, job: Job, problem: str, validation: DataLoader | None
 ) -> Preflight:
     """What is known where no step on the model as it is can be taken."""
-    now = forecast.as_it_is(context, job, validation)
     look = Preflight(
         grade=Grade.NONE,
-        epsilon=None,
-        delta=None,
-        sensitivity=None,
-        noise_std=None,
-        noise_to_weight=None,
-        logit_noise=None,
-        metric="" if now is None else now[0],
-        metric_data="validation" if validation is not None else "retained",
-        metric_before=None if now is None else now[1],
-        metric_after=None,
-        curve=(),
-        seconds=None,
-        memory_bytes=None,
         n_forget=len(job.chosen),
         n_retain=len(job.retained),
-        advice=(),
         training_seconds=_trained(context.callback, context.module),
         refused=problem,
     )
+    if (now := forecast.as_it_is(context, job, validation)) is not None:
+        metric, before, data = now
+        look = replace(look, metric=metric, metric_before=before, metric_data=data)
     return replace(look, routes=_routes(context, job, look))
 
 

@@ -18,7 +18,7 @@ from lightning_unlearn.plugin.request.stage import (
 )
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, train_anew
 from lightning_unlearn.plugin.retrain.retained import Retained
-from lightning_unlearn.plugin.retrain.retrained import Job
+from lightning_unlearn.plugin.retrain.retrained import Job, trained_values
 from lightning_unlearn.plugin.run import compat
 
 
@@ -72,4 +72,6 @@ class _AskedFor:
     def __call__(self, context: StageContext) -> tuple[Job, Any]:
         share_record(context)
         with context.strategy.gathered(context.module):
-            return asked_for(context, self.request), context.loader.dataset
+            job = asked_for(context, self.request)
+            made = trained_values(context.module, context.callback.record)
+            return replace(job, trained=made), context.loader.dataset

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lightning_unlearn._base.notebook import table
+from lightning_unlearn._base.text import columns
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
@@ -58,16 +59,10 @@ class Route:
 
 def lines(routes: Sequence[Route]) -> list[str]:
     """The routes as a table for the terminal, with what each needs beneath it."""
-    rows = [_HEAD, *(route.cells for route in routes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-
-    def line(row: tuple[str, ...]) -> str:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        return ("  " + "  ".join(padded)).rstrip()
-
-    found = [line(_HEAD)]
-    for route in routes:
-        found.append(line(route.cells))
+    head, *rows = columns([_HEAD, *(route.cells for route in routes)])
+    found = [f"  {head}"]
+    for route, row in zip(routes, rows, strict=True):
+        found.append(f"  {row}")
         for need in route.needs:
             found += textwrap.wrap(
                 need,
