@@ -115,6 +115,12 @@ def test_a_request_that_will_be_refused_is_refused_now():
     assert "Four ways out: retrain" in look.refused
     assert look.noise_std is None
     assert "no step on this model can be taken" in str(look)
+    assert (look.metric_data, look.metric) == ("retained", "accuracy")
+    held_out = loader(digits(100))
+    look = preflight(fit_trainer, [1], val_dataloaders=held_out)
+    assert (look.metric_data, look.metric_after) == ("validation", None)
+    fit_trainer.lightning_module.val_dataloader = lambda: held_out
+    assert preflight(fit_trainer, [1]).metric_data == "validation"
     _, fit_trainer, _, _ = fitted()
     with pytest.raises(ForgetSetError, match="got 600"):
         preflight(fit_trainer, [600])
