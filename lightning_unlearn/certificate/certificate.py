@@ -29,8 +29,8 @@ from lightning_unlearn.errors import (
     GuaranteeError,
 )
 from lightning_unlearn.guarantee.claims import (
+    EXACT,
     Basis,
-    Bound,
     Decision,
     Grade,
     NoiseSource,
@@ -239,7 +239,7 @@ def _check_numbers(c: CertificateFields) -> None:
     )
     if c.releases is not None:
         validate.count(releases=c.releases)
-    exact = c.bound is Bound.RETRAINED
+    exact = c.bound in EXACT
     in_range = validate.non_negative if exact else validate.positive
     for name in ("epsilon", "delta", "sensitivity", "composed_epsilon"):
         if getattr(c, name) is not None:

@@ -19,6 +19,7 @@ from lightning_unlearn.errors import (
 from lightning_unlearn.guarantee import bounds
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
 from lightning_unlearn.guarantee.gaussian import (
+    check_delta,
     compose_mu,
     gaussian_epsilon,
     gaussian_sigma,
@@ -45,6 +46,7 @@ class Bound(str, enum.Enum):
     """Which theorem the sensitivity comes from."""
 
     RETRAINED = "retrained"
+    REWOUND = "rewound"
     STRONGLY_CONVEX = "strongly_convex"
     NEWTON_STEP = "newton_step"
     NORM_BALL = "norm_ball"
@@ -58,6 +60,9 @@ class NoiseSource(str, enum.Enum):
     SEEDED = "seeded"
     NO_NOISE = "no_noise"
 
+
+#: Bounds of a training again: nothing depends on the forgotten samples.
+EXACT = frozenset({Bound.RETRAINED, Bound.REWOUND})
 
 #: Why a request without a finite sensitivity is refused.
 NO_SENSITIVITY = (
@@ -76,6 +81,7 @@ _ENFORCED = frozenset({Origin.ENFORCED})
 #: cover the size of the noise.
 REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
     Bound.RETRAINED: {"drawn_besides": _ENFORCED},
+    Bound.REWOUND: {"drawn_besides": _ENFORCED, "stages_kept": _ENFORCED},
     Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
     Bound.NEWTON_STEP: {
         "max_norm": _ENFORCED,
@@ -178,7 +184,7 @@ def decide(
         ArgumentError: If a number is outside its range.
     """
     sensitivity = sensitivity_upper(basis.bound, basis.constants)
-    if basis.bound is Bound.RETRAINED:
+    if basis.bound in EXACT:
         return _exact(basis)
     if noise_std is None:
         noise_std = terms.noise_std
@@ -299,7 +305,7 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
       each is within tolerance/mu of the one minimiser: ``2 tolerance / mu``.
     * Newton step: Theorem A with Diam = 2C, or the diameter 2C if that is less.
     * norm ball: both outputs are projected onto the ball of radius C: ``2C``.
-    * retrained: 0, the output is a function of the retained samples alone.
+    * retrained, rewound: 0, a function of the retained samples alone.
     * no bound: infinity.
 
     Args:
@@ -318,10 +324,10 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
             gradient_norm=values["tolerance"],
             strong_convexity=values["strong_convexity"],
         )
-    if bound is Bound.RETRAINED and values["drawn_besides"] == 0:
+    if bound in EXACT:
+        if values["drawn_besides"] != 0 or not values.get("stages_kept", 1.0) >= 1:
+            raise CertificateError("not exact: drawn_besides > 0, or no stage was kept")
         return 0.0
-    if bound is Bound.RETRAINED:
-        raise CertificateError("samples that are not retained were drawn: not exact")
     if bound is Bound.NO_BOUND:
         return math.inf
     validate.positive(max_norm=values["max_norm"])
@@ -358,23 +364,6 @@ def noise_std_upper(terms: Terms, sensitivity: float) -> float:
     validate.count(releases=T)
     check_delta(terms.delta)
     return math.sqrt(T) * gaussian_sigma(terms.epsilon, terms.delta, sensitivity)
-
-
-def check_delta(delta: float) -> None:
-    """Refuse a delta below what the noise sampler resolves.
-
-    Each Gaussian is cut at 8.6 standard deviations, so far out in the tails the noise
-    is not the one the theorem speaks of (probability about 1e-17 a draw).
-
-    Raises:
-        ArgumentError: If delta is not in [1e-12, 1).
-    """
-    validate.probability(delta=delta)
-    if delta < 1e-12:
-        raise ArgumentError(
-            f"expected delta >= 1e-12, got {delta}: the noise is drawn from 52-bit "
-            "uniforms, whose tails are too short for a smaller one"
-        )
 
 
 def _values(bound: Bound, constants: Iterable[Constant]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
 from lightning_unlearn._base import validate
+from lightning_unlearn.errors import ArgumentError
 
 # The evaluation of log delta is accurate to 1e-10 plus what the one subtraction
 # loses; a candidate counts as safe only when it clears the target by more than that.
@@ -117,6 +118,23 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     """
     validate.positive(sensitivity=sensitivity)
     return math.nextafter(sensitivity / gaussian_mu(epsilon, delta), math.inf)
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a delta below what the noise sampler resolves.
+
+    Each Gaussian is cut at 8.6 standard deviations, so far out in the tails the noise
+    is not the one the theorem speaks of (probability about 1e-17 a draw).
+
+    Raises:
+        ArgumentError: If delta is not in [1e-12, 1).
+    """
+    validate.probability(delta=delta)
+    if delta < 1e-12:
+        raise ArgumentError(
+            f"expected delta >= 1e-12, got {delta}: the noise is drawn from 52-bit "
+            "uniforms, whose tails are too short for a smaller one"
+        )
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

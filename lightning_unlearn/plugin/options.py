@@ -10,7 +10,8 @@ from lightning_unlearn._base import validate
 from lightning_unlearn._base.files import is_remote
 from lightning_unlearn._base.text import is_unicode
 from lightning_unlearn.errors import ArgumentError, SetupError
-from lightning_unlearn.guarantee.claims import Terms, check_delta
+from lightning_unlearn.guarantee.claims import Terms
+from lightning_unlearn.guarantee.gaussian import check_delta
 from lightning_unlearn.guarantee.kinds import (
     Guarantee,
     NewtonStep,

@@ -17,7 +17,13 @@ from lightning_unlearn.certificate.words.strength_words import (
     why_vacuous,
     worth,
 )
-from lightning_unlearn.guarantee.claims import REQUIRED, Bound, Grade, NoiseSource
+from lightning_unlearn.guarantee.claims import (
+    EXACT,
+    REQUIRED,
+    Bound,
+    Grade,
+    NoiseSource,
+)
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
 
 
@@ -138,6 +144,9 @@ SOURCES = {
 _BOUNDS = {
     Bound.RETRAINED: "The model was trained again from a fresh start, by the same "
     "code, on the retained samples alone.",
+    Bound.REWOUND: "The model was trained again by the same code on the retained "
+    "samples alone, from the end of the last stage of its training that never saw the "
+    "forgotten ones.",
     Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
     "solved to its optimum on the retained samples alone, up to the tolerance in "
     "box 7.",
@@ -151,11 +160,29 @@ _BOUNDS = {
 }
 
 
+def _rewound(plain: Explanation) -> Explanation:
+    return replace(
+        plain,
+        summary=f"{plain.summary[:-1]}, and that no earlier model led to this request.",
+        means="The released model is one that never saw the samples: the training was "
+        "taken up at the end of its last stage that had not drawn them, and all later "
+        "ones were run again, by the same code, on the retained samples alone; the "
+        "software let them draw no others. That the start, the settings and the way "
+        "samples are read and preprocessed were not made from the forgotten samples is "
+        "the word of whoever ran it.",
+        tell="The model was trained again, from a point at which it had not seen your "
+        "data. Say as well what happened to the other copies (box 6), the earlier "
+        "model among them.",
+    )
+
+
 def explained(c: Certificate) -> Explanation:
     """The grade of a certificate in words: as strong as it is, with its premise."""
     grade = worth(c)
     plain = GRADES[grade]
-    if c.bound is Bound.RETRAINED:
+    if c.bound is Bound.REWOUND and grade is Grade.EXACT:
+        return _rewound(plain)
+    if c.bound in EXACT:
         return plain
     if grade is Grade.VACUOUS and not is_capped(c):
         return _worthless(c)
@@ -291,7 +318,7 @@ def conditions(c: Certificate) -> tuple[str, ...]:
 def promise(c: Certificate) -> str | None:
     """What epsilon and delta say; None unless they say something."""
     claimed = worth(c) in (Grade.CERTIFIED, Grade.CONDITIONAL)
-    if not claimed or c.bound is Bound.RETRAINED:
+    if not claimed or c.bound in EXACT:
         return None
     if c.epsilon is None or c.delta is None:
         return None

@@ -13,7 +13,7 @@ from lightning_unlearn.certificate.words.strength_words import (
     why_vacuous,
     worth,
 )
-from lightning_unlearn.guarantee.claims import Bound, Grade, NoiseSource
+from lightning_unlearn.guarantee.claims import EXACT, Bound, Grade, NoiseSource
 from lightning_unlearn.guarantee.constants import Origin
 
 _WIDTH = 78
@@ -33,8 +33,8 @@ def headline(c: CertificateFields) -> str:
         )
     if grade is Grade.EXACT:
         return (
-            f"{c.grade.name}: retrained by this tool on the retained samples alone, "
-            f"without {samples}: {_promise(c)}, {taking(c)}"
+            f"{c.grade.name}: retrained by this tool on the retained samples alone"
+            f"{_from_stage(c)}, without {samples}: {_promise(c)}, {taking(c)}"
         )
     name = f"{c.grade.name}, BUT WEAK" if strength is Level.WEAK else c.grade.name
     tested = ""
@@ -50,6 +50,15 @@ def headline(c: CertificateFields) -> str:
         f"retraining without {samples}{tested}, {taking(c)}, ONLY IF what is marked "
         "assumed or estimated below is true"
     )
+
+
+def _from_stage(c: CertificateFields) -> str:
+    """Where a retraining went on from, if not from the start."""
+    kept = {x.name: x.value for x in c.constants}.get("stages_kept")
+    if kept is None:
+        return ""
+    stages = "the first stage" if kept == 1 else f"the first {number(kept)} stages"
+    return f" from the end of {stages}, which never saw them"
 
 
 #: How the released model compares with retraining, by the strength of the claim.
@@ -86,7 +95,7 @@ _REST = (
 
 def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     """What a claim takes as public besides the public parts of the model."""
-    if bound is Bound.RETRAINED:
+    if bound in EXACT:
         return _START
     return _REST if ways_checked else PREMISE
 
@@ -98,7 +107,10 @@ def taking(c: CertificateFields) -> str:
     checked = (
         " (the data was rebuilt by dataset_without(): every retained row is the same)"
     )
-    return f"taking {parts} as public{checked if c.ways_checked else ''}"
+    found = f"taking {parts} as public{checked if c.ways_checked else ''}"
+    if c.bound is Bound.REWOUND:
+        found += ", and this request as one that no earlier model led to"
+    return found
 
 
 def _why_none(c: CertificateFields) -> str:
@@ -135,6 +147,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
     """The numbers of the claim, each with its name."""
     mechanism = {
         Bound.RETRAINED: "trained on the retained samples alone",
+        Bound.REWOUND: "trained on the retained samples alone",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
@@ -159,7 +172,7 @@ def _release(c: CertificateFields) -> str:
     text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
     if c.epsilon is None:
         return text
-    if c.bound is Bound.RETRAINED:
+    if c.bound in EXACT:
         earlier = "; the earlier ones are what their own certificates say"
         return text + (earlier if c.release > 1 else "")
     if c.composed_epsilon is None:

@@ -9,7 +9,7 @@ import math
 
 from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.fields import CertificateFields
-from lightning_unlearn.guarantee.claims import Bound, Grade
+from lightning_unlearn.guarantee.claims import EXACT, Grade
 from lightning_unlearn.guarantee.strength import (
     FALSE_ALARMS,
     power_upper,
@@ -32,7 +32,7 @@ _UP_TO = ((0.05, Level.STRONG), (0.2, Level.MODERATE))
 
 def level(c: CertificateFields) -> Level | None:
     """How strong a claim is, whatever its grade; None where no noise carries it."""
-    if c.grade is Grade.NONE or c.bound is Bound.RETRAINED:
+    if c.grade is Grade.NONE or c.bound in EXACT:
         return None  # there is no noise to see through
     if c.delta is None or not c.release_mus:  # does not verify
         return Level.WORTHLESS

@@ -17,6 +17,9 @@ from lightning_unlearn.guarantee.tolerance import How, Tolerance
 REFERENCES = {
     Bound.RETRAINED: "a model trained by the same code on the retained samples alone, "
     "from the same kind of start, with fresh randomness: it is one",
+    Bound.REWOUND: "a model trained by the same code in the same stages on the "
+    "retained samples alone, with fresh randomness: the stages that are kept never saw "
+    "the forgotten ones, and those after them were trained again",
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
@@ -27,6 +30,13 @@ REFERENCES = {
     Bound.NO_BOUND: "",
 }
 
+_DRAWN = (
+    (
+        Origin.ENFORCED,
+        "positions besides the retained ones that the retraining could draw: its "
+        "dataset has no others, and its loader was seen to have it",
+    ),
+)
 _BALL = (
     Origin.ENFORCED,
     "the weights are projected onto the ball before noise is added",
@@ -65,12 +75,15 @@ TOLERANCES: dict[How, tuple[Origin, str]] = {
 
 #: Why a number is believed, word for word: for each bound what it rests on ...
 REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
-    Bound.RETRAINED: {
-        "drawn_besides": (
+    Bound.RETRAINED: {"drawn_besides": _DRAWN},
+    Bound.REWOUND: {
+        "drawn_besides": _DRAWN,
+        "stages_kept": (
             (
                 Origin.ENFORCED,
-                "positions besides the retained ones that the retraining could draw: "
-                "its dataset has no others, and its loader was seen to have it",
+                "trainings that were kept: the record has what each could draw, the "
+                "forgotten samples were not among it, and the model that the last of "
+                "them ended with has the digest that was recorded then",
             ),
         ),
     },
@@ -158,12 +171,19 @@ class Claim:
     warnings: tuple[str, ...] = ()
 
 
-def retrained_claim() -> Claim:
-    """Of a training whose loader drew from the retained samples and no others."""
-    return Claim(
-        bound=Bound.RETRAINED,
-        constants=(_constant(Bound.RETRAINED, "drawn_besides", 0.0),),
-    )
+def retrained_claim(stages_kept: int = 0) -> Claim:
+    """Of a training whose loader drew from the retained samples and no others.
+
+    Args:
+        stages_kept: Earlier trainings, of none of the forgotten samples, from whose end
+            it went on; 0 if it began afresh.
+    """
+    values = {"drawn_besides": 0.0}
+    if stages_kept:
+        values["stages_kept"] = float(stages_kept)
+    bound = Bound.REWOUND if stages_kept else Bound.RETRAINED
+    constants = tuple(_constant(bound, name, value) for name, value in values.items())
+    return Claim(bound=bound, constants=constants)
 
 
 def strongly_convex_claim(tolerance: Tolerance, l2: float) -> Claim:

@@ -17,7 +17,7 @@ from lightning_unlearn.certificate.report.evidence import (
 from lightning_unlearn.certificate.report.page import write
 from lightning_unlearn.certificate.words.in_notebook import certificate_html
 from lightning_unlearn.certificate.words.printed import headline
-from lightning_unlearn.guarantee.claims import Bound
+from lightning_unlearn.guarantee.claims import EXACT, Bound
 from lightning_unlearn.plugin.files.checkpoint import certificate_path, secrets
 from lightning_unlearn.plugin.files.stale_checkpoints import NOTHING_STALE, Stale
 from lightning_unlearn.solvers.base import Solution
@@ -86,8 +86,11 @@ class UnlearningResult:
 
     def _rows(self) -> list[tuple[str, str]]:
         passes = f"{self.solution.matvecs:.3g} passes over the retained samples"
-        if self.certificate.bound is Bound.RETRAINED:
-            passes = f"{self.solution.steps:,} training steps from a fresh start"
+        if self.certificate.bound in EXACT:
+            start = "the stages that were kept"
+            if self.certificate.bound is Bound.RETRAINED:
+                start = "a fresh start"
+            passes = f"{self.solution.steps:,} training steps from {start}"
         clean, written = self.checkpoint_path, "nothing (save_to= names a checkpoint)"
         then = "trainer.save_checkpoint keeps this model for yourself"
         if clean is not None:

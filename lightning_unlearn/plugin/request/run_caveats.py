@@ -2,7 +2,7 @@
 
 from torch.utils.data import WeightedRandomSampler
 
-from lightning_unlearn.guarantee.claims import Bound
+from lightning_unlearn.guarantee.claims import EXACT
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
@@ -85,7 +85,7 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
         now: Digest of the weights the request begins with.
     """
     record, loader = context.callback.record, context.loader
-    if plan.claim().bound is Bound.RETRAINED:  # whatever the old training was
+    if plan.claim().bound in EXACT:  # whatever the old training was
         return () if record.fingerprint is not None else (_NO_FINGERPRINT,)
     found, l2 = [], plan.l2
     if plan.outside.rebuilt:
