@@ -67,7 +67,7 @@ ROOMS = {
 PLUGIN = (
     *("which_lightning", "lightning"),
     *("plain_state", "data", "mixin", "options", "training", "run", "plan"),
-    *("files", "attachment"),
+    *("files", "stages", "attachment"),
     *("callback", "retrain", "request", "certified", "verbs"),
 )
 for _i, _room in enumerate(PLUGIN):

@@ -3,6 +3,7 @@
 import time
 import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -21,6 +22,7 @@ from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
 from lightning_unlearn.plugin.run import strategies
+from lightning_unlearn.plugin.stages import kept_stages
 from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.outside import note_changed_numbers
 from lightning_unlearn.plugin.training.trained_marks import (
@@ -28,7 +30,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
     remember_values,
     rows_of,
 )
-from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 
 
@@ -56,6 +58,7 @@ class Attachment:
         values: Of tensors, when the training began; None if none has.
         began: When the training that runs began, by `time.perf_counter`.
         fit_seconds: How long the last training took, or None if none has ended here.
+        validated: Ids of the validation datasets that the training was seen to read.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -76,6 +79,7 @@ class Attachment:
     values: dict[str, str] | None = None
     began: float | None = None
     fit_seconds: float | None = None
+    validated: set[int] = field(default_factory=set)
 
     def restore(self, record: TrainingRecord) -> None:
         """Take the record of a checkpoint; warn if it is older than what is known."""
@@ -92,13 +96,16 @@ class Attachment:
             )
         self.record, self.restored, self.forgotten_since = record, True, behind
 
-    def begin_fit(self, module: LightningModule, fits: int, loads: bool) -> bool:
+    def begin_fit(
+        self, module: LightningModule, fits: int, loads: bool, stages: Path | None
+    ) -> bool:
         """A training of a module begins.
 
         Args:
             module: The module.
             fits: Trainings that have ended in any process.
             loads: Whether it begins with a checkpoint.
+            stages: Folder for the ends of stages, or None.
 
         Returns:
             Whether something has trained the module that no record tells of.
@@ -112,6 +119,10 @@ class Attachment:
             )
             self.record, unknown = TrainingRecord(), True
             self.fits_seen = fits
+        if unknown:
+            self.record.stages = None
+        known = loads and self.restored
+        kept_stages.begin(self.record, module, stages, known)
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
         self.began, self.fit_seconds = time.perf_counter(), None
@@ -126,6 +137,25 @@ class Attachment:
         if self.began is not None:
             self.fit_seconds = time.perf_counter() - self.began
         self.began = None
+
+    def begin_drawing(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        loader: DataLoader,
+    ) -> None:
+        """Record the data of a training, and the stage that it follows."""
+        record = self.record
+        first, earlier, gone = record.n_train is None, record.retained, record.removed
+        before = Stage(earlier, digest="", seconds=record.fit_seconds)
+        if gone:  # positions are those of a dataset of what is left
+            before.drawn = list(range(len(earlier)))
+        self.drawing = Drawing.begin(trainer, record, loader)
+        self.loader, self.validated = loader, set()
+        if not first:
+            folder = options.stages_path
+            kept_stages.end_before(record, trainer, module, folder, before)
 
     def probe_rows(
         self,
@@ -220,6 +250,8 @@ class Attachment:
         """A batch has been trained on."""
         if self.drawing is not None:
             self.drawing.batch_done(trainer, self.record, batch_idx)
+        if batch_idx == 0 and self.record.stages is not None:
+            kept_stages.note_validated(self.record, trainer, self.validated)
 
     def note_drawn(self) -> None:
         """Note in the record what the training has drawn and taken so far."""

@@ -33,7 +33,6 @@ from lightning_unlearn.plugin.plan.which_guarantee import warn_early
 from lightning_unlearn.plugin.run import child_processes, compat, guests, strategies
 from lightning_unlearn.plugin.run.compat import STAGE, is_spawning
 from lightning_unlearn.plugin.training.ball import kept_in_ball
-from lightning_unlearn.plugin.training.drawing import Drawing
 from lightning_unlearn.plugin.training.hyper_parameters import written
 from lightning_unlearn.plugin.training.outside import merge_changes
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
@@ -111,6 +110,9 @@ class UnlearningCallback(Callback):
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
             for ``unlearn(how="retrain")``: each made anew, over the samples in `data`.
+        stages: Folder for the model at the end of each `fit`, when the next one is on
+            more samples; with it ``how="retrain"`` goes back to the last that never saw
+            the samples, in place of the start. As secret as the data.
 
     Raises:
         ArgumentError: If an option is outside its range.
@@ -275,7 +277,8 @@ class UnlearningCallback(Callback):
         loads, path = trainer.ckpt_path is not None, trainer.ckpt_path
         digest = state_digest(pl_module.state_dict())
         check_not_released(pl_module, digest, trainer, path, self.record)
-        resumed = attached.begin_fit(pl_module, int(self._fits), loads)
+        stages = self.options.stages_path
+        resumed = attached.begin_fit(pl_module, int(self._fits), loads, stages)
         attached.values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
@@ -290,8 +293,7 @@ class UnlearningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the training data and the weight decay."""
         loader = training_data.training_loader(trainer.train_dataloader)
-        self.attached.drawing = Drawing.begin(trainer, self.record, loader)
-        self.attached.loader = loader
+        self.attached.begin_drawing(trainer, pl_module, self.options, loader)
         self.attached.warn_if_scaled(trainer, loader.dataset)
         self.attached.probe_rows(trainer, pl_module, self.options, loader)
         watch_training(pl_module, lambda: trainer.training, loader)

@@ -56,6 +56,7 @@ class Options:
     retrain: Callable[[Any], Any] | None = field(
         default=None, compare=False, repr=False
     )
+    stages: str | Path | None = None
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)
@@ -104,7 +105,7 @@ class Options:
             )
 
         # Wherever the process goes later. The ledger is one file by whatever link.
-        for name in ("ledger", "prepared", "state_file"):
+        for name in ("ledger", "prepared", "state_file", "stages"):
             path = getattr(self, name)
             if path is not None:
                 if is_remote(path):
@@ -126,6 +127,11 @@ class Options:
     def prepared_path(self) -> Path | None:
         """The file of what `prepare` stores."""
         return None if self.prepared is None else Path(self.prepared)
+
+    @property
+    def stages_path(self) -> Path | None:
+        """The folder of what stages ended with."""
+        return None if self.stages is None else Path(self.stages)
 
     @property
     def state_path(self) -> Path | None:

@@ -85,9 +85,9 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
     return first if first == second else None
 
 
-def sample_digest(sample: Any) -> str | None:
+def sample_digest(sample: Any, salt: str = "") -> str | None:
     """SHA-256 of one sample, or None if it holds what cannot be hashed."""
-    return _digest([sample], 1, "")
+    return _digest([sample], 1, salt)
 
 
 def _digest(samples: list[Any], n: int, salt: str) -> str | None:

@@ -69,6 +69,14 @@ class SecretFile:
             raise DataError("its tensors are damaged")
         return text, tensors
 
+    def text(self, path: Path) -> dict[str, str] | None:
+        """What a file says at its head; None if it cannot be read."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return self._text(file)
+        except Exception:  # whatever a damaged or foreign file provokes
+            return None
+
     def check_free(self, path: Path) -> None:
         """Raise `DataError` if something else than a file of this kind stands there."""
         if not os.path.lexists(path):

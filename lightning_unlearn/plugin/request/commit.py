@@ -28,6 +28,7 @@ from lightning_unlearn.plugin.files.replacement import Replacement
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
+from lightning_unlearn.plugin.stages import stage_end
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.dtensors import sharded_as
 from lightning_unlearn.weights.passes import held
@@ -172,6 +173,8 @@ def commit(
     secret = solve_file.files(plan.solve_file)
     if callback.options.prepared_path is not None:
         secret = [*secret, callback.options.prepared_path]
+    old = stage_end.left_over(callback.options.stages_path, record, done.record)
+    secret = [*secret, *old]
     files = Files(done, None, None, [])
     if mine:
         files = Files(done, save_to, file, secret, overwrite)
@@ -212,4 +215,6 @@ def commit(
         if mine and callback.options.prepared_path is not None:
             prepared_file.delete(callback.options.prepared_path)
         solve_file.delete(plan.solve_file)
+        if mine:
+            stage_end.delete(old)
         files.close()

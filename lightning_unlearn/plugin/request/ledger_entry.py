@@ -12,6 +12,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.stages.kept_stages import Gone
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
@@ -68,6 +69,7 @@ def after(
         save_to: Its own checkpoint, or None.
     """
     dataset: Any = plan.loader.dataset
+    gone = Gone.of(record, dataset, plan.chosen)
     salt = secrets.token_hex(16)
     # This request's own file is old at the next one; those known now stay known.
     saved = [] if save_to is None else [str(save_to)]
@@ -87,6 +89,8 @@ def after(
             Subset(dataset, plan.retained), salt
         ),
         removed=plan.removed,
+        stages=gone.without(after_it.stages),
+        validated=gone.left_of(after_it.validated),
         saved=[*old.checkpoints, *saved],
         ledger=ledger.to_text(),
         certificate=certificate.to_json(),

@@ -25,9 +25,10 @@ from lightning_unlearn.plugin.retrain.retrained import (
 )
 from lightning_unlearn.plugin.retrain.transplant import Transplant
 from lightning_unlearn.plugin.run.strategies import Sharded
+from lightning_unlearn.plugin.stages.kept_stages import Gone
 from lightning_unlearn.plugin.training.other_callbacks import check_others
 from lightning_unlearn.plugin.training.outside import Outside
-from lightning_unlearn.plugin.training.training_record import check_same_data
+from lightning_unlearn.plugin.training.training_record import Stage, check_same_data
 from lightning_unlearn.weights.digests import state_digest
 from lightning_unlearn.weights.objective import LossFunction
 from lightning_unlearn.weights.scope import Scope
@@ -72,15 +73,37 @@ def meant(context: StageContext, request: Request) -> Job:
             check_others(context.trainer)
         problems.check()
     gone = {*chosen, *record.removed}
+    retained = [i for i in drawn if i not in gone]
+    kept, parts = _stages(context, chosen, retained)
     return Job(
+        kept=kept,
+        parts=parts,
         chosen=chosen,
         removed=sorted(gone),
-        retained=[i for i in drawn if i not in gone],
+        retained=retained,
         n_train=len(dataset),
         lineage=record.lineage,
+        key=record.ledger_key,
         # Whatever budget is left: a retraining uses up nothing.
         ledger=context.processes.first(lambda: ledger_so_far(context)),
     )
+
+
+def _stages(
+    context: StageContext, chosen: list[int], retained: list[int]
+) -> tuple[tuple[Stage, ...], tuple[list[int], ...]]:
+    """The stages that are kept, and what each of the others draws."""
+    record, options = context.callback.record, context.callback.options
+    stages = record.stages
+    if not stages or options.stages is None or record.drawn_problem:
+        return (), ()
+    gone = context.processes.first(
+        lambda: Gone.of(record, context.loader.dataset, chosen)
+    )
+    kept = context.processes.first(lambda: gone.last_before(stages))
+    left = frozenset(retained)
+    parts = [[i for i in stage.drawn if i in left] for stage in stages[kept:]]
+    return tuple(stages[:kept]), (*(part for part in parts if part), retained)
 
 
 def check_current(context: StageContext, request: Request, job: Job) -> None:

@@ -27,14 +27,17 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.retrain.retrained import (
     Job,
     Retrained,
+    Start,
+    check_fresh,
     check_same_model,
+    going_on,
     left_by,
 )
 from lightning_unlearn.plugin.retrain.watch import Watch, given, on_cpu
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.which_lightning import PACKAGES
-from lightning_unlearn.weights.passes import held
+from lightning_unlearn.weights.passes import held, put_back
 
 MakeTraining = Callable[[Dataset], tuple[Trainer, LightningModule, Any]]
 
@@ -45,6 +48,7 @@ def train_anew(
     old: tuple[Trainer, LightningModule, UnlearningCallback],
     dataset: Any,
     resume_from: Path | None,
+    start: Start | None = None,
 ) -> Retrained:
     """Fit what `make_training` has made, and take what it leaves.
 
@@ -54,6 +58,7 @@ def train_anew(
         old: The Trainer, module and callback of the request.
         dataset: The training dataset, forgotten samples included.
         resume_from: A checkpoint of this very retraining, or None.
+        start: The end of a stage that it goes on from; None for a fresh start.
 
     Raises:
         UnlearningError: If the training could see more than it was given.
@@ -63,7 +68,14 @@ def train_anew(
     callback = _callback_in(trainer, old)
     if resume_from is not None:
         _check_checkpoint(resume_from, job)
-    watch = Watch(job, callback, dataset, resumes=resume_from is not None)
+    callback.options = replace(callback.options, stages=None)  # it is one itself
+    began = resume_from is not None
+    if start is not None:
+        check_fresh(module, job, began=False)
+        check_same_model(module, start.state)
+        put_back(module, start.state)
+        job, began = start.known_to(job), True
+    watch = Watch(job, callback, dataset, began, start)
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     source = {"datamodule": data}
     if not isinstance(data, LightningDataModule):
@@ -80,6 +92,8 @@ def train_anew(
     callback.take_sent_record(trainer)
     record = callback.record
     _check_record(record, job)
+    if start is not None:
+        record = going_on(start.record, record)
     state = watch.state
     if state is None:
         state = on_cpu(module)

@@ -41,7 +41,7 @@ class RetrainPlan(Plan):
 
     def claim(self) -> Claim:
         """See `Plan`."""
-        return retrained_claim()
+        return retrained_claim(len(self.retrained.job.kept))
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """See `Plan`."""

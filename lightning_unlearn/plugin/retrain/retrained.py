@@ -21,7 +21,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
     value_digest,
     was_trained,
 )
-from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
 from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Scope
 
@@ -36,9 +36,14 @@ class Job:
         retained: All others that the training could draw.
         n_train: Samples of the training dataset.
         lineage: Of the old record.
+        key: Of that record, for digests of samples.
         ledger: So far.
         trained: Digests of the values that the old training has made, for a start to
             be compared with.
+        kept: Stages of the old training that it goes on from the end of.
+        parts: What the stages after them draw of the retained, the last one all; none
+            if it is one training.
+        part: Which of them this is, from 0 on.
     """
 
     chosen: list[int]
@@ -46,14 +51,28 @@ class Job:
     retained: list[int]
     n_train: int
     lineage: str
+    key: str = field(repr=False)
     ledger: Ledger
     trained: frozenset[str] = field(default=frozenset(), repr=False)
+    kept: tuple[Stage, ...] = ()
+    parts: tuple[list[int], ...] = ()
+    part: int = 0
+
+    def each(self) -> tuple["Job", ...]:
+        """The trainings that it takes, in their order."""
+        if not self.parts:
+            return (self,)
+        return tuple(
+            replace(self, retained=part, part=i) for i, part in enumerate(self.parts)
+        )
 
     @property
     def token(self) -> str:
         """Names it: the same request of the same model has the same one again."""
         head = self.ledger.head
         text = f"{self.lineage}|{head}|{self.n_train}|{sorted(self.removed)}"
+        if self.parts:
+            text += f"|{[s.digest for s in self.kept]}|{len(self.parts)}|{self.part}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_same(self, other: "Job") -> None:
@@ -118,6 +137,24 @@ def check_fresh(module: LightningModule, job: Job, began: bool) -> None:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The end of a stage, which the next training goes on from.
+
+    Args:
+        state: Parameters and buffers by name, on the CPU.
+        record: Of the trainings until then; its samples are not meant.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    record: TrainingRecord = field(repr=False)
+
+    def known_to(self, job: Job) -> Job:
+        """A retraining to which these values are no sign of the forgotten samples."""
+        own = {value_digest(t) for t in self.state.values()}
+        return replace(job, trained=job.trained - own)
+
+
+@dataclass(frozen=True)
 class Retrained:
     """What a retraining has left.
 
@@ -132,6 +169,7 @@ class Retrained:
         module: That was trained, where it is in this process.
         drew_from: Positions among the retained samples that it was made of.
         written: Checkpoints that it has left.
+        stages: The kept ones, and those of it before the last.
     """
 
     job: Job
@@ -144,6 +182,7 @@ class Retrained:
     module: LightningModule | None = field(default=None, repr=False)
     drew_from: list[int] | None = field(default=None, repr=False)
     written: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] | None = None
 
     def record_after(self, old: TrainingRecord) -> TrainingRecord:
         """The record of the retrained model, in the positions of the old dataset."""
@@ -160,9 +199,30 @@ class Retrained:
             drawn=None if whole else found,
             others_before=False,
             saved=list(self.written),
+            stages=None if self.stages is None else list(self.stages),
             retrains=None,
             steps=0,
         )
+
+
+def going_on(before: TrainingRecord, own: TrainingRecord) -> TrainingRecord:
+    """The record of two trainings: what was there before the first one is the start.
+
+    Args:
+        before: Of the first.
+        own: Of the second, which went on from its end.
+    """
+    return replace(
+        own,
+        outside=before.outside,
+        hyper_parameters=before.hyper_parameters,
+        start=before.start,
+        trained=sorted({*before.trained, *own.trained}),
+        projections=before.projections + own.projections,
+        rows_changed=before.rows_changed or own.rows_changed,
+        rows_compared=before.rows_compared and own.rows_compared,
+        made_at_start=sorted({*before.made_at_start, *own.made_at_start}),
+    )
 
 
 def left_by(

@@ -12,8 +12,10 @@ from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.data.subsets import flatten
 from lightning_unlearn.plugin.lightning import Callback, LightningModule, Trainer
 from lightning_unlearn.plugin.retrain.retained import Retained
-from lightning_unlearn.plugin.retrain.retrained import Job, check_fresh
+from lightning_unlearn.plugin.retrain.retrained import Job, Start, check_fresh
 from lightning_unlearn.plugin.run import compat, strategies
+from lightning_unlearn.plugin.stages.kept_stages import note_validated
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.dtensors import in_shards
 from lightning_unlearn.weights.passes import copies
 
@@ -25,7 +27,8 @@ class Watch(Callback):
         job: The retraining.
         callback: The UnlearningCallback of its Trainer.
         dataset: The training dataset, forgotten samples included.
-        resumes: Whether it goes on from a checkpoint of its own.
+        began: Whether it goes on, from a checkpoint of its own or the end of a stage.
+        start: That end, or None.
 
     Attributes:
         positions: Of what it draws from, among the retained samples.
@@ -33,16 +36,26 @@ class Watch(Callback):
     """
 
     def __init__(
-        self, job: Job, callback: UnlearningCallback, dataset: Any, resumes: bool
+        self,
+        job: Job,
+        callback: UnlearningCallback,
+        dataset: Any,
+        began: bool,
+        start: Start | None = None,
     ) -> None:
         self.job, self.callback, self.dataset = job, callback, dataset
-        self.resumes = resumes
+        self.began, self.start = began, start
+        self.noted = set[int]()
         self.positions: list[int] | None = None
         self.state: dict[str, Tensor] | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_fresh(pl_module, self.job, began=self.resumes)
+        check_fresh(pl_module, self.job, began=self.began)
+        if self.start is not None and trainer.ckpt_path is None:
+            # It may be what an earlier request has released.
+            known = TrainingRecord(certificate=self.start.record.certificate)
+            self.callback.attached.restore(known)
 
     @override
     def on_train_epoch_start(
@@ -53,6 +66,9 @@ class Watch(Callback):
         self._check_others(trainer)
         record = self.callback.record
         record.retrains, record.lineage = self.job.token, self.job.lineage
+        record.ledger_key = self.job.key
+        if self.job.parts:  # a later request may go back to its end
+            note_validated(record, trainer, self.noted)
 
     @override
     def on_train_batch_start(

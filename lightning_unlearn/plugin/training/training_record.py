@@ -17,6 +17,26 @@ from lightning_unlearn.plugin.training.trained_marks import KnownRows
 
 
 @dataclass
+class Stage:
+    """One of several trainings that follow each other, each on more samples.
+
+    Args:
+        drawn: Positions that it could draw and that are not forgotten.
+        digest: Of the parameters and buffers that it ended with.
+        path: File of them; None once they hold what was forgotten.
+        seconds: How long it took; None where that is not known.
+        validated: Keyed digests of the samples that it was validated on; None if they
+            cannot be compared.
+    """
+
+    drawn: list[int]
+    digest: str
+    path: str | None = None
+    seconds: float | None = None
+    validated: list[str] | None = field(default_factory=list)
+
+
+@dataclass
 class TrainingRecord:
     """Plain Python values only, so that ``torch.load(weights_only=True)`` reads it.
 
@@ -58,6 +78,9 @@ class TrainingRecord:
         fit_seconds: How long the training had taken, or None.
         start: Digest of the value of every parameter and buffer before the first
             training step, or None.
+        stages: The trainings before the last one, in their order; None if some of the
+            model was made otherwise, or nobody asked to keep them.
+        validated: As of a `Stage`, of the training that is not one of them yet.
     """
 
     n_train: int | None = None
@@ -90,6 +113,8 @@ class TrainingRecord:
     steps: int = 0
     fit_seconds: float | None = None
     start: dict[str, str] | None = None
+    stages: list[Stage] | None = None
+    validated: list[str] | None = field(default_factory=list)
 
     @property
     def retained(self) -> list[int]:
@@ -178,7 +203,7 @@ _LATER = frozenset(
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
         *("hyper_parameters", "retrains", "steps", "fit_seconds"),
-        "start",
+        *("start", "stages", "validated"),
     }
 )
 
@@ -211,6 +236,8 @@ def record_data(
     before = record.n_train, record.fingerprint, record.drawn
     unknown = record.drawn_problem is not None
     goes_on = gone > 0 or before[0] is None or _begins_with_all(dataset, record)
+    if gone:
+        _renumber(record)
     record.removed = []  # from now on positions are those of this dataset
     record.drawn, record.drawn_problem = None, None
     try:
@@ -224,12 +251,19 @@ def record_data(
         return
     record.lineage = secrets.token_hex(16)  # its positions mean other samples
     if not goes_on:
-        record.others_before = True
+        record.others_before, record.stages = True, None
         rank_zero_warn(
             "this training is on other samples than the one before it: a request will "
             "keep what the samples of this one teach, and nothing else; train on "
             "torch.utils.data.ConcatDataset([old, new]) to keep both"
         )
+
+
+def _renumber(record: TrainingRecord) -> None:
+    """Give what stages drew the positions in a dataset of the retained samples."""
+    place = {position: i for i, position in enumerate(record.retained)}
+    for stage in record.stages or ():
+        stage.drawn = [place[position] for position in stage.drawn]
 
 
 def _holds(drawn: list[int] | None, before: list[int] | None, unknown: bool) -> bool:

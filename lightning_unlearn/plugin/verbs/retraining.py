@@ -16,10 +16,11 @@ from lightning_unlearn.plugin.request.stage import (
     run_in_trainer,
     said_if_interrupted,
 )
-from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, train_anew
-from lightning_unlearn.plugin.retrain.retained import Retained
+from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
+from lightning_unlearn.plugin.retrain.in_stages import InStages
 from lightning_unlearn.plugin.retrain.retrained import Job, trained_values
 from lightning_unlearn.plugin.run import compat
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 
 def retrain(
@@ -49,13 +50,12 @@ def retrain(
     model = trainer.lightning_module if where["model"] is None else where["model"]
     model = compat.unwrapped(model)
     callback = callback_of(trainer, model)
-    job, dataset = run_in_trainer(
+    job, dataset, record = run_in_trainer(
         trainer, _AskedFor(request), **where, changes_nothing=True
     )
     old = (trainer, model, callback)
     with said_if_interrupted(trainer):
-        made = make(Retained(dataset, job.retained, job.token))
-        retrained = train_anew(made, job, old, dataset, request.resume_from)
+        retrained = InStages(make, job, old, dataset, record).run(request.resume_from)
     if compat.is_spawning(trainer):  # its attributes never left the processes
         retrained = replace(retrained, module=None)
     done = replace(request, retrained=retrained, resume_from=None)
@@ -69,9 +69,10 @@ class _AskedFor:
     def __init__(self, request: Request) -> None:
         self.request = request
 
-    def __call__(self, context: StageContext) -> tuple[Job, Any]:
+    def __call__(self, context: StageContext) -> tuple[Job, Any, TrainingRecord]:
         share_record(context)
         with context.strategy.gathered(context.module):
             job = asked_for(context, self.request)
             made = trained_values(context.module, context.callback.record)
-            return replace(job, trained=made), context.loader.dataset
+            record = context.callback.record
+            return replace(job, trained=made), context.loader.dataset, record

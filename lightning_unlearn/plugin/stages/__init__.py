@@ -1,0 +1,1 @@
+"""Trainings that follow each other, each on more samples: what each ended with."""
