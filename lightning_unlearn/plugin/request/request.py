@@ -111,6 +111,8 @@ class Request:
         dataset, hook = context.loader.dataset, _hook(context)
         removed = record.removed
         found = forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
+        if record.others_before:  # an earlier training may have drawn whatever it is
+            drawn = sorted({*drawn, *found})
         return forget_set.trained_on(found, drawn, removed, by_id=self.by is not None)
 
     def leaves(self, context: StageContext, chosen: list[int]) -> tuple[Leaf, ...]:

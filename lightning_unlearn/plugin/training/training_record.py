@@ -250,7 +250,7 @@ def record_data(
     if before[0] is None or (same and _holds(record.drawn, before[2], unknown)):
         return
     record.lineage = secrets.token_hex(16)  # its positions mean other samples
-    if not goes_on:
+    if not goes_on or same:  # of the same data, it draws fewer, or others
         record.others_before, record.stages = True, None
         rank_zero_warn(
             "this training is on other samples than the one before it: a request will "
