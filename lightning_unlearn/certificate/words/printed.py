@@ -58,7 +58,8 @@ def _from_stage(c: CertificateFields) -> str:
     if kept is None:
         return ""
     stages = "the first stage" if kept == 1 else f"the first {number(kept)} stages"
-    return f" from the end of {stages}, which never saw them"
+    whom = "them" if c.n_forget > 1 else "it"
+    return f" from the end of {stages}, which never saw {whom}"
 
 
 #: How the released model compares with retraining, by the strength of the claim.

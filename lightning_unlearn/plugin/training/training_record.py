@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from lightning_unlearn._base.strict_json import from_plain
 from lightning_unlearn.certificate.model_state import RECORD
@@ -277,10 +277,14 @@ def _begins_with_all(dataset: Any, record: TrainingRecord) -> bool:
     """Whether a dataset is the one before, or begins with it, all of it drawn."""
     if record.drawn is not None or record.drawn_problem is not None:
         return False
-    if isinstance(dataset, ConcatDataset) and len(dataset) != record.n_train:
+    n, compared = record.n_train or 0, False
+    if isinstance(dataset, ConcatDataset) and len(dataset.datasets[0]) == n:  # type: ignore[arg-type]
         dataset = dataset.datasets[0]
-    known = training_data.fingerprint(dataset, record.salt)
-    return len(dataset) == record.n_train and known in (None, record.fingerprint)
+    elif len(dataset) > n:  # a longer table, if it can be known again
+        dataset, compared = Subset(dataset, range(n)), True
+    now = training_data.fingerprint(dataset, record.salt)
+    same = now == record.fingerprint or (now is None and not compared)
+    return len(dataset) == n and same and not (compared and now is None)
 
 
 def _begins_with_the_rest(dataset: Any, record: TrainingRecord) -> bool:

@@ -379,9 +379,7 @@ def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ..
     return routes.with_recommended(
         [
             step,
-            routes.retraining(
-                options, record, look.training_seconds, len(job.retained), before
-            ),
+            routes.retraining(options, record, look.training_seconds, job, before),
             *routes.convex_head_on_public(context.module, options, record),
             routes.private_training(),
         ]

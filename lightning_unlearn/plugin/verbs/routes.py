@@ -11,6 +11,7 @@ from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
+from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.verbs import advice
 from lightning_unlearn.weights.scope import Scope
@@ -85,7 +86,7 @@ def retraining(
     options: Options,
     record: TrainingRecord,
     seconds: float | None,
-    n_retain: int,
+    job: Job,
     metric: str,
 ) -> Route:
     """Training again without the samples.
@@ -94,7 +95,7 @@ def retraining(
         options: Of the callback.
         record: Of the training.
         seconds: That the last training took, or None if nobody saw it.
-        n_retain: Samples that would be trained on.
+        job: What would be trained.
         metric: What the model is worth now.
     """
     needs = list[str]()
@@ -103,17 +104,30 @@ def retraining(
             "UnlearningCallback(retrain=make_training) and how='retrain'; from the "
             "command line --how retrain is enough"
         )
-    n = len(record.retained) + len(record.removed)
-    share = n_retain / n if n else 1.0
+    kept = len(job.kept)
     return Route(
-        name="retraining",
+        name=f"retraining from stage {kept + 1}" if kept else "retraining",
         grade=Grade.EXACT,
         epsilon=0.0,
         metric=f"about {metric}" if metric else "",
-        seconds=None if seconds is None else seconds * share,
+        seconds=_seconds(record, seconds, job),
         memory="as training",
         needs=tuple(needs),
     )
+
+
+def _seconds(record: TrainingRecord, last: float | None, job: Job) -> float | None:
+    """What the stages that would be trained again took, for the samples that stay."""
+    stages = (record.stages or [])[len(job.kept) :] if job.parts else []
+    n = len(record.retained) + len(record.removed)
+    gone = {*job.removed}
+    took = [(last, len(job.retained) / n if n else 1.0)]
+    for stage in stages:
+        left = sum(i not in gone for i in stage.drawn)
+        took.append((stage.seconds, left / max(1, len(stage.drawn))))
+    found = [None if s is None else s * share for s, share in took]
+    known = [s for s in found if s is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def convex_head_on_public(

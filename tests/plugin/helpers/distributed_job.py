@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler
 
 from lightning_unlearn.plugin.request.stage import run_in_trainer
 from lightning_unlearn.weights.digests import state_digest
@@ -45,6 +45,7 @@ class Job:
         again: Options of a Trainer that trains on after the request.
         resume: From its checkpoint.
         how: To answer the request.
+        first: Samples of a training before, or None.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Job:
     again: dict | None = None
     resume: bool = False
     how: str = "auto"
+    first: int | None = None
 
 
 def start(folder, **job):
@@ -145,6 +147,10 @@ def main(folder):
     net, data = model(job.model, fsdp), loader(dataset(job.model, job.n))
     if job.public is not None:
         train_in_public(job, callback, net, data)
+    if job.first is not None:
+        sampler = SubsetRandomSampler(range(job.first))
+        first = DataLoader(data.dataset, 64, sampler=sampler)
+        make_trainer(callback, **job.trainer).fit(net, first)
     if job.fit:
         own.fit(net, data)
     if job.vectors:

@@ -8,7 +8,7 @@ import torch
 
 from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.guarantee.claims import Bound, Grade
 from lightning_unlearn.weights.digests import state_digest
 from tests.helpers.nets import UnlearningCallback, digits, loader, trainer
 from tests.plugin.helpers.distributed_job import ROOT, N, done, saved, start
@@ -127,6 +127,29 @@ def test_retrained_in_two_processes(strategy, name, tmp_path):
     assert state_digest(state) == certificate.weights_digest == told[0]["state"]
     assert told[0]["record"]["removed"] == [3, 100]
     assert ("net.1.running_mean" in certificate.rebuilt) == (name == "normed")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "bound"),
+    [
+        ("ddp", "normed", Bound.REWOUND),
+        ("ddp_spawn", "normed", Bound.REWOUND),
+        ("fsdp2-file", "mlp", Bound.RETRAINED),  # shards are not kept: from the start
+    ],
+)
+def test_retrained_from_a_stage_in_two_processes(strategy, name, bound, tmp_path):
+    told = done(
+        tmp_path / "two", model=name, first=200, fit=True, how="retrain",
+        forget=[250, 390], callback={"stages": str(tmp_path / "stages")},
+        trainer=TWO | {"strategy": strategy, "max_epochs": 1},
+    )  # fmt: skip
+    certificate = Certificate.from_json(told[0]["certificate"])
+    assert (certificate.grade, certificate.bound) == (Grade.EXACT, bound)
+    assert len({t["state"] for t in told}) == 1
+    state = saved(tmp_path / "two")["state_dict"]
+    assert state_digest(state) == certificate.weights_digest == told[0]["state"]
+    stages = told[0]["record"]["stages"]
+    assert [len(s["drawn"]) for s in stages or ()] == [200] * (stages is not None)
 
 
 @pytest.mark.parametrize(

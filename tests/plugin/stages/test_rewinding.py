@@ -172,3 +172,17 @@ def test_a_step_drops_the_ends_that_saw_someone(script):
     assert [str(path) for path in files(script)] == [one]
     fit.unlearn([250], how="retrain")
     assert script.given == [199, 298]
+
+
+def test_preflight_says_from_where_and_how_long(script):
+    _, fit, own = script.train(digits(N))
+    for stage, seconds in zip(own.record.stages, (10.0, 20.0), strict=True):
+        stage.seconds = seconds
+    own.attached.fit_seconds = 30.0
+    (again,) = [r for r in fit.preflight([250]).routes if r.name.startswith("retrain")]
+    assert again.name == "retraining from stage 3"
+    assert again.seconds == pytest.approx(30.0 * 299 / 300)
+    (again,) = [r for r in fit.preflight([3]).routes if r.name.startswith("retrain")]
+    assert again.name == "retraining"
+    expected = 10 * 99 / 100 + 20 * 199 / 200 + 30 * 299 / 300
+    assert again.seconds == pytest.approx(expected)
