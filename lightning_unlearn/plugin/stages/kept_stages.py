@@ -8,8 +8,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_unlearn.plugin.data.training_data import fingerprint, sample_digest
-from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
+from lightning_unlearn.plugin.lightning import (
+    LightningModule,
+    Trainer,
+    is_overridden,
+    isolate_rng,
+)
 from lightning_unlearn.plugin.stages import stage_end
+from lightning_unlearn.plugin.training.outside_digests import hidden_tensors
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
     was_trained,
@@ -22,7 +28,7 @@ from lightning_unlearn.weights.passes import copies, held
 
 def begin(
     record: TrainingRecord,
-    module: nn.Module,
+    module: LightningModule,
     folder: Path | None,
     known: bool,
 ) -> None:
@@ -41,9 +47,12 @@ def begin(
     problem = None
     if any(map(in_shards, module.parameters())):
         problem = "got weights in shards (FSDP2)"
+    elif is_overridden("configure_model", module):
+        problem = "got a module that makes its layers in configure_model"
     elif record.n_train is None:
         record.stages = []
-        if any(was_trained(t) or has_trained_value(t) for t in held(module).values()):
+        values = {**hidden_tensors(module), **held(module)}.values()
+        if any(was_trained(t) or has_trained_value(t) for t in values):
             problem = "got some that an earlier training has made"
     elif record.stages is None:
         problem = "got a training before it that was not kept (stages=)"
@@ -132,7 +141,8 @@ class Gone:
         """Some samples of a training dataset."""
         found = set[str]()
         if record.validated or any(s.validated for s in record.stages or ()):
-            found = {_keyed(dataset[i], record) or "" for i in positions}
+            with isolate_rng():
+                found = {_keyed(dataset[i], record) or "" for i in positions}
         return Gone(frozenset(positions), frozenset(found - {""}))
 
     def without(self, stages: list[Stage] | None) -> list[Stage] | None:
