@@ -13,7 +13,7 @@ from lightning_unlearn.plugin.data.subsets import flatten
 from lightning_unlearn.plugin.lightning import Callback, LightningModule, Trainer
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job, check_fresh
-from lightning_unlearn.plugin.run import compat, strategies
+from lightning_unlearn.plugin.run import child_processes, compat, strategies
 from lightning_unlearn.weights.dtensors import in_shards
 from lightning_unlearn.weights.passes import copies
 
@@ -36,7 +36,7 @@ class Watch(Callback):
         self, job: Job, callback: UnlearningCallback, dataset: Any, resumes: bool
     ) -> None:
         self.job, self.callback, self.dataset = job, callback, dataset
-        self.resumes = resumes
+        self.resumes, self.trained = resumes, False
         self.positions: list[int] | None = None
         self.state: dict[str, Tensor] | None = None
 
@@ -45,10 +45,15 @@ class Watch(Callback):
         check_fresh(pl_module, self.job, began=self.resumes)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trained = True
+
+    @override
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
-        # In every epoch: a hook may have made the loader anew.
+        # In every epoch: a hook may have made the loader anew. Not in one that it goes
+        # on with: `on_train_end` looks again.
         self.positions = given(trainer.train_dataloader, self.job.token)
         self._check_others(trainer)
         record = self.callback.record
@@ -63,7 +68,7 @@ class Watch(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        given(trainer.train_dataloader, self.job.token)
+        self.positions = given(trainer.train_dataloader, self.job.token)
         self._check_others(trainer)
         self.callback.record.steps = trainer.global_step
         if not compat.is_spawning(trainer) and any(
@@ -71,6 +76,15 @@ class Watch(Callback):
         ):
             with strategies.adapter(trainer).gathered(pl_module):
                 self.state = on_cpu(pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumes and not self.trained:
+            # It was stopped after its last step. Of a training that is over Lightning
+            # calls no hook but this one; its record is the checkpoint's.
+            self.on_train_end(trainer, pl_module)
+            if compat.is_spawning(trainer):
+                child_processes.send_record(trainer, self.callback.state_dict())
 
     def _check_others(self, trainer: Trainer) -> None:
         """Raise `DataError` if a validation loader reads what is to be forgotten."""
