@@ -47,6 +47,16 @@ def probability(**named: object) -> None:
             )
 
 
+def probability_or_zero(**named: object) -> None:
+    """Raise `ArgumentError` unless every value lies in [0, 1)."""
+    for name, value in named.items():
+        if not (_is_real(value) and 0 <= value < 1):  # type: ignore[operator]
+            raise ArgumentError(
+                f"expected {name} to be 0 or strictly between 0 and 1, got "
+                f"{name}={value!r}"
+            )
+
+
 def count(minimum: int = 1, **named: object) -> None:
     """Raise `ArgumentError` unless every value is an integer >= minimum."""
     for name, value in named.items():

@@ -111,7 +111,8 @@ def audit(
         guesses: Of how many canaries of a run to guess; all by default.
         confidence: Of the whole: an honest certificate is refuted with probability
             ``1 - confidence`` at most.
-        delta: At which to state epsilon; the certificate's by default.
+        delta: At which to state epsilon; the certificate's by default, which is 0 for
+            grade ``exact``.
         calibrate: Subtract from each canary's score that of a model trained without
             any: one more training, and a much stronger attack.
         folder: Where finished runs are kept, so that an audit that is stopped goes on
@@ -130,7 +131,8 @@ def audit(
     """
     r = _checked(experiment, runs, draws, workers)
     guesses = r if guesses is None else guesses
-    validate.probability(confidence=confidence, delta=0.5 if delta is None else delta)
+    validate.probability(confidence=confidence)
+    validate.probability_or_zero(delta=0 if delta is None else delta)
     check_guesses(guesses, r)
     place = None if folder is None else Path(folder)
     names = [f"run-{i:03d}" for i in range(runs)]

@@ -42,10 +42,12 @@ class Audit:
         mu_lower: Lower bound of mu, for the Gaussian mechanism that is claimed; holds
             together with `epsilon_lower`, at `confidence`.
         epsilon_certified: Of this release alone at `delta`, from `mu_certified`: that
-            of the certificate if it is for one release. None for grade ``none``.
+            of the certificate if it is for one release. 0.0 for grade ``exact``, whose
+            mu is 0; None for grade ``none``.
         mu_certified: The last of the certificate's ``release_mus``, or None.
         grade: Of the certificate.
-        delta: At which the epsilons are stated.
+        delta: At which the epsilons are stated; 0 for grade ``exact``, unless another
+            was asked for.
         confidence: A lower bound is above the truth in at most ``1 - confidence`` of
             audits.
         attack: How the two worlds were told apart.
@@ -72,7 +74,8 @@ class Audit:
     def epsilon_lower_gaussian(self) -> float:
         """`mu_lower` as a lower bound of epsilon, if the noise is Gaussian as claimed.
 
-        Never below `epsilon_lower`, up to rounding, where one run was audited.
+        Never below `epsilon_lower`, up to rounding, where one run was audited. Infinite
+        for a `mu_lower` above 0 at delta 0.
         """
         return epsilon_of_mu_lower(self.mu_lower, self.delta)
 
@@ -82,14 +85,12 @@ class Audit:
             f"audit by {self.attack}: {self.tried}, confidence {self.confidence:g}, "
             f"delta = {number(self.delta)}"
         ]
-        for condition, found, most in (
-            ("", self.epsilon_lower, self.ceiling),
-            (
-                ", the noise being Gaussian",
-                self.epsilon_lower_gaussian,
-                epsilon_of_mu_lower(self.mu_ceiling, self.delta),
-            ),
-        ):
+        bounds = [("", self.epsilon_lower, self.ceiling)]
+        if self.mu_certified != 0:  # or there is no noise
+            most = epsilon_of_mu_lower(self.mu_ceiling, self.delta)
+            gaussian = ", the noise being Gaussian"
+            bounds.append((gaussian, self.epsilon_lower_gaussian, most))
+        for condition, found, most in bounds:
             stated = self.epsilon_certified
             claim = "nothing" if stated is None else f"epsilon = {number(stated)}"
             lines.append(
@@ -105,14 +106,19 @@ class Audit:
 
 
 def asked_delta(certificate: Certificate, delta: float | None) -> float:
-    """The delta at which to state epsilon, or `ArgumentError`."""
+    """The delta at which to state epsilon, or `ArgumentError`.
+
+    0 for a certificate that states 0: whatever differs refutes it. Gaussian noise
+    proves no epsilon at 0, so that nothing could be compared there.
+    """
     delta = certificate.delta if delta is None else delta
     if delta is None:
         raise ArgumentError(
             "expected delta= for a certificate of grade none, which states none, got "
             "None: give the delta at which a lower bound of epsilon is to be stated"
         )
-    validate.probability(delta=delta)
+    if not delta == certificate.delta == 0:
+        validate.probability(delta=delta)
     return delta
 
 
@@ -133,10 +139,11 @@ def compared(
         AuditError: If a lower bound is above what is certified.
     """
     mu = worlds.stated_mu(certificate)
+    stated = gaussian_epsilon(mu, delta) if mu else mu  # mu = 0: the same law
     audit = Audit(
         epsilon_lower=lower.epsilon,
         mu_lower=lower.mu,
-        epsilon_certified=None if mu is None else gaussian_epsilon(mu, delta),
+        epsilon_certified=stated,
         mu_certified=mu,
         grade=certificate.grade,
         delta=delta,

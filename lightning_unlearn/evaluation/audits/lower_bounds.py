@@ -54,7 +54,8 @@ def epsilon_lower_bound(
         true_positives: Unlearned models called unlearned.
         n_positives: Unlearned models tested, independent, >= 1. The test must have
             been fixed before any of the tested models was looked at.
-        delta: In (0, 1).
+        delta: In [0, 1); 0 for a claim of epsilon alone, such as that of grade
+            ``exact``: any difference of the two rates then counts.
         confidence: In (0, 1): the bound is above the truth in at most ``1 -
             confidence`` of audits.
 
@@ -68,7 +69,7 @@ def epsilon_lower_bound(
         >>> round(epsilon_lower_bound(0, 128, 128, 128, delta=1e-5), 2)  # all right
         3.53
     """
-    validate.probability(delta=delta)
+    validate.probability_or_zero(delta=delta)
     tpr_low, fpr_high = _ends(
         false_positives, n_negatives, true_positives, n_positives, confidence
     )
@@ -118,9 +119,14 @@ def mu_lower_bound(
 
 
 def epsilon_of_mu_lower(mu: float, delta: float) -> float:
-    """The epsilon that a release with no less than this mu >= 0 needs, rounded down."""
+    """The epsilon that a release with no less than this mu >= 0 needs, rounded down.
+
+    Infinite at delta = 0: noise that is Gaussian proves nothing there.
+    """
     if mu <= 0:
         return 0.0
+    if delta == 0:
+        return math.inf
     rounded_up = gaussian_epsilon(mu, delta)
     return rounded_up * (1 - 1e-6) if rounded_up > 1e-9 else 0.0
 

@@ -37,8 +37,9 @@ class Request:
     def check(self, trainer: Trainer, ledger: Path | None) -> None:
         """Refuse what needs no model to be refused.
 
-        A request that was stopped after its checkpoint was there is finished first:
-        asked for again, it is refused because it is done, and a warning says so.
+        A request that was stopped while its files appeared is finished or undone first.
+        If its checkpoint was there, it is refused because it is done, and a warning
+        says so; if not, nothing of it is in the way.
 
         Args:
             trainer: Of the request.
@@ -64,10 +65,10 @@ class Request:
                     f"{self.save_to}: give the checkpoint a name in it, such as "
                     f"{self.save_to / 'clean.ckpt'}"
                 )
-            taken = os.path.lexists(self.save_to)
+            taken = any(map(os.path.lexists, checkpoint.targets(self.save_to)))
             if taken and ledger is not None and trainer.is_global_zero:
                 with journal.locked(ledger):
-                    pass  # that is where it is finished
+                    pass  # that is where it is finished, or undone
             if self.overwrite and trainer.is_global_zero:
                 replacement.finish(self.save_to)
             if not (self.overwrite and os.path.lexists(self.save_to)):

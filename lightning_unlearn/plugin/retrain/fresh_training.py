@@ -9,7 +9,12 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_unlearn.errors import ArgumentError, ModelError, SetupError
+from lightning_unlearn.errors import (
+    ArgumentError,
+    DataError,
+    ModelError,
+    SetupError,
+)
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files import checkpoint
 from lightning_unlearn.plugin.files.known_checkpoints import PATHS
@@ -69,13 +74,12 @@ def train_anew(
     if resume_from is not None:
         _check_checkpoint(resume_from, job)
     callback.options = replace(callback.options, stages=None)  # it is one itself
-    began = resume_from is not None
     if start is not None:
         check_fresh(module, job, began=False)
         check_same_model(module, start.state)
         put_back(module, start.state)
-        job, began = start.known_to(job), True
-    watch = Watch(job, callback, dataset, began, start)
+        job = start.known_to(job)
+    watch = Watch(job, callback, dataset, resume_from is not None, start)
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     source = {"datamodule": data}
     if not isinstance(data, LightningDataModule):
@@ -192,14 +196,19 @@ def _keeps_state(callback: Callback) -> bool:
 
 def _check_checkpoint(path: Path, job: Job) -> None:
     """Raise `SetupError` unless a checkpoint is of this very retraining."""
-    held = checkpoint.record_in(path)
-    token = held.get("retrains") if held else None
-    if token != job.token:
-        what = "of another training, or of another request"
+    advice = (
+        "Name one that the retraining's own ModelCheckpoint wrote, or begin anew "
+        "without it"
+    )
+    asked = f"expected resume_from= to name a checkpoint of this retraining, got {path}"
+    try:
+        held = checkpoint.record_in(path)
+    except DataError as problem:
+        raise SetupError(f"{asked}, but {problem}. {advice}") from None
+    if held.get("retrains") != job.token:
         raise SetupError(
-            f"expected resume_from= to name a checkpoint of this retraining, got "
-            f"{path}, {what}: it may hold what is to be forgotten. Name one that the "
-            "retraining's own ModelCheckpoint wrote, or begin anew without it"
+            f"{asked}, of another training, or of another request: it may hold what is "
+            f"to be forgotten. {advice}"
         )
 
 

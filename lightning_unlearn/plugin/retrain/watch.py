@@ -13,7 +13,7 @@ from lightning_unlearn.plugin.data.subsets import flatten
 from lightning_unlearn.plugin.lightning import Callback, LightningModule, Trainer
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job, Start, check_fresh
-from lightning_unlearn.plugin.run import compat, strategies
+from lightning_unlearn.plugin.run import child_processes, compat, strategies
 from lightning_unlearn.plugin.stages.kept_stages import note_validated
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.dtensors import in_shards
@@ -27,8 +27,8 @@ class Watch(Callback):
         job: The retraining.
         callback: The UnlearningCallback of its Trainer.
         dataset: The training dataset, forgotten samples included.
-        began: Whether it goes on, from a checkpoint of its own or the end of a stage.
-        start: That end, or None.
+        resumes: Whether it goes on from a checkpoint of its own.
+        start: The end of a stage that it goes on from, or None.
 
     Attributes:
         positions: Of what it draws from, among the retained samples.
@@ -40,28 +40,34 @@ class Watch(Callback):
         job: Job,
         callback: UnlearningCallback,
         dataset: Any,
-        began: bool,
+        resumes: bool,
         start: Start | None = None,
     ) -> None:
         self.job, self.callback, self.dataset = job, callback, dataset
-        self.began, self.start = began, start
-        self.noted = set[int]()
+        self.resumes, self.start = resumes, start
+        self.trained, self.noted = False, set[int]()
         self.positions: list[int] | None = None
         self.state: dict[str, Tensor] | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_fresh(pl_module, self.job, began=self.began)
-        if self.start is not None and trainer.ckpt_path is None:
+        went_on = self.resumes or self.start is not None
+        check_fresh(pl_module, self.job, began=went_on)
+        if self.start is not None and not self.resumes:
             # It may be what an earlier request has released.
             known = TrainingRecord(certificate=self.start.record.certificate)
             self.callback.attached.restore(known)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trained = True
+
+    @override
     def on_train_epoch_start(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> None:
-        # In every epoch: a hook may have made the loader anew.
+        # In every epoch: a hook may have made the loader anew. Not in one that it goes
+        # on with: `on_train_end` looks again.
         self.positions = given(trainer.train_dataloader, self.job.token)
         self._check_others(trainer)
         record = self.callback.record
@@ -79,7 +85,7 @@ class Watch(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        given(trainer.train_dataloader, self.job.token)
+        self.positions = given(trainer.train_dataloader, self.job.token)
         self._check_others(trainer)
         self.callback.record.steps = trainer.global_step
         if not compat.is_spawning(trainer) and any(
@@ -87,6 +93,15 @@ class Watch(Callback):
         ):
             with strategies.adapter(trainer).gathered(pl_module):
                 self.state = on_cpu(pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumes and not self.trained:
+            # It was stopped after its last step. Of a training that is over Lightning
+            # calls no hook but this one; its record is the checkpoint's.
+            self.on_train_end(trainer, pl_module)
+            if compat.is_spawning(trainer):
+                child_processes.send_record(trainer, self.callback.state_dict())
 
     def _check_others(self, trainer: Trainer) -> None:
         """Raise `DataError` if a validation loader reads what is to be forgotten."""

@@ -4,18 +4,20 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from lightning_unlearn._base import validate
 from lightning_unlearn._base.modes import modes_put_back
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError, SetupError
 from lightning_unlearn.evaluation.audits.experiment import Outcome
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
     LightningModule,
     check_package,
     isolate_rng,
@@ -33,7 +35,7 @@ from lightning_unlearn.plugin.request.stage import (
 )
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.verbs.function_identity import named
-from lightning_unlearn.plugin.verbs.unlearn import unlearn
+from lightning_unlearn.plugin.verbs.unlearn import HOW, unlearn
 from lightning_unlearn.weights.scope import Scope
 
 _EXACT = 1e-3  # of the tolerance: where the minimiser is taken to be
@@ -50,7 +52,9 @@ class TrainerExperiment:
         train: Given the samples to train on (a ``Subset`` of `dataset`), trains a new
             model and returns the Trainer, with an `UnlearningCallback` and without a
             ledger file; with ddp_spawn the Trainer and the DataLoader, which the
-            processes take along. Make everything in it anew: two runs share nothing.
+            processes take along. Or returns what ``UnlearningCallback(retrain=...)`` is
+            given, (Trainer, module, DataLoader or DataModule), which is trained here.
+            Make everything in it anew: two runs share nothing.
         dataset: Map-style, as for training.
         canaries: Positions of the canaries.
         others: Positions that are always trained on; by default all the rest.
@@ -60,6 +64,9 @@ class TrainerExperiment:
         white_box: Compute the points before the noise as well, for the true mu and
             for ``draws``: of a `ConvexHead` only. The step is taken twice more, once
             to a thousandth of the tolerance.
+        how: Of the request, as for `unlearn`. "retrain" needs ``retrain=`` in the
+            callback that `train` makes, and a run then takes two trainings: its
+            release is held to epsilon = 0.
 
     Attributes:
         n_canaries: How many there are.
@@ -68,19 +75,27 @@ class TrainerExperiment:
             remove kept runs when you change those.
 
     Raises:
-        ArgumentError: If positions are not in the dataset, repeat, or overlap.
+        ArgumentError: If positions are not in the dataset, repeat, or overlap, or there
+            are no points before the noise to be computed.
     """
 
     def __init__(
         self,
-        train: Callable[[Dataset], pl.Trainer | tuple[pl.Trainer, DataLoader]],
+        train: Callable[[Dataset], pl.Trainer | tuple[Any, ...]],
         dataset: Dataset,
         canaries: Iterable[int],
         *,
         others: Iterable[int] | None = None,
         score: Callable[[LightningModule, Dataset], Tensor] | None = None,
         white_box: bool = False,
+        how: Literal["auto", "newton", "retrain"] = "auto",
     ) -> None:
+        validate.one_of(HOW, how=how)
+        if white_box and how == "retrain":
+            raise ArgumentError(
+                "expected white_box=False for how='retrain', got True: a retraining "
+                "adds no noise, so there are no points before it"
+            )
         if not callable(train) or isinstance(dataset, DataLoader):
             raise ArgumentError(
                 "expected train, a function of the samples to train on, and a dataset, "
@@ -89,6 +104,7 @@ class TrainerExperiment:
         n = len(dataset)  # type: ignore[arg-type]
         self.train, self.dataset, self.score = train, dataset, score
         self.white_box = white_box
+        self.how: Literal["auto", "newton", "retrain"] = how
         self.canaries = _positions("canaries", canaries, n)
         rest = set(range(n)) - set(self.canaries) if others is None else others
         self.others = _positions("others", rest, n)
@@ -99,7 +115,7 @@ class TrainerExperiment:
                 f"canaries and in others: {sorted(both)[:5]}"
             )
         self.n_canaries = len(self.canaries)
-        text = f"{n} {self.canaries} {self.others} {white_box} {named(score)}"
+        text = f"{n} {self.canaries} {self.others} {white_box} {how} {named(score)}"
         places = hashlib.sha256(text.encode()).hexdigest()
         self.identity = f"{named(train)} {places}"
 
@@ -128,7 +144,7 @@ class TrainerExperiment:
             if self.white_box:
                 unlearned, retrained = _before_noise(trainer, forgets)
             certificate = unlearn(
-                trainer, forgets, train_dataloaders=loader
+                trainer, forgets, train_dataloaders=loader, how=self.how
             ).certificate
         canaries = Subset(self.dataset, self.canaries)
         model = trainer.lightning_module
@@ -149,9 +165,26 @@ class TrainerExperiment:
         )
 
 
+def _trained(made: object) -> tuple[object, DataLoader | None]:
+    """The Trainer, fitted here if it came with its module and data; and its loader."""
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        return made, None
+    if len(made) == 2:
+        return made
+    trainer, module, data = made
+    check_package(trainer, module, data)
+    if not isinstance(trainer, pl.Trainer):
+        return trainer, None
+    if isinstance(data, LightningDataModule):
+        trainer.fit(module, datamodule=data)
+        return trainer, None
+    trainer.fit(module, data)
+    return trainer, data
+
+
 def _fitted(made: object, white_box: bool) -> tuple[pl.Trainer, DataLoader | None]:
     """What ``train`` returned, if its training can be one of many runs."""
-    trainer, loader = made if isinstance(made, tuple) else (made, None)
+    trainer, loader = _trained(made)
     check_package(trainer)
     if not isinstance(trainer, pl.Trainer):
         raise ArgumentError(

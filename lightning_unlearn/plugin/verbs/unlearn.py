@@ -16,6 +16,8 @@ from lightning_unlearn.plugin.request.stage import callback_of, run_in_trainer
 from lightning_unlearn.plugin.verbs.preflight import preflight
 from lightning_unlearn.plugin.verbs.retraining import retrain
 
+HOW = ("auto", "newton", "retrain")
+
 
 def unlearn(
     trainer: pl.Trainer,
@@ -96,7 +98,7 @@ def unlearn(
         evaluate=evaluate,
         overwrite=overwrite,
     )
-    validate.one_of(("auto", "newton", "retrain"), how=how)
+    validate.one_of(HOW, how=how)
     options = callback_of(trainer, model).options
     request.check(trainer, options.ledger_path)
     where: dict[str, Any] = {

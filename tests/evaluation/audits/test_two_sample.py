@@ -55,10 +55,10 @@ COUNTS = [
 ]
 
 
+@pytest.mark.parametrize("delta", [1e-3, 0.0])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_bounds_are_the_last_ones_refuted(counts):
+def test_bounds_are_the_last_ones_refuted(counts, delta):
     low, high = ends_by_search(*counts)
-    delta = 1e-3
 
     def epsilon_allows(epsilon):
         """Some pair of rates that the ends allow meets both demands."""
@@ -279,7 +279,8 @@ def test_other_arguments_are_checked():
     for delta in (0.0, math.nan):
         with pytest.raises(ArgumentError, match="delta strictly between"):
             two_sample_audit(c, X1, X1, delta=delta)
-        with pytest.raises(ArgumentError, match="delta strictly between"):
+    for delta in (1.0, -1e-9, math.nan):
+        with pytest.raises(ArgumentError, match="delta to be 0 or strictly between"):
             epsilon_lower_bound(0, 1, 1, 1, delta)
     with pytest.raises(ArgumentError, match="successes <= trials, got 3 of 2"):
         epsilon_lower_bound(0, 2, 3, 2, DELTA)

@@ -310,6 +310,16 @@ def test_the_same_call_again_finishes_the_first_and_says_so(tmp_path, monkeypatc
     assert not (tmp_path / "a" / ".ledger.jsonl.pending").exists()
 
 
+def test_the_same_call_again_undoes_what_was_begun(tmp_path, monkeypatch):
+    """Its secret files are there, and would be in the way of the same names."""
+    path, clean, data = stopped(tmp_path / "a", monkeypatch, before=True)
+    assert (tmp_path / "a" / "clean.private.json").exists()
+    old = tmp_path / "a" / "old.ckpt"
+    assert request(path, old, data, [1, 2], save_to=clean) == [2]
+    assert clean.exists()
+    assert not (tmp_path / "a" / ".ledger.jsonl.pending").exists()
+
+
 def test_a_note_of_another_ledger_changes_nothing(tmp_path, monkeypatch):
     one, clean, _ = stopped(tmp_path / "a", monkeypatch, before=False)
     two = tmp_path / "two.jsonl"
