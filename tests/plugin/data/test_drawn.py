@@ -8,6 +8,7 @@ from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DataLoader,
+    Dataset,
     DistributedSampler,
     RandomSampler,
     Sampler,
@@ -181,6 +182,67 @@ def test_a_training_on_other_samples_is_said_and_in_the_certificate():
     last = trainer(own)
     result = last.unlearn([1], model=net, train_dataloaders=loader(other))
     assert any("on other samples" in text for text in result.certificate.warnings)
+
+
+@pytest.mark.parametrize("how", ["newton", "retrain"])
+def test_who_only_an_earlier_training_drew_can_be_named(how):
+    """A model is tuned further on a part of its data."""
+    dataset = digits(300)
+
+    def make(data):
+        own = UnlearningCallback(retrain=make)
+        return trainer(own), HeadNet(), loader(data)
+
+    own, net = UnlearningCallback(retrain=make), HeadNet()
+    trainer(own).fit(net, loader(dataset))
+    few, last = SubsetRandomSampler(range(100)), trainer(own)
+    with pytest.warns(UserWarning, match="a request will keep what the samples of"):
+        last.fit(net, DataLoader(dataset, 50, sampler=few))
+    result = last.unlearn([150], how=how)
+    assert (result.n_forget, result.n_retain) == (1, 100)
+    grade = Grade.EXACT if how == "retrain" else Grade.CERTIFIED
+    assert result.certificate.grade is grade
+    # A retrained model has nothing of the others; of a solved one nobody keeps count.
+    told = "never draws" if how == "retrain" else "got a request for all 101"
+    with pytest.raises(ForgetSetError, match=told):
+        last.unlearn([*range(100), 151], how=how)
+
+
+@pytest.mark.parametrize("longer", ["plain", "subset", "other order", "random"])
+def test_a_table_that_got_longer_begins_with_the_one_before(longer):
+    own, net, data = UnlearningCallback(), HeadNet(), digits(500)
+    trainer(own).fit(net, loader(digits(300)))
+    x, y = data.tensors
+    first = {
+        "plain": data,
+        "subset": Subset(data, range(400)),
+        "other order": TensorDataset(x.flip(0), y.flip(0)),
+        "random": Noisy(data),
+    }[longer]
+    fit_trainer = trainer(own)
+    if longer in ("plain", "subset"):
+        fit_trainer.fit(net, loader(first))
+        assert fit_trainer.unlearn([3]).n_retain == len(first) - 1
+        with pytest.raises(DataError, match="expected training to go on with the"):
+            trainer(own).fit(net, loader(digits(600)))  # the forgotten one is in it
+    else:
+        with pytest.warns(UserWarning, match="on other samples than the one before"):
+            fit_trainer.fit(net, loader(first))
+    assert own.record.others_before == (longer in ("other order", "random"))
+
+
+class Noisy(Dataset):
+    """Samples with augmentation: other ones at every read."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        x, y = self.data[i]
+        return x + torch.rand(()), y
 
 
 @pytest.mark.parametrize("grows", [False, True])
