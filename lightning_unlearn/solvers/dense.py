@@ -7,7 +7,7 @@ import torch
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import SolverError
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
-from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -30,14 +30,14 @@ class Dense:
         Raises:
             SolverError: If A has more than max_size rows.
         """
-        del observer  # there is no step worth showing
         if A.size > self.max_size:
             raise SolverError(
                 f"expected at most max_size={self.max_size} weights for the dense "
                 f"solver, got {A.size}: use CG, or raise max_size"
             )
         eye = torch.eye(A.size, dtype=b.dtype, device=b.device)
-        matrix = torch.stack([A.matvec(e) for e in eye])
+        matvec = watched(A.matvec, A.size, observer)
+        matrix = torch.stack([matvec(e) for e in eye])
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
         indefinite = bool(info) or not bool(torch.isfinite(factor).all())
         x = torch.zeros_like(b)

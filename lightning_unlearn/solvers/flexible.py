@@ -8,7 +8,7 @@ import torch
 from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, proxy_of
 from lightning_unlearn.solvers.cg import CG, iterate, solve_preconditioned
-from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -56,7 +56,7 @@ class FlexibleCG:
         proxy = proxy_of(A, samples, generator)
         if proxy is None:
             return CG(self.rtol, self.max_steps).solve(A, b, observer)
-        inner = _Inner(proxy, self.inner_steps)
+        inner = _Inner(proxy, self.inner_steps, observer)
         found = solve_preconditioned(
             A,
             b,
@@ -75,12 +75,16 @@ class FlexibleCG:
 class _Inner:
     """A few steps of conjugate gradients with the proxy."""
 
-    def __init__(self, matvec: Callable[[Vector], Vector], steps: int) -> None:
-        self.matvec, self.steps, self.products = matvec, steps, 0
+    def __init__(
+        self, matvec: Callable[[Vector], Vector], steps: int, observer: Observer
+    ) -> None:
+        self.matvec, self.steps, self.observer = matvec, steps, observer
+        self.products = 0
 
     def __call__(self, b: Vector) -> Vector:
         # A residual of a hundredth is enough for a preconditioner; rounding at the end
         # of a solve may stop it earlier.
-        end = iterate(self.matvec, b, 1e-2, self.steps)
+        matvec = watched(self.matvec, self.steps, self.observer)
+        end = iterate(matvec, b, 1e-2, self.steps)
         self.products += end.products
         return end.x if bool(end.x.any()) else b

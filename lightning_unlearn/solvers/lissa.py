@@ -1,12 +1,13 @@
 """LiSSA, the paper's solver, as published: a stochastic Neumann series."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, Status, residual_norm
-from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -43,24 +44,26 @@ class LiSSA:
 
     def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Approximate A^-1 b; the status says how the recomputed residual compares."""
-        del observer  # there is no step worth showing
         generator = torch.Generator().manual_seed(self.seed)
+
+        def sampled(v: Vector) -> Vector:
+            return A.sampled_matvec(v, self.batch_size, generator)
+
+        full = self.batch_size == 0
+        most = self.runs * self.steps
+        matvec = watched(A.matvec if full else sampled, most, observer)
         x = torch.zeros_like(b)
         for _ in range(self.runs):
-            x += self._run(A, b, generator) / self.runs
-        full = self.batch_size == 0
-        passes = self.runs * self.steps * (1.0 if full else self.batch_size / A.n)
+            x += self._run(matvec, b) / self.runs
+        passes = most * (1.0 if full else self.batch_size / A.n)
         if not bool(torch.isfinite(x).all()):
             return self._ended(torch.zeros_like(b), float(b.norm()), passes, b)
         return self._ended(x, residual_norm(A, x, b), passes + 1, b)
 
-    def _run(self, A: Operator, b: Vector, generator: torch.Generator) -> Vector:
+    def _run(self, matvec: Callable[[Vector], Vector], b: Vector) -> Vector:
         v = b.clone()
         for _ in range(self.steps):
-            if self.batch_size == 0:
-                Av = A.matvec(v)
-            else:
-                Av = A.sampled_matvec(v, self.batch_size, generator)
+            Av = matvec(v)
             v = b + v - Av / self.scale
             if not bool(torch.isfinite(v).all()):
                 break

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_unlearn._base import validate
 from lightning_unlearn.solvers.base import Operator, Solution, proxy_of
 from lightning_unlearn.solvers.cg import CG, solve_preconditioned
-from lightning_unlearn.solvers.observer import NOBODY, Observer
+from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -58,6 +58,7 @@ class NystromCG:
         proxy, rank = proxy_of(A, samples, generator), min(self.rank, len(b))
         inverse = None
         if proxy is not None:
+            proxy = watched(proxy, rank, observer)
             inverse = _low_rank_inverse(proxy, b, rank, generator)
         if inverse is None:
             return CG(self.rtol, self.max_steps).solve(A, b, observer)

@@ -26,6 +26,14 @@ class Observer:
     def stage(self, name: str) -> None:
         """What begins now: "gradient" or "solving"."""
 
+    def product(self, number: int, most: int) -> None:
+        """A product has been made between two steps, or where there are none.
+
+        Args:
+            number: Products so far.
+            most: Those that will be made at most.
+        """
+
     def step(self, number: int, residual: float, state: Callable[[], State]) -> None:
         """A step of a linear solve has been made.
 
@@ -45,6 +53,28 @@ class Observer:
 
 
 NOBODY = Observer()
+
+
+def watched(
+    matvec: Callable[[Tensor], Tensor], most: int, observer: Observer
+) -> Callable[[Tensor], Tensor]:
+    """Products, each of which the observer is told of.
+
+    Args:
+        matvec: v -> A v.
+        most: Products that will be made at most.
+        observer: Looks on; it may end all by raising between two products.
+    """
+    made = 0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal made
+        Av = matvec(v)
+        made += 1
+        observer.product(made, most)
+        return Av
+
+    return product
 
 
 def vector(state: State, name: str, like: Tensor) -> Tensor:

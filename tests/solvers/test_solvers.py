@@ -8,6 +8,7 @@ from lightning_unlearn.solvers.dense import Dense
 from lightning_unlearn.solvers.flexible import FlexibleCG
 from lightning_unlearn.solvers.lissa import LiSSA
 from lightning_unlearn.solvers.nystrom import NystromCG
+from lightning_unlearn.solvers.observer import Observer
 from tests.helpers.problems import classification, mlp, objective_of
 
 
@@ -205,6 +206,43 @@ def test_nystrom_stands_what_is_not_as_it_should_be():
     indefinite, b = spectrum([-1.0, 2.0, 5.0])
     solution = NystromCG().solve(WithProxy(indefinite, torch.eye(3).double()), b)
     assert solution.status is Status.INDEFINITE
+
+
+class StopItError(Exception):
+    """Whatever an observer raises."""
+
+
+class EndsAtThird(Observer):
+    def product(self, number, most):
+        assert 1 <= number <= most
+        if number == 3:
+            raise StopItError
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Dense(),
+        LiSSA(scale=100.0, batch_size=0),
+        LiSSA(scale=100.0, batch_size=10),
+        NystromCG(rank=5),
+        FlexibleCG(rtol=1e-9),
+    ],
+    ids=["dense", "lissa", "lissa of batches", "nystrom", "flexible"],
+)
+def test_an_observer_is_heard_between_two_products(solver):
+    class Counted(WithProxy):
+        def sampled_matvec(self, v, batch_size, generator):
+            return self.matvec(v)
+
+        def proxy(self, samples, generator):
+            return self.matvec
+
+    A, b = spectrum(torch.logspace(-3, 1, 30).tolist())
+    operator = Counted(A, A)
+    with pytest.raises(StopItError):
+        solver.solve(operator, b, EndsAtThird())
+    assert operator.products == 3
 
 
 def test_damped_adds_the_damping_to_both_products():

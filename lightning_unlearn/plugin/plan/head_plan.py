@@ -114,8 +114,6 @@ class HeadPlan(Plan):
 
     def solved(self, rows: FeatureData) -> PreparedHead:
         """What is prepared from the rows of all retained samples, read in blocks."""
-        if self.display is not None:
-            self.display.stage("solving")
         with passes(self.module, self.scope, self.dtype):
             return prepare_head(
                 self.head,
@@ -126,6 +124,7 @@ class HeadPlan(Plan):
                 l2=self.l2,
                 tolerance=self.tolerance.value,
                 max_steps=self.guarantee.max_steps,
+                observer=self.observer,
             )
 
     def blocks(self, indices: list[int]) -> ExactBatches:

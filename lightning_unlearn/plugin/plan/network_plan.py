@@ -101,7 +101,7 @@ class NetworkPlan(Plan):
         """See `Plan`."""
         with passes(self.module, self.scope, self.dtype):
             objective, _ = self._checked_objective(self.retained, roomy=True)
-            return prepare_network(objective, self.retained)
+            return prepare_network(objective, self.retained, self.observer)
 
     def sizes(self, indices: list[int], roomy: bool = False) -> graph_memory.Sizes:
         """Batches and kept graphs that fit in memory; inside `passes` only.

@@ -102,6 +102,9 @@ class Display:
         loggers: The Trainer's own; during passes it has others.
         residuals: (solver step, residual) so far. Of weights that saw the forgotten
             samples, so as secret as they are.
+        done: Stages that are over.
+        doing: What is going on, in words.
+        broken: Loggers that failed.
         logs: Whether loggers are told.
     """
 
@@ -111,13 +114,14 @@ class Display:
     loggers: list[Logger] = field(default_factory=list)
     residuals: list[tuple[float, float]] = field(default_factory=list)
     done: int = 0
+    doing: str = ""
     broken: list[Logger] = field(default_factory=list)
     logs: bool = True
 
     def stage(self, name: str) -> None:
         """One of `STAGES` begins."""
         self._listen()
-        self.done = STAGES.index(name)
+        self.done, self.doing = STAGES.index(name), name
         self.bar.show(self.done, name)
 
     def reading(self, total: int) -> Callable[[int], None]:
@@ -147,9 +151,15 @@ class Display:
         self._listen()
         number = len(self.residuals) + 1
         self.residuals.append((float(number), value))
-        text = f"solving, step {number}, residual={value:.2e}"
-        self.bar.show(self.done, text, passing=True)
+        self.doing = f"solving, step {number}, residual={value:.2e}"
+        self.bar.show(self.done, self.doing, passing=True)
         self._log({"unlearn/residual": value}, number)
+
+    def product(self, number: int, most: int) -> None:
+        """A product has been made, and there is no new residual to show."""
+        self._listen()
+        text = f"{self.doing}, product {number} of at most {most}"
+        self.bar.show(self.done, text, passing=True)
 
     def _listen(self) -> None:
         """End the request if the process was told to end: Lightning only notes it.
@@ -238,6 +248,10 @@ class DisplayObserver(Observer):
     def start(self) -> State | None:
         """See `Observer`."""
         return self.keeper.start()
+
+    def product(self, number: int, most: int) -> None:
+        """See `Observer`."""
+        self.display.product(number, most)
 
     def step(self, number: int, residual: float, state: Callable[[], State]) -> None:
         """See `Observer`."""

@@ -174,6 +174,7 @@ def prepare_head(
     l2: float,
     tolerance: float,
     max_steps: int,
+    observer: Observer = NOBODY,
 ) -> PreparedHead:
     """Solve the head on all its rows, and factor the Hessian there.
 
@@ -189,6 +190,7 @@ def prepare_head(
         l2: Coefficient of the regulariser, > 0.
         tolerance: Of the solve.
         max_steps: Newton steps at most.
+        observer: Looks on, from Newton step to Newton step.
 
     Returns:
         What a request over these rows can use.
@@ -204,6 +206,7 @@ def prepare_head(
         tolerance=tolerance,
         max_steps=max_steps,
         refactor=cheap_factor(objective),
+        observer=observer,
     )
     objective.set_hessian_at(step.weights)
     factor = None

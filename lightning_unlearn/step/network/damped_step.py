@@ -34,11 +34,14 @@ class GradientAndSpectrum:
     passes: float
 
 
-def look(objective: Objective, spectrum: bool) -> GradientAndSpectrum:
+def look(
+    objective: Objective, spectrum: bool, observer: Observer = NOBODY
+) -> GradientAndSpectrum:
     """The gradient of F, and with `spectrum` what Lanczos finds on a part of it."""
+    observer.stage("gradient")
     ends, passes = None, 1.0
     if spectrum:  # before there is a gradient to hold
-        ends = spectrum_ends(objective, _spectrum_samples(objective.n))
+        ends = spectrum_ends(objective, _spectrum_samples(objective.n), observer)
         passes += ends.products * ends.samples / objective.n
     _, gradient = objective.value_and_gradient()
     return GradientAndSpectrum(gradient=gradient, ends=ends, passes=passes)
@@ -88,9 +91,8 @@ def damped_step(
     claim = step_claim(guarantee, max_norm=max_norm, damping=damping, kinks=kinks)
     if isinstance(guarantee, NewtonStep) and max_norm is not None:
         _check_possible(objective, max_norm)
-    observer.stage("gradient")
     if known is None or isinstance(guarantee, NewtonStep):
-        known = look(objective, spectrum=damping is None)
+        known = look(objective, spectrum=damping is None, observer=observer)
     norm = math.sqrt(objective.dot(known.gradient, known.gradient))
     ends, passes = known.ends, known.passes
     chosen = solver or _default(norm, guarantee)
@@ -101,7 +103,7 @@ def damped_step(
     solution, told = solve_damped(solve, norm, damping, ends, passes)
     if isinstance(guarantee, NewtonStep):
         check_residual(solution.residual, guarantee)
-        _refute(objective, guarantee, solution)
+        _refute(objective, guarantee, solution, observer)
     w = objective.weights().sub_(solution.x)
     inside = w if max_norm is None else project(w, max_norm, objective.dot)
     if inside is not w:
@@ -165,9 +167,11 @@ def _check_possible(objective: Objective, max_norm: float) -> None:
     check_start(float(objective.weights().norm()), max_norm)
 
 
-def _refute(objective: Objective, guarantee: NewtonStep, solution: Solution) -> None:
+def _refute(
+    objective: Objective, guarantee: NewtonStep, solution: Solution, observer: Observer
+) -> None:
     """Refuse constants the data refutes: every estimate here errs the other way."""
-    lowest = spectrum_ends(objective).lowest
+    lowest = spectrum_ends(objective, observer=observer).lowest
     if lowest < guarantee.lambda_min - 1e-9 * abs(guarantee.lambda_min):
         raise GuaranteeError(
             f"expected lambda_min={guarantee.lambda_min} to be a lower bound, but "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_unlearn.solvers.observer import NOBODY, Observer
 from lightning_unlearn.step.network.damped_step import GradientAndSpectrum, look
 from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
 from lightning_unlearn.step.network.spectrum import Ends
@@ -61,18 +62,19 @@ class PreparedNetwork:
 
 
 def prepare_network(
-    objective: EmpiricalObjective, positions: list[int]
+    objective: EmpiricalObjective, positions: list[int], observer: Observer = NOBODY
 ) -> PreparedNetwork:
     """Find the gradient, the importance of every sample and the spectrum.
 
     Args:
         objective: F over all samples, at the trained weights.
         positions: Where they stand in the training dataset, increasing.
+        observer: Looks on.
 
     Returns:
         What a request at the same weights can use.
     """
-    found = look(objective, spectrum=True)
+    found = look(objective, spectrum=True, observer=observer)
     assert found.ends is not None
     return PreparedNetwork(
         positions=torch.tensor(positions),

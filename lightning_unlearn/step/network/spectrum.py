@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import GuaranteeError, SolverError
+from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.objective import Objective
 from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
 
@@ -39,6 +40,7 @@ def lanczos_ends(
     until_settled: bool = False,
     keep_basis: bool = True,
     dot: Dot = plain_dot,
+    observer: Observer = NOBODY,
 ) -> Ends:
     """Smallest and largest Ritz value after some Lanczos steps.
 
@@ -57,6 +59,7 @@ def lanczos_ends(
             most (Paige 1980).
         dot: Inner product, where a process holds a part of each vector and there is no
             basis.
+        observer: Told of each product.
 
     Returns:
         The Ritz values.
@@ -67,7 +70,7 @@ def lanczos_ends(
     validate.count(steps=steps)
     if keep_basis:
         steps = min(steps, start.numel())
-    rows = steps if keep_basis else 0
+    matvec, rows = watched(matvec, steps, observer), steps if keep_basis else 0
     Q = torch.empty(rows, start.numel(), dtype=start.dtype, device=start.device)
     norm = math.sqrt(dot(start, start))
     q = torch.div(start, norm, out=Q[0]) if keep_basis else start.div_(norm)
@@ -124,13 +127,16 @@ def _settled(lowest: list[float]) -> bool:
     return lowest[-1 - _OVER] - lowest[-1] <= _SETTLED * -lowest[-1]
 
 
-def spectrum_ends(objective: Objective, samples: int | None = None) -> Ends:
+def spectrum_ends(
+    objective: Objective, samples: int | None = None, observer: Observer = NOBODY
+) -> Ends:
     """Ritz values at both ends of the Hessian of F, by Lanczos.
 
     Args:
         objective: F.
         samples: Draw this many samples once instead of using all, and stop once the
             smallest value has settled; None, or n of them, uses all.
+        observer: Told of each product.
 
     Returns:
         The ends; the smallest lies at or above the true one when all samples are used.
@@ -150,6 +156,7 @@ def spectrum_ends(objective: Objective, samples: int | None = None) -> Ends:
         steps=min(LANCZOS_STEPS, objective.n_parameters),
         keep_basis=not objective.lean,
         dot=objective.dot,
+        observer=observer,
     )
     return ends._replace(samples=used)
 

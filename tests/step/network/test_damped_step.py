@@ -12,6 +12,7 @@ from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall
 from lightning_unlearn.solvers.cg import CG
 from lightning_unlearn.solvers.dense import Dense
 from lightning_unlearn.solvers.lissa import LiSSA
+from lightning_unlearn.solvers.observer import Observer
 from lightning_unlearn.step.network.damped_step import damped_step
 from lightning_unlearn.step.network.spectrum import Ends, hessian_change
 from lightning_unlearn.step.step import project
@@ -55,6 +56,44 @@ def test_damping_is_taken_from_the_spectrum():
     assert "Lanczos" in constants["ritz_min"].reason
     assert constants["lanczos_samples"].value == len(X)
     check(Bound.NO_BOUND, "", step.constants)
+
+
+class Ending(Observer):
+    """Ends all in the middle of a spectrum."""
+
+    def __init__(self, stage):
+        self.at, self.now, self.told = stage, None, []
+
+    def stage(self, name):
+        self.now = name
+
+    def product(self, number, most):
+        if self.now == self.at:
+            self.told.append((number, most))
+            if number == 3:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["gradient", "solving"])
+def test_an_observer_may_end_it_in_the_middle_of_the_spectrum(stage, monkeypatch):
+    """Of the one that damping is taken from, and of the one that may refute."""
+    X, y = classification()
+    objective = objective_of(mlp(), X, y)
+    w, made, hessian = objective.scope.flatten(), [], objective.hessian
+    monkeypatch.setattr(objective, "hessian", lambda v: (made.append(1), hessian(v))[1])
+    auto = {"damping": None, "solver": CG(), **SETTINGS}
+    vouching = {**GOOD, "guarantee": vouched()}
+    observer = Ending(stage)
+    with pytest.raises(KeyboardInterrupt):
+        damped_step(
+            objective,
+            **(auto if stage == "gradient" else vouching),
+            observer=observer,
+        )
+    most = min(40, objective.size)
+    assert observer.told == [(1, most), (2, most), (3, most)]
+    assert len(made) == 3
+    assert torch.equal(objective.scope.flatten(), w)
 
 
 def test_damping_below_minus_lambda_min_is_said_by_the_solver():
