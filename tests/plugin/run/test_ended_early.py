@@ -1,4 +1,4 @@
-"""A request is told to end in the middle of the spectrum: it is heard there."""
+"""A request or a preparation is told to end in the middle: it is heard there."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import pytest
 
 from lightning_unlearn import prepare
 from lightning_unlearn.plugin.run import progress
+from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
 from tests.helpers.lightning import SIGTERMException, TQDMProgressBar
 from tests.helpers.nets import MLP, fitted, same, weights
@@ -83,3 +84,18 @@ def test_the_bar_shows_its_products(monkeypatch, capsys):
     out = capsys.readouterr().out
     first, later = "gradient, product 1 of at most 40", "gradient, product 2 of"
     assert out.index("Unlearning: gradient:") < out.index(first) < out.index(later)
+
+
+def test_a_head_that_is_prepared_hears_it_at_a_step(monkeypatch):
+    net, fit_trainer, callback, _ = fitted()
+    before, gradient = weights(net), ConvexObjective.gradient
+
+    def told_to_end(self, w):
+        fit_trainer._signal_connector.received_sigterm = True
+        return gradient(self, w)
+
+    monkeypatch.setattr(ConvexObjective, "gradient", told_to_end)
+    with pytest.raises(SIGTERMException, match="nothing was changed"):
+        prepare(fit_trainer)
+    assert same(weights(net), before)
+    assert callback.bound_state is None
