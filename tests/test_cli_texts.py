@@ -1,26 +1,14 @@
 """What the command line and the pages about it show."""
 
-import os
 import re
 import shlex
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from lightning_unlearn.cli import LightningCLI
 from tests.helpers.cli_project import ROOT, fit, refused, run, shell, verb
-
-SNAPSHOTS = Path(__file__).parent / "snapshots"
-
-
-def snapshot(name, text):
-    """Compare with the file; LIGHTNING_UNLEARN_SNAPSHOTS=write makes it anew."""
-    path = SNAPSHOTS / f"{name}.txt"
-    if os.environ.get("LIGHTNING_UNLEARN_SNAPSHOTS") == "write":
-        path.write_text(text)
-    assert text == path.read_text(), f"see {path}"
-    assert max(map(len, text.splitlines())) <= 80
+from tests.helpers.snapshots import snapshot
 
 
 def test_every_option_of_the_callback_has_help(project, capsys):

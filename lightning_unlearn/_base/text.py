@@ -1,6 +1,9 @@
 """Words for people, of texts and numbers that may come from anyone."""
 
+import textwrap
 from collections.abc import Collection, Sequence
+
+_WIDTH = 78
 
 
 def printable(text: str) -> str:
@@ -81,6 +84,23 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
         ).rstrip()
         for row in rows
     ]
+
+
+def point(text: str, indent: int) -> list[str]:
+    """Lines of one point of a list, for a terminal; names and paths stay whole.
+
+    Example:
+        >>> point("freeze it before training", 2)
+        ['  - freeze it before training']
+    """
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=" " * indent + "- ",
+        subsequent_indent=" " * (indent + 2),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def positions_text(positions: Sequence[int], most: int = 10) -> str:

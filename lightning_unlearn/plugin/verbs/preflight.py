@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn._base.notebook import box, listed, table
 from lightning_unlearn._base.problems import separate
+from lightning_unlearn._base.text import point
 from lightning_unlearn.certificate.words.printed import premise, so_far
 from lightning_unlearn.errors import BudgetError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee import claims
@@ -116,7 +117,8 @@ class Preflight:
     def __str__(self) -> str:
         lines = [_NOTHING_CHANGED, ""]
         lines += [f"  {name:<22} {value}" for name, value in self._rows()]
-        lines += [f"  - {text}" for text in self.advice]
+        for text in self.advice:
+            lines += point(text, 2)
         return "\n".join([*lines, "", *routes.lines(self.routes)])
 
     def _repr_html_(self) -> str:

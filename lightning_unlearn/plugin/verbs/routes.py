@@ -1,11 +1,10 @@
 """The ways to answer a request, side by side: what each proves, costs and needs."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lightning_unlearn._base.notebook import table
-from lightning_unlearn._base.text import columns
+from lightning_unlearn._base.text import columns, point
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
@@ -16,7 +15,6 @@ from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.verbs import advice
 from lightning_unlearn.weights.scope import Scope
 
-_WIDTH = 78
 _HEAD = ("route", "grade", "epsilon", "expect", "time", "memory")
 
 
@@ -49,11 +47,11 @@ class Route:
     def cells(self) -> tuple[str, ...]:
         """As a row of a table."""
         return (
-            self.name + (" (recommended)" if self.recommended else ""),
+            self.name,
             "refused" if self.grade is None else self.grade.value,
             "-" if self.epsilon is None else f"{self.epsilon:g}",
             self.metric or "-",
-            "not known" if self.seconds is None else f"about {self.seconds:.3g} s",
+            "not known" if self.seconds is None else f"{self.seconds:.3g} s",
             self.memory,
         )
 
@@ -63,23 +61,21 @@ def lines(routes: Sequence[Route]) -> list[str]:
     head, *rows = columns([_HEAD, *(route.cells for route in routes)])
     found = [f"  {head}"]
     for route, row in zip(routes, rows, strict=True):
-        found.append(f"  {row}")
+        found.append(f"{'*' if route.recommended else ' '} {row}")
         for need in route.needs:
-            found += textwrap.wrap(
-                need,
-                _WIDTH,
-                initial_indent="    - ",
-                subsequent_indent="      ",
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
+            found += point(need, 4)
+    if any(route.recommended for route in routes):
+        found += ["", "* recommended"]
     return found
 
 
 def html(routes: Sequence[Route]) -> str:
     """The same for a notebook."""
-    rows = [(*route.cells, "; ".join(route.needs)) for route in routes]
-    return table(rows, (*_HEAD, "needs"), ends=len(_HEAD) + 1)
+    rows = []
+    for route in routes:
+        notes = ("recommended",) * route.recommended + route.needs
+        rows.append((*route.cells, "; ".join(notes)))
+    return table(rows, (*_HEAD, "notes"), ends=len(_HEAD) + 1)
 
 
 def retraining(
@@ -109,7 +105,7 @@ def retraining(
         name=f"retraining from stage {kept + 1}" if kept else "retraining",
         grade=Grade.EXACT,
         epsilon=0.0,
-        metric=f"about {metric}" if metric else "",
+        metric=metric,
         seconds=_seconds(record, seconds, job),
         memory="as training",
         needs=tuple(needs),

@@ -130,7 +130,8 @@ def left(folder, old):
     found["after"] = [
         entry.n_forget for entry in ledgers.read(folder / "ledger.jsonl").entries
     ]
-    found["weights_as_resumed"] = half and whole(half) == whole(folder / "clean.ckpt")
+    same = half is not None and whole(half) == whole(folder / "clean.ckpt")
+    found["weights_as_resumed"] = same
     text = (folder / "clean.certificate.json").read_text()
     found["certificate"] = json.loads(text)["grade"]
     findings = verify_text(

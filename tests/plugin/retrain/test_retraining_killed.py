@@ -43,8 +43,9 @@ def test_killed_anywhere_and_asked_again_it_is_exact(tmp_path):
             assert shown >= {"old.ckpt", "clean.ckpt"} | SECRET, case
             assert "which exists" in case["again"], case
         # Asked again it ends as one that was never stopped.
-        assert made or case["steps"] in (6, 7), case
-        assert case["weights_as_resumed"] or case["resumed"] != 6, case
+        steps = 6 if made else case["steps"]
+        assert steps in (6, 7), case  # Lightning 2.4 may go on for a step
+        assert case["weights_as_resumed"] == (steps == case["resumed"] == 6), case
         assert case["certificate"] == "exact", case
         assert case["after"] == [2], case
         assert not case["failed"], case

@@ -117,6 +117,7 @@ def test_a_forecast_is_what_is_printed(run):
     for route in look.routes:
         assert " ".join(route.cells) in shown
         assert all(need in shown for need in route.needs)
+    assert shown.count("recommended") == 1
     assert "<script" not in replace(look, advice=(HOSTILE,))._repr_html_()
 
 
