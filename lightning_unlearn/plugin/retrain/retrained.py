@@ -13,6 +13,7 @@ from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.training.outside import public_parts
 from lightning_unlearn.plugin.training.outside_digests import (
     hidden_tensors,
+    is_number,
     outside_digests,
 )
 from lightning_unlearn.plugin.training.trained_marks import (
@@ -98,7 +99,10 @@ def trained_values(module: nn.Module, record: TrainingRecord) -> frozenset[str]:
     return frozenset(
         digest
         for name, digest in values.items()
-        if before.get(name) != now.get(name) and digest not in start
+        if before.get(name) != now.get(name)
+        and digest not in start
+        # A setting is a number too, where nobody saw what was there before.
+        and not (record.outside is None and is_number(name))
     )
 
 
