@@ -29,6 +29,12 @@ class StrategyError(UnlearningError, RuntimeError):
     """The Trainer's strategy is not one the request can run under."""
 
 
+class ShardError(UnlearningError, RuntimeError):
+    """A shard failed after others had forgotten: `result` says which; ask again."""
+
+    result: object = None
+
+
 class SolverError(UnlearningError, RuntimeError):
     """A linear or Newton solve ended without the answer that was asked for."""
 

@@ -1,6 +1,7 @@
 """The tables of results/shards.md."""
 
 import statistics
+from operator import itemgetter
 
 from common import publish, table
 
@@ -69,8 +70,8 @@ def _table(known):
     for name, cells in groups.items():
         if name.isdigit():
             title = "whole network, S = 1" if name == "1" else f"ensemble, S = {name}"
-            rows.append(_row(title, cells, whole, lambda c: c["test"],
-                             lambda c: c["train"], lambda c: c["deletion"]))  # fmt: skip
+            own = [itemgetter(key) for key in ("test", "train", "deletion")]
+            rows.append(_row(title, cells, whole, *own))
     for name, cells in groups.items():
         if name.isdigit():
             head_row(f"certified head, features of S = {name}", cells,
@@ -94,13 +95,13 @@ def publish_all(known):
         "Shards: an ensemble, and a certified head on the features of shards",
         "Command: `python benchmarks/shards/run.py TASK`, then `--draw`. Mean (range). "
         "Persons are made by a keyed hash, some five samples each; all of one lie in "
-        "one shard. Seconds are CPU time of one thread: other processes were at work. "
-        "A deletion of one person retrains one shard; a head on features of shards then "
-        "reads all samples through that one again (of the images, from the second "
-        "stage, which is kept) and is solved anew; a head on public features is a "
-        "request alone. The whole network's deletion is its training, with five samples "
-        "more. Epsilon = 1, delta = 1e-5, the library's own tolerance; l2 of a head is "
-        "the best on the test samples of those tried (images 1e-3, 3e-3, 1e-2; texts "
-        "1e-3 alone), for every head alike.",
+        "one shard. Seconds are CPU time of one thread, for other processes were at "
+        "work. A deletion of one person retrains one shard; for a head on features of "
+        "shards all samples are then read through it again (images from the second "
+        "stage, which is kept), and the head is solved anew; a head on public features "
+        "is a request alone. The whole network's deletion is its training, with five "
+        "samples more. Epsilon = 1, delta = 1e-5 and the library's own tolerance for "
+        "heads; their l2 is the best on the test samples of those tried (images 1e-3, "
+        "3e-3, 1e-2; texts 1e-3 alone), for every head alike.",
         *(f"## {TITLES[name]}\n\n{_table(part)}" for name, part in known.items()),
     )

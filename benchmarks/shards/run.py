@@ -4,11 +4,11 @@
     LIGHTNING_UNLEARN_DATA=folder python benchmarks/shards/run.py texts
     python benchmarks/shards/run.py --draw
 
-S networks are trained on disjoint shards; one person is forgotten by retraining one
-shard. Beside it: a certified head on all data, on the shards' own features and on public
-ones. Images: groups of 20 classes of CIFAR-100, a ResNet-20 of CIFAR-10 fine-tuned whole.
-Texts: Banking77, a network from random weights. Half an hour a task on one thread; what
-is measured is kept in results/shards-*.json, and only what is missing is run.
+S networks are trained on disjoint shards; one person is forgotten by retraining one of
+them. Beside it: a certified head on all data, on the shards' own features and on public
+ones. Images: groups of 20 classes of CIFAR-100, the last stage of a ResNet-20 of
+CIFAR-10 is fine-tuned. Texts: Banking77, a network from random weights. An hour on one
+thread; what is measured is kept in results/shards-*.json, and only what is missing run.
 """
 
 import argparse

@@ -1,0 +1,343 @@
+"""An ensemble of modules on disjoint shards, each with a Trainer of its own."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import (
+    ArgumentError,
+    ForgetSetError,
+    SetupError,
+    ShardError,
+)
+from lightning_unlearn.plugin.callback import UnlearningCallback
+from lightning_unlearn.plugin.data import forget_set
+from lightning_unlearn.plugin.data.forget_set import Forget
+from lightning_unlearn.plugin.files.checkpoint import record_in
+from lightning_unlearn.plugin.lightning import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+)
+from lightning_unlearn.plugin.request.result import UnlearningResult
+from lightning_unlearn.plugin.request.stage import callback_of
+from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
+from lightning_unlearn.plugin.run import loading
+from lightning_unlearn.plugin.sharded.assignment import KEY, check_key, dealt_out
+from lightning_unlearn.plugin.sharded.sharded_result import ShardedResult
+from lightning_unlearn.plugin.verbs.unlearn import unlearn
+
+
+@dataclass
+class _Shard:
+    """One of the ensemble, with all that a request to it needs."""
+
+    positions: list[int]
+    data: Subset
+    trainer: Trainer
+    module: LightningModule
+    loaded_by: Any
+    callback: UnlearningCallback
+    checkpoint: Path | None = None  # that the next request is to begin with
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The loader or the DataModule, as Lightning's verbs take it."""
+        is_module = isinstance(self.loaded_by, LightningDataModule)
+        return {"datamodule" if is_module else "train_dataloaders": self.loaded_by}
+
+    @property
+    def removed(self) -> set[int]:
+        """Positions in the whole dataset that it has forgotten."""
+        removed: Sequence[int] = self.callback.record.removed
+        if self.checkpoint is not None:
+            removed = record_in(self.checkpoint).get("removed", ())
+        return {self.positions[i] for i in removed}
+
+
+class ShardedClassifier(nn.Module):
+    """Classes by an ensemble whose parts saw disjoint people: a deletion touches one.
+
+    S modules are trained on S shards, one after the other. A keyed hash of the person
+    says which shard a sample is in, so all of a person's are in one. A request retrains
+    the shards that hold what is to be forgotten, as ``unlearn(how="retrain")`` does,
+    and leaves the others bit for bit: about 1/S of a training for one person. The price
+    is accuracy, for each module sees 1/S of the data.
+
+    Its output are probabilities: the mean over the modules of the softmax of their
+    logits (n, K).
+
+    Args:
+        make_training: ``make_training(data) -> (Trainer, module, DataLoader or
+            DataModule)``, each made anew, over the samples in `data`: the factory that
+            ``UnlearningCallback(retrain=make_training)`` takes, and with that callback
+            in the Trainer it makes.
+        shards: S.
+        by: Attribute or column of the dataset that holds the person of each sample,
+            such as ``user_id``.
+        key: Of the hash, up to 64 bytes: public or secret, but fixed before anybody
+            asks to be forgotten.
+
+    Raises:
+        ArgumentError: If an argument is outside its range.
+    """
+
+    def __init__(
+        self, make_training: MakeTraining, *, shards: int, by: str, key: bytes = KEY
+    ) -> None:
+        super().__init__()
+        validate.count(shards=shards)
+        check_key(key)
+        if not callable(make_training):
+            raise ArgumentError(
+                "expected make_training to be a function of the data, got "
+                f"{type(make_training).__name__}: it makes the Trainer, the module and "
+                "its DataLoader or DataModule, and returns the three"
+            )
+        self.shards, self.by, self._key = int(shards), by, key
+        self.modules_of_shards = nn.ModuleList()
+        self._make, self._data, self._shards = make_training, None, list[_Shard]()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Mean of the probabilities of all modules, (n, K)."""
+        self._check_trained()
+        found = [net(*args, **kwargs).softmax(-1) for net in self.modules_of_shards]
+        return torch.stack(found).mean(0)
+
+    def positions(self, shard: int) -> list[int]:
+        """Positions in the training dataset of the samples of a shard."""
+        self._check_trained()
+        return list(self._shards[shard].positions)
+
+    def trainer(self, shard: int) -> Trainer:
+        """The Trainer of a shard: ``save_checkpoint`` keeps it for `load`."""
+        self._check_trained()
+        return self._shards[shard].trainer
+
+    def fit(self, dataset: Any) -> None:
+        """Train every shard, one after the other.
+
+        Args:
+            dataset: With one id for each sample under the name `by`.
+
+        Raises:
+            UnlearningError: If the shards cannot be made, or be retrained later.
+        """
+        made = list[_Shard]()
+        for j, shard in enumerate(self._made(dataset)):
+            rank_zero_info(f"shard {j} of {self.shards}: {len(shard.data):,} samples")
+            shard.trainer.fit(shard.module, **shard.source)  # type: ignore[attr-defined]
+            _check_saw_all(shard, j)
+            made.append(shard)
+        self._take(dataset, made)
+
+    def load(self, dataset: Any, checkpoints: Sequence[str | Path]) -> None:
+        """Take shards that were trained in another process.
+
+        Args:
+            dataset: The same as then.
+            checkpoints: One for each shard, in their order: of its Trainer, or the
+                clean one of its last request.
+
+        Raises:
+            UnlearningError: If one is missing, or of another model.
+        """
+        if len(checkpoints) != self.shards:
+            raise ArgumentError(
+                f"expected one checkpoint for each of {self.shards} shards, got "
+                f"{len(checkpoints)}: name those of shards that no request touched too"
+            )
+        made = [*self._made(dataset)]
+        for shard, path in zip(made, map(Path, checkpoints), strict=True):
+            loading.check_there(path)
+            with loading.named(path):
+                held = torch.load(path, map_location="cpu", weights_only=True)
+                shard.module.load_state_dict(held["state_dict"])
+            shard.checkpoint = path
+        self._take(dataset, made)
+
+    def unlearn(
+        self,
+        forget: Forget,
+        *,
+        by: str | None = None,
+        save_to: str | Path | None = None,
+        delete_stale: bool = False,
+    ) -> ShardedResult:
+        """Retrain the shards that hold what is to be forgotten, and no others.
+
+        Each is a request of its own, so one that fails leaves its shard as it was, and
+        the shards before it done. Ask again then: what has forgotten is not retrained a
+        second time.
+
+        Args:
+            forget: Positions in the training dataset, or what else ``trainer.unlearn``
+                takes; with `by` a list or a file of ids.
+            by: What `forget` lists in place of positions.
+            save_to: New folder for the clean checkpoints of the shards that were
+                retrained, ``shard-0.ckpt`` and so on, with their certificates.
+            delete_stale: Delete older checkpoints of these shards, see
+                ``trainer.unlearn``.
+
+        Returns:
+            Which shards were retrained, with the result of each.
+
+        Raises:
+            ForgetSetError: If nobody is to be forgotten, or a shard would be empty.
+            ShardError: If a shard failed after another one had forgotten: its
+                ``result`` says which. What the first one raises is raised as it is.
+        """
+        self._check_trained()
+        began = time.perf_counter()
+        touched = self._touched(forget, by)
+        folder = None if save_to is None else Path(save_to)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        done = dict[int, UnlearningResult]()
+        for j, places in touched.items():
+            file = None if folder is None else folder / f"shard-{j}.ckpt"
+            try:
+                done[j] = self._forgotten_by(j, places, file, delete_stale)
+            except Exception as problem:  # whatever a training provokes
+                if not done:
+                    raise
+                waiting = tuple(k for k in touched if k not in done)
+                raise self._half_done(done, j, waiting, began) from problem
+        return ShardedResult(
+            results=done, n_shards=self.shards, seconds=time.perf_counter() - began
+        )
+
+    # -- inside ----------------------------------------------------------------
+
+    def _made(self, dataset: Any) -> Iterator[_Shard]:
+        """Every shard with a training that is made, when it is asked for, and new."""
+        if self._shards:
+            raise SetupError(
+                "expected shards that are trained once, got a second training: the "
+                "positions of their samples are those of the first dataset; make a new "
+                "ShardedClassifier"
+            )
+        for positions in dealt_out(dataset, self.by, self.shards, self._key):
+            data = Subset(dataset, positions)
+            trainer, module, loaded_by = _training(self._make(data))
+            callback = _checked_callback(trainer, module, self.shards)
+            yield _Shard(positions, data, trainer, module, loaded_by, callback)
+
+    def _take(self, dataset: Any, made: list[_Shard]) -> None:
+        self._data, self._shards = dataset, made
+        self.modules_of_shards.extend(shard.module for shard in made)
+        self.eval()
+
+    def _check_trained(self) -> None:
+        if not self._shards:
+            raise SetupError(
+                "expected shards that are trained, got none: call fit(dataset), or "
+                "load(dataset, checkpoints)"
+            )
+
+    def _touched(self, forget: Forget, by: str | None) -> dict[int, list[int]]:
+        """Shard -> positions among its own samples that it has to forget."""
+        removed = sorted(set().union(*(shard.removed for shard in self._shards)))
+        chosen = {*forget_set.resolve(forget, self._data, removed, by)}
+        touched = dict[int, list[int]]()
+        for j, shard in enumerate(self._shards):
+            mine = [i for i, at in enumerate(shard.positions) if at in chosen]
+            if mine and len(mine) + len(shard.removed) == len(shard.positions):
+                raise ForgetSetError(
+                    f"expected at least one sample to retain in every shard, got all "
+                    f"{len(mine)} of shard {j}: train a ShardedClassifier anew on what "
+                    "is left, with fewer shards"
+                )
+            if mine:
+                touched[j] = mine
+        return touched
+
+    def _forgotten_by(
+        self, j: int, places: list[int], file: Path | None, delete_stale: bool
+    ) -> UnlearningResult:
+        shard = self._shards[j]
+        result = unlearn(
+            shard.trainer,
+            places,
+            model=shard.module,
+            ckpt_path=shard.checkpoint,
+            save_to=file,
+            delete_stale=delete_stale,
+            how="retrain",
+            **shard.source,
+        )
+        shard.checkpoint = None
+        shard.module.eval()
+        return result
+
+    def _half_done(
+        self,
+        done: dict[int, UnlearningResult],
+        failed: int,
+        waiting: tuple[int, ...],
+        began: float,
+    ) -> ShardError:
+        result = ShardedResult(
+            results=done,
+            n_shards=self.shards,
+            failed=failed,
+            waiting=waiting,
+            seconds=time.perf_counter() - began,
+        )
+        shards = ", ".join(map(str, done))
+        error = ShardError(
+            f"expected every shard that is touched to be retrained, got a failure in "
+            f"shard {failed} (above) after shards {shards} had forgotten: ask for the "
+            "same again, and only what is left will be retrained"
+        )
+        error.result = result
+        return error
+
+
+def _training(made: object) -> tuple[Any, Any, Any]:
+    if isinstance(made, tuple) and len(made) == 3:
+        return made
+    raise ArgumentError(
+        "expected make_training to return (Trainer, module, DataLoader or DataModule), "
+        f"got {type(made).__name__}: return them, and do not fit them"
+    )
+
+
+def _checked_callback(trainer: Any, module: Any, shards: int) -> UnlearningCallback:
+    """The callback of a shard, if its shard can be retrained later."""
+    callback = callback_of(trainer, module)
+    if callback.options.retrain is None:
+        raise SetupError(
+            "expected UnlearningCallback(retrain=make_training) in the Trainer that "
+            "make_training makes, got one without: a request could not retrain a shard"
+        )
+    if trainer.world_size != 1:
+        raise SetupError(
+            f"expected a Trainer of one process for each shard, got "
+            f"{trainer.world_size} processes: pass devices=1"
+        )
+    if shards > 1 and callback.options.ledger_path is not None:
+        raise SetupError(
+            f"expected shards without ledger=, got one file for {shards} models, each "
+            "of which has a ledger of its own: leave it out; each shard's clean "
+            "checkpoint (save_to=) keeps its ledger"
+        )
+    return callback
+
+
+def _check_saw_all(shard: _Shard, j: int) -> None:
+    seen = shard.callback.record.n_train
+    if seen != len(shard.data):
+        raise SetupError(
+            f"expected the training of shard {j} to load the {len(shard.data):,} "
+            f"samples it is given, got one over {seen}: give data to the DataLoader as "
+            "it is; validate on samples that are in no shard"
+        )
