@@ -1,5 +1,7 @@
 """One family of errors: each message says what was expected, got, and to do."""
 
+from typing import Any
+
 
 class UnlearningError(Exception):
     """Base of every error this package raises on purpose."""
@@ -32,7 +34,7 @@ class StrategyError(UnlearningError, RuntimeError):
 class ShardError(UnlearningError, RuntimeError):
     """A shard failed after others had forgotten: `result` says which; ask again."""
 
-    result: object = None
+    result: Any = None
 
 
 class SolverError(UnlearningError, RuntimeError):

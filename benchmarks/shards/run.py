@@ -67,9 +67,9 @@ def headed(backbone, x, y, x_test, y_test, gone, l2):
     }  # fmt: skip
 
 
-def heads(task: Task, backbone, x, y, x_test, y_test, gone):
+def heads(strengths, *of):
     """One for each strength."""
-    return [headed(backbone, x, y, x_test, y_test, gone, l2) for l2 in task.strengths]
+    return [headed(*of, l2) for l2 in strengths]
 
 
 def of_shards(task: Task, S: int, seed: int, gone: list[int], owner: Tensor):
@@ -110,7 +110,7 @@ def of_shards(task: Task, S: int, seed: int, gone: list[int], owner: Tensor):
     backbone = PublicBackbone(
         nn.Sequential(nn.Identity()), ["0"], standardize=how, public_data=public
     )
-    found["heads"] = heads(task, backbone, rows, y, rows_test, y_test, gone)
+    found["heads"] = heads(task.strengths, backbone, rows, y, rows_test, y_test, gone)
     return found
 
 
@@ -120,9 +120,10 @@ def cell(name: str, task: Task, seed: int):
     person = int(owner[seed])
     gone = (owner == person).nonzero()[:, 0].tolist()
     if name in task.plain:
-        backbone, train, x_test = task.plain[name]
-        y_test = task.test.tensors[1]
-        found = heads(task, backbone, *train.tensors, x_test, y_test, gone)
+        kind, y_test = task.plain[name], task.test.tensors[1]
+        rows = [kind.views * i + k for i in gone for k in range(kind.views)]
+        of = kind.backbone, *kind.train.tensors, kind.x_test, y_test, rows
+        found = heads(kind.strengths, *of)
         return {"gone": len(gone), "heads": found}
     found = of_shards(task, int(name), seed, gone, owner)
     return {"gone": len(gone), "machine": machine(), **found}

@@ -27,13 +27,14 @@ from lightning_unlearn.plugin.lightning import (
     LightningModule,
     Trainer,
 )
+from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.stage import callback_of
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
 from lightning_unlearn.plugin.run import loading
 from lightning_unlearn.plugin.sharded.assignment import KEY, check_key, dealt_out
-from lightning_unlearn.plugin.sharded.sharded_result import ShardedResult
-from lightning_unlearn.plugin.verbs.unlearn import unlearn
+from lightning_unlearn.plugin.sharded.sharded_result import ShardedResult, one_of
+from lightning_unlearn.plugin.verbs.retraining import retrain
 
 
 @dataclass
@@ -50,9 +51,12 @@ class _Shard:
 
     @property
     def source(self) -> dict[str, Any]:
-        """The loader or the DataModule, as Lightning's verbs take it."""
+        """The loader or the DataModule, as a verb of the Trainer takes it."""
         is_module = isinstance(self.loaded_by, LightningDataModule)
-        return {"datamodule" if is_module else "train_dataloaders": self.loaded_by}
+        return {
+            "train_dataloaders": None if is_module else self.loaded_by,
+            "datamodule": self.loaded_by if is_module else None,
+        }
 
     @property
     def removed(self) -> set[int]:
@@ -264,15 +268,21 @@ class ShardedClassifier(nn.Module):
         self, j: int, places: list[int], file: Path | None, delete_stale: bool
     ) -> UnlearningResult:
         shard = self._shards[j]
-        result = unlearn(
-            shard.trainer,
-            places,
-            model=shard.module,
-            ckpt_path=shard.checkpoint,
+        request = Request(
+            forget=places,
             save_to=file,
             delete_stale=delete_stale,
-            how="retrain",
+            not_covered=(one_of(self.shards),),
+        )
+        request.check(shard.trainer, None)
+        result = retrain(
+            shard.trainer,
+            request,
+            shard.callback.options.retrain,
+            model=shard.module,
             **shard.source,
+            ckpt_path=shard.checkpoint,
+            weights_only=None,
         )
         shard.checkpoint = None
         shard.module.eval()

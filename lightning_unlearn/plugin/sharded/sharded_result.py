@@ -11,9 +11,22 @@ from lightning_unlearn.plugin.request.result import UnlearningResult
 
 #: What the joint claim does not reach, though that of each retrained shard does.
 ADAPTIVE = (
-    "requests chosen because of what an earlier model of this ensemble shows: the "
-    "shards that were not retrained are the ones that it was chosen by"
+    "requests that were chosen by what an earlier model of this ensemble shows: the "
+    "shards that are not touched are not trained again"
 )
+
+
+def one_of(shards: int) -> str:
+    """What the certificate of one shard must say of the others.
+
+    Args:
+        shards: S.
+    """
+    return (
+        f"the other models of an ensemble of {shards} shards: this certificate speaks "
+        "of one; all together are exact for a request that does not depend on earlier "
+        "models, and not for one that was chosen by what they show"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

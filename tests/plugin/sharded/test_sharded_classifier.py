@@ -90,6 +90,9 @@ def test_a_touched_shard_equals_an_independent_retraining_and_no_other_moves():
     certificate.verify()
     assert certificate.grade is Grade.EXACT
     assert certificate.n_retain == len(kept)
+    said = [text for text in certificate.not_covered if "3 shards" in text]
+    assert len(said) == 1
+    assert "not for one that was chosen by what they show" in said[0]
 
 
 def test_a_forget_set_across_two_shards():
@@ -141,7 +144,7 @@ def test_what_is_printed():
     )
     left = len(net.positions(1)) - 2
     assert f"shard 1     2 forgotten, {left} retained, " in shard
-    assert "not covered requests chosen because of what an earlier model" in limit
+    assert "not covered requests that were chosen by what an earlier model" in limit
     assert "EXACT: 1 of 3" in result._repr_html_()
 
 
@@ -272,8 +275,8 @@ def test_a_training_that_could_not_be_retrained_is_refused(
     monkeypatch.chdir(tmp_path)
 
     def make(samples):
-        options = {"retrain": make, **change}
-        options.pop("made", None), options.pop("part", None)
+        known = {k: v for k, v in change.items() if k in ("retrain", "ledger")}
+        options = {"retrain": make, **known}
         if "part" in change:
             samples = Subset(samples, range(change["part"]))
         made = (
