@@ -1,15 +1,13 @@
 """An ensemble of modules on disjoint shards, each with a Trainer of its own."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import (
@@ -18,53 +16,22 @@ from lightning_unlearn.errors import (
     SetupError,
     ShardError,
 )
-from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import forget_set
 from lightning_unlearn.plugin.data.forget_set import Forget
-from lightning_unlearn.plugin.files.checkpoint import record_in
-from lightning_unlearn.plugin.lightning import (
-    LightningDataModule,
-    LightningModule,
-    Trainer,
-)
+from lightning_unlearn.plugin.lightning import Trainer
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.result import UnlearningResult
-from lightning_unlearn.plugin.request.stage import callback_of
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
 from lightning_unlearn.plugin.run import loading
 from lightning_unlearn.plugin.sharded.assignment import KEY, check_key, dealt_out
+from lightning_unlearn.plugin.sharded.shard import (
+    Shard,
+    check_saw_all,
+    made_by,
+    own_coins,
+)
 from lightning_unlearn.plugin.sharded.sharded_result import ShardedResult, one_of
 from lightning_unlearn.plugin.verbs.retraining import retrain
-
-
-@dataclass
-class _Shard:
-    """One of the ensemble, with all that a request to it needs."""
-
-    positions: list[int]
-    data: Subset
-    trainer: Trainer
-    module: LightningModule
-    loaded_by: Any
-    callback: UnlearningCallback
-    checkpoint: Path | None = None  # that the next request is to begin with
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """The loader or the DataModule, as a verb of the Trainer takes it."""
-        is_module = isinstance(self.loaded_by, LightningDataModule)
-        return {
-            "train_dataloaders": None if is_module else self.loaded_by,
-            "datamodule": self.loaded_by if is_module else None,
-        }
-
-    @property
-    def removed(self) -> set[int]:
-        """Positions in the whole dataset that it has forgotten."""
-        removed: Sequence[int] = self.callback.record.removed
-        if self.checkpoint is not None:
-            removed = record_in(self.checkpoint).get("removed", ())
-        return {self.positions[i] for i in removed}
 
 
 class ShardedClassifier(nn.Module):
@@ -108,7 +75,7 @@ class ShardedClassifier(nn.Module):
             )
         self.shards, self.by, self._key = int(shards), by, key
         self.modules_of_shards = nn.ModuleList()
-        self._make, self._data, self._shards = make_training, None, list[_Shard]()
+        self._make, self._data, self._shards = make_training, None, list[Shard]()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Mean of the probabilities of all modules, (n, K)."""
@@ -135,11 +102,14 @@ class ShardedClassifier(nn.Module):
         Raises:
             UnlearningError: If the shards cannot be made, or be retrained later.
         """
-        made = list[_Shard]()
-        for j, shard in enumerate(self._made(dataset)):
-            rank_zero_info(f"shard {j} of {self.shards}: {len(shard.data):,} samples")
-            shard.trainer.fit(shard.module, **shard.source)  # type: ignore[attr-defined]
-            _check_saw_all(shard, j)
+        parts, made = self._parts(dataset), list[Shard]()
+        seeds = torch.randint(2**32, (self.shards,)).tolist()
+        for j, positions in enumerate(parts):
+            rank_zero_info(f"shard {j} of {self.shards}: {len(positions):,} samples")
+            with own_coins(seeds[j]):
+                shard = made_by(self._make, dataset, positions, self.shards)
+                shard.trainer.fit(shard.module, **shard.source)  # type: ignore[attr-defined]
+            check_saw_all(shard, j)
             made.append(shard)
         self._take(dataset, made)
 
@@ -159,7 +129,8 @@ class ShardedClassifier(nn.Module):
                 f"expected one checkpoint for each of {self.shards} shards, got "
                 f"{len(checkpoints)}: name those of shards that no request touched too"
             )
-        made = [*self._made(dataset)]
+        parts = self._parts(dataset)
+        made = [made_by(self._make, dataset, part, self.shards) for part in parts]
         for shard, path in zip(made, map(Path, checkpoints), strict=True):
             loading.check_there(path)
             with loading.named(path):
@@ -221,21 +192,17 @@ class ShardedClassifier(nn.Module):
 
     # -- inside ----------------------------------------------------------------
 
-    def _made(self, dataset: Any) -> Iterator[_Shard]:
-        """Every shard with a training that is made, when it is asked for, and new."""
+    def _parts(self, dataset: Any) -> list[list[int]]:
+        """Positions of the samples of each shard, before there are any."""
         if self._shards:
             raise SetupError(
                 "expected shards that are trained once, got a second training: the "
                 "positions of their samples are those of the first dataset; make a new "
                 "ShardedClassifier"
             )
-        for positions in dealt_out(dataset, self.by, self.shards, self._key):
-            data = Subset(dataset, positions)
-            trainer, module, loaded_by = _training(self._make(data))
-            callback = _checked_callback(trainer, module, self.shards)
-            yield _Shard(positions, data, trainer, module, loaded_by, callback)
+        return dealt_out(dataset, self.by, self.shards, self._key)
 
-    def _take(self, dataset: Any, made: list[_Shard]) -> None:
+    def _take(self, dataset: Any, made: list[Shard]) -> None:
         self._data, self._shards = dataset, made
         self.modules_of_shards.extend(shard.module for shard in made)
         self.eval()
@@ -310,44 +277,3 @@ class ShardedClassifier(nn.Module):
         )
         error.result = result
         return error
-
-
-def _training(made: object) -> tuple[Any, Any, Any]:
-    if isinstance(made, tuple) and len(made) == 3:
-        return made
-    raise ArgumentError(
-        "expected make_training to return (Trainer, module, DataLoader or DataModule), "
-        f"got {type(made).__name__}: return them, and do not fit them"
-    )
-
-
-def _checked_callback(trainer: Any, module: Any, shards: int) -> UnlearningCallback:
-    """The callback of a shard, if its shard can be retrained later."""
-    callback = callback_of(trainer, module)
-    if callback.options.retrain is None:
-        raise SetupError(
-            "expected UnlearningCallback(retrain=make_training) in the Trainer that "
-            "make_training makes, got one without: a request could not retrain a shard"
-        )
-    if trainer.world_size != 1:
-        raise SetupError(
-            f"expected a Trainer of one process for each shard, got "
-            f"{trainer.world_size} processes: pass devices=1"
-        )
-    if shards > 1 and callback.options.ledger_path is not None:
-        raise SetupError(
-            f"expected shards without ledger=, got one file for {shards} models, each "
-            "of which has a ledger of its own: leave it out; each shard's clean "
-            "checkpoint (save_to=) keeps its ledger"
-        )
-    return callback
-
-
-def _check_saw_all(shard: _Shard, j: int) -> None:
-    seen = shard.callback.record.n_train
-    if seen != len(shard.data):
-        raise SetupError(
-            f"expected the training of shard {j} to load the {len(shard.data):,} "
-            f"samples it is given, got one over {seen}: give data to the DataLoader as "
-            "it is; validate on samples that are in no shard"
-        )

@@ -16,6 +16,7 @@ from lightning_unlearn.errors import (
     ShardError,
 )
 from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.plugin.sharded.assignment import shard_of
 from tests.helpers.lightning import L
 from tests.helpers.nets import MLP, digits, same, trainer, weights
 
@@ -93,6 +94,27 @@ def test_a_touched_shard_equals_an_independent_retraining_and_no_other_moves():
     said = [text for text in certificate.not_covered if "3 shards" in text]
     assert len(said) == 1
     assert "not for one that was chosen by what they show" in said[0]
+
+
+def test_an_untouched_shard_is_the_one_of_a_world_without_the_person():
+    """Also with a seed that everybody knows, and no seed in make_training."""
+
+    def make(samples):
+        own = UnlearningCallback(retrain=make)
+        return trainer(own, 1), MLP(), DataLoader(samples, 20, shuffle=True)
+
+    dataset = data()
+    kept = [i for i in range(N) if dataset.user_id[i] != "person 6"]
+    without = TensorDataset(*(t[kept] for t in dataset.tensors))
+    without.user_id = [dataset.user_id[i] for i in kept]
+    torch.manual_seed(3)
+    net, _ = fitted(make, dataset)
+    torch.manual_seed(3)
+    other, _ = fitted(make, without)
+    (touched,) = net.unlearn(["person 6"], by="user_id").touched
+    assert touched == shard_of("person 6", S) == 0  # so the others come after it
+    for j in (1, 2):
+        assert same(of_shard(net, j), of_shard(other, j))
 
 
 def test_a_forget_set_across_two_shards():
