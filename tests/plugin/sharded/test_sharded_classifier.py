@@ -30,6 +30,14 @@ def data(n=N):
     return found
 
 
+class Dropping(MLP):
+    """Draws random numbers for every sample of a training."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.insert(2, nn.Dropout(0.5))
+
+
 def training(samples, retrain=None, **options):
     """What a user's own script makes, with a seed: so it can be done again by hand."""
     torch.manual_seed(7)
@@ -101,7 +109,7 @@ def test_an_untouched_shard_is_the_one_of_a_world_without_the_person():
 
     def make(samples):
         own = UnlearningCallback(retrain=make)
-        return trainer(own, 1), MLP(), DataLoader(samples, 20, shuffle=True)
+        return trainer(own, 1), Dropping(), DataLoader(samples, 20, shuffle=True)
 
     dataset = data()
     kept = [i for i in range(N) if dataset.user_id[i] != "person 6"]
@@ -139,11 +147,6 @@ def test_the_output_is_the_mean_of_probabilities():
 
 
 def test_it_predicts_in_eval_mode_after_fit_and_after_a_request():
-    class Dropping(MLP):
-        def __init__(self):
-            super().__init__()
-            self.net.insert(2, nn.Dropout(0.5))
-
     def make(samples):
         own, _, loader = training(samples, make)
         return own, Dropping(), loader
