@@ -36,6 +36,7 @@ class Shard:
         loaded_by: The loader or the DataModule.
         callback: The Trainer's.
         checkpoint: That its next request begins with, or None.
+        weights_only: How that is read.
     """
 
     positions: list[int]
@@ -45,6 +46,7 @@ class Shard:
     loaded_by: Any
     callback: UnlearningCallback
     checkpoint: Path | None = None
+    weights_only: bool | None = None
 
     @property
     def source(self) -> dict[str, Any]:

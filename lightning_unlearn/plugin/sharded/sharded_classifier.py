@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_unlearn._base import validate
@@ -113,13 +113,20 @@ class ShardedClassifier(nn.Module):
             made.append(shard)
         self._take(dataset, made)
 
-    def load(self, dataset: Any, checkpoints: Sequence[str | Path]) -> None:
+    def load(
+        self,
+        dataset: Any,
+        checkpoints: Sequence[str | Path],
+        weights_only: bool | None = None,
+    ) -> None:
         """Take shards that were trained in another process.
 
         Args:
             dataset: The same as then.
             checkpoints: One for each shard, in their order: of its Trainer, or the
                 clean one of its last request.
+            weights_only: Passed to `torch.load`, False if you trust the files: None
+                reads nothing but tensors and plain values here.
 
         Raises:
             UnlearningError: If one is missing, or of another model.
@@ -134,9 +141,10 @@ class ShardedClassifier(nn.Module):
         for shard, path in zip(made, map(Path, checkpoints), strict=True):
             loading.check_there(path)
             with loading.named(path):
-                held = torch.load(path, map_location="cpu", weights_only=True)
+                plain = weights_only is not False
+                held = torch.load(path, map_location="cpu", weights_only=plain)
                 shard.module.load_state_dict(held["state_dict"])
-            shard.checkpoint = path
+            shard.checkpoint, shard.weights_only = path, weights_only
         self._take(dataset, made)
 
     def unlearn(
@@ -172,20 +180,32 @@ class ShardedClassifier(nn.Module):
         """
         self._check_trained()
         began = time.perf_counter()
-        touched = self._touched(forget, by)
-        folder = None if save_to is None else Path(save_to)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        requests = {
+            j: Request(
+                forget=places,
+                save_to=None if save_to is None else Path(save_to) / f"shard-{j}.ckpt",
+                delete_stale=delete_stale,
+                not_covered=(one_of(self.shards),),
+            )
+            for j, places in self._touched(forget, by).items()
+        }
+        if save_to is not None:
+            Path(save_to).mkdir(parents=True, exist_ok=True)
+        for j, request in requests.items():  # before any of them is retrained
+            request.check(self._shards[j].trainer, None)
         done = dict[int, UnlearningResult]()
-        for j, places in touched.items():
-            file = None if folder is None else folder / f"shard-{j}.ckpt"
+        for j, request in requests.items():
             try:
-                done[j] = self._forgotten_by(j, places, file, delete_stale)
-            except Exception as problem:  # whatever a training provokes
+                done[j] = self._forgotten_by(j, request)
+            except BaseException as problem:  # whatever a training provokes, Ctrl-C too
                 if not done:
                     raise
-                waiting = tuple(k for k in touched if k not in done)
-                raise self._half_done(done, j, waiting, began) from problem
+                waiting = tuple(k for k in requests if k not in done)
+                error = self._half_done(done, j, waiting, began)
+                if isinstance(problem, Exception):
+                    raise error from problem
+                rank_zero_warn(str(error))
+                raise
         return ShardedResult(
             results=done, n_shards=self.shards, seconds=time.perf_counter() - began
         )
@@ -231,17 +251,8 @@ class ShardedClassifier(nn.Module):
                 touched[j] = mine
         return touched
 
-    def _forgotten_by(
-        self, j: int, places: list[int], file: Path | None, delete_stale: bool
-    ) -> UnlearningResult:
+    def _forgotten_by(self, j: int, request: Request) -> UnlearningResult:
         shard = self._shards[j]
-        request = Request(
-            forget=places,
-            save_to=file,
-            delete_stale=delete_stale,
-            not_covered=(one_of(self.shards),),
-        )
-        request.check(shard.trainer, None)
         result = retrain(
             shard.trainer,
             request,
@@ -249,7 +260,7 @@ class ShardedClassifier(nn.Module):
             model=shard.module,
             **shard.source,
             ckpt_path=shard.checkpoint,
-            weights_only=None,
+            weights_only=shard.weights_only,
         )
         shard.checkpoint = None
         shard.module.eval()
@@ -271,9 +282,9 @@ class ShardedClassifier(nn.Module):
         )
         shards = ", ".join(map(str, done))
         error = ShardError(
-            f"expected every shard that is touched to be retrained, got a failure in "
-            f"shard {failed} (above) after shards {shards} had forgotten: ask for the "
-            "same again, and only what is left will be retrained"
+            f"expected every shard that is touched to be retrained, got an end in "
+            f"shard {failed} after shards {shards} had forgotten, which stays so: "
+            "ask for the same again, and only what is left will be retrained"
         )
         error.result = result
         return error

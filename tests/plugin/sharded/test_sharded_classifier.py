@@ -1,5 +1,7 @@
 """An ensemble on shards: a deletion retrains what it touches, and nothing else."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -176,17 +178,19 @@ def test_what_is_printed():
 class Failing(L.Callback):
     """Fails in a shard's retraining, once."""
 
-    def __init__(self, broken):
-        self.broken = broken
+    def __init__(self, broken, problem=RuntimeError):
+        self.broken, self.problem = broken, problem
 
     def on_train_epoch_start(self, trainer, pl_module):
         n = len(trainer.train_dataloader.dataset)
         if n in self.broken:
             self.broken.remove(n)
-            raise RuntimeError("the power went")
+            raise self.problem("the power went")
 
 
-def test_a_shard_that_fails_after_another_is_named_and_the_rest_can_be_asked_again():
+def test_a_shard_that_fails_after_another_is_named_and_the_rest_is_asked_again(
+    tmp_path,
+):
     broken = []
 
     def make(samples):
@@ -198,8 +202,10 @@ def test_a_shard_that_fails_after_another_is_named_and_the_rest_can_be_asked_aga
     before = [of_shard(net, j) for j in range(S)]
     gone = [net.positions(0)[3], net.positions(2)[5]]
     broken.append(len(net.positions(2)) - 1)
-    with pytest.raises(ShardError, match="failure in shard 2 .* after shards 0") as e:
-        net.unlearn(gone)
+    clean = tmp_path / "clean"
+    with pytest.raises(ShardError, match="an end in shard 2 after shards 0 had") as e:
+        net.unlearn(gone, save_to=clean)
+    assert str(e.value.__cause__) == "the power went"
     result = e.value.result
     assert (result.touched, result.failed, result.waiting) == ((0,), 2, (2,))
     assert (result.complete, result.epsilon, result.delta) == (False, None, None)
@@ -207,12 +213,67 @@ def test_a_shard_that_fails_after_another_is_named_and_the_rest_can_be_asked_aga
     half = of_shard(net, 0)
     assert same(half, by_hand(dataset, [i for i in net.positions(0) if i != gone[0]]))
     assert same(of_shard(net, 2), before[2])
+    assert [p.name for p in clean.glob("*.ckpt")] == ["shard-0.ckpt"]
     with pytest.warns(UserWarning, match="already removed"):
-        again = net.unlearn(gone)
+        again = net.unlearn(gone, save_to=clean)
     assert again.touched == (2,)
+    assert (clean / "shard-2.ckpt").exists()
     assert same(of_shard(net, 0), half)
     kept = [i for i in net.positions(2) if i not in gone]
     assert same(of_shard(net, 2), by_hand(dataset, kept))
+
+
+def test_ctrl_c_after_a_shard_says_what_is_done():
+    broken = []
+
+    def make(samples):
+        own, net, loader = training(samples, make)
+        own.callbacks.append(Failing(broken, KeyboardInterrupt))
+        return own, net, loader
+
+    net, _ = fitted(make)
+    gone = [net.positions(0)[3], net.positions(2)[5]]
+    broken.append(len(net.positions(2)) - 1)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with (
+            pytest.warns(UserWarning, match="an end in shard 2 after shards 0 had"),
+            pytest.raises((KeyboardInterrupt, SystemExit)),
+        ):
+            net.unlearn(gone)
+    finally:  # Lightning ignores further interrupts while it shuts down
+        signal.signal(signal.SIGINT, handler)
+    with pytest.warns(UserWarning, match="already removed"):
+        assert net.unlearn(gone).touched == (2,)
+
+
+def test_a_file_that_is_taken_is_seen_before_any_shard_is_retrained(tmp_path):
+    net, _ = fitted()
+    before = [of_shard(net, j) for j in range(S)]
+    (tmp_path / "shard-2.ckpt").write_text("mine")
+    with pytest.raises(SetupError, match="shard-2.ckpt"):
+        net.unlearn([net.positions(0)[3], net.positions(2)[5]], save_to=tmp_path)
+    assert all(same(of_shard(net, j), before[j]) for j in range(S))
+
+
+class Rows(L.LightningDataModule):
+    def __init__(self, samples):
+        super().__init__()
+        self.samples = samples
+
+    def train_dataloader(self):
+        return DataLoader(self.samples, 20, shuffle=True)
+
+
+def test_a_datamodule_for_each_shard():
+    def make(samples):
+        own, net, _ = training(samples, make)
+        return own, net, Rows(samples)
+
+    net, dataset = fitted(make)
+    gone = net.positions(1)[:2]
+    assert net.unlearn(gone).touched == (1,)
+    assert same(of_shard(net, 1), by_hand(dataset, net.positions(1)[2:]))
 
 
 def test_a_first_shard_that_fails_leaves_all_as_it_was():
@@ -265,7 +326,8 @@ def test_in_a_fresh_process(tmp_path):
     fresh = loaded(files)
     assert torch.equal(fresh(x), net(x))
     first, second = fresh.positions(1)[:2]
-    result = fresh.unlearn([first], save_to=tmp_path / "clean")
+    result = fresh.unlearn([first], save_to=tmp_path / "clean", delete_stale=True)
+    assert [file.exists() for file in files] == [True, False, True]
     clean = tmp_path / "clean" / "shard-1.ckpt"
     assert result.results[1].checkpoint_path == clean
     assert [p.name for p in (tmp_path / "clean").glob("*.ckpt")] == ["shard-1.ckpt"]
