@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from lightning_unlearn.plugin.request.result import (
         UnlearningResult as UnlearningResult,
     )
+    from lightning_unlearn.plugin.sharded.sharded_classifier import (
+        ShardedClassifier as ShardedClassifier,
+    )
+    from lightning_unlearn.plugin.sharded.sharded_result import (
+        ShardedResult as ShardedResult,
+    )
     from lightning_unlearn.plugin.verbs.preflight import (
         Preflight as Preflight,
         preflight as preflight,

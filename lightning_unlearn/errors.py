@@ -1,5 +1,7 @@
 """One family of errors: each message says what was expected, got, and to do."""
 
+from typing import Any
+
 
 class UnlearningError(Exception):
     """Base of every error this package raises on purpose."""
@@ -27,6 +29,12 @@ class SetupError(UnlearningError, RuntimeError):
 
 class StrategyError(UnlearningError, RuntimeError):
     """The Trainer's strategy is not one the request can run under."""
+
+
+class ShardError(UnlearningError, RuntimeError):
+    """A shard failed after others had forgotten: `result` says which; ask again."""
+
+    result: Any = None
 
 
 class SolverError(UnlearningError, RuntimeError):

@@ -68,7 +68,7 @@ PLUGIN = (
     *("which_lightning", "lightning"),
     *("plain_state", "data", "mixin", "options", "training", "run", "plan"),
     *("files", "stages", "attachment"),
-    *("callback", "retrain", "request", "certified", "verbs"),
+    *("callback", "retrain", "request", "certified", "verbs", "sharded"),
 )
 for _i, _room in enumerate(PLUGIN):
     _below = (f"plugin/{name}" for name in PLUGIN[:_i])

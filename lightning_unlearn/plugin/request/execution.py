@@ -235,8 +235,11 @@ class Execution:
                 earlier_grades=plan.ledger.grades,
                 public_parts=plan.outside.public_parts,
                 unscrubbed=plan.outside.unscrubbed,
-                not_covered=run_caveats.not_covered(
-                    context, plan, old, self.request.delete_stale
+                not_covered=(
+                    *self.request.not_covered,
+                    *run_caveats.not_covered(
+                        context, plan, old, self.request.delete_stale
+                    ),
                 ),
                 warnings=run_caveats.warnings(context, plan, before),
                 digest=digest,

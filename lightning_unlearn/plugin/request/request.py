@@ -22,7 +22,11 @@ from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """See `unlearn`, which documents each; `retrained` is what a retraining left."""
+    """See `unlearn`, which documents each.
+
+    `retrained` is what a retraining left, `not_covered` what the certificate must say
+    besides: whoever asks knows of more than this one model.
+    """
 
     forget: Forget = ()
     by: str | None = None
@@ -33,6 +37,7 @@ class Request:
     find_duplicates: bool = False
     evaluate: bool = False
     retrained: Retrained | None = None
+    not_covered: tuple[str, ...] = ()
 
     def check(self, trainer: Trainer, ledger: Path | None) -> None:
         """Refuse what needs no model to be refused.

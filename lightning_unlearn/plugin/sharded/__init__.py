@@ -1,0 +1,1 @@
+"""An ensemble on disjoint shards: a request retrains only those it touches."""
