@@ -103,15 +103,14 @@ def publish_all(known):
         "samples more. Epsilon = 1, delta = 1e-5 and the library's own tolerance for "
         "heads; their l2 is the best on the test samples of those tried (images 1e-3, "
         "3e-3, 1e-2, of the ten views 3e-3 alone; texts 1e-3 alone). How networks are "
-        "trained was chosen on another group, and on 2,003 training questions; heads on "
-        "features of shards read one view of an image, not ten. 400 test images a "
+        "trained was chosen on another group, and on 2,003 training questions. A head "
+        "on features of shards reads one view of an image, not ten. 400 test images a "
         "group: one accuracy has a standard error of 2 points.",
         "The ensemble of four keeps within 3 points of the whole network on texts (on "
         "images it loses 3.2), for a quarter of a retraining. A head on features of "
-        "shards is better than the ensemble everywhere, and on images than the head on "
+        "shards is better than the ensemble on average, and on images than the head on "
         "several depths of the public network; but the best head on public features is "
         "better than both on either task, and its deletion trains nothing. So the "
-        "ensemble is offered (`ShardedClassifier`), a head on features of shards is "
-        "not.",
+        "ensemble is offered (`ShardedClassifier`), a head on shards' features is not.",
         *(f"## {TITLES[name]}\n\n{_table(part)}" for name, part in known.items()),
     )
