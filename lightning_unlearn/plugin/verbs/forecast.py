@@ -46,6 +46,7 @@ _DRAWS = 3
 _WARM = 64
 _TIMED = (1500, 4500)  # samples of the two timed runs
 _READ = (_WARM, 1500)  # where reading a sample is most of its time
+_SHORT = 0.5  # seconds: a run that is over before says little of one 10 times as long
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,11 @@ def seconds(
     prepared: PreparedHead | PreparedNetwork | None,
     enough: float = math.inf,
 ) -> float:
-    """Wall time of the request, from two runs of it on a part of the retain set.
+    """Wall time of the request, from runs of it on parts of the retain set.
 
-    The number of passes is learnt from the runs; what does not grow with the samples
-    (the spectrum is estimated on a fixed number) is told apart by their difference.
+    A part that is over in no time is made three times as large. The number of passes
+    is learnt from the runs; what does not grow with the samples (the spectrum is
+    estimated on a fixed number) is told apart by their difference.
     Where the rows of a head are known already it is tried in full: most of a request's
     time goes into reading them.
 
@@ -135,6 +137,9 @@ def seconds(
     if n <= _WARM or t_small > enough:
         return t_small
     t_large = _timed(plan, min(n, large))
+    while n > large and t_large < _SHORT:
+        large = min(n, 3 * large)
+        t_large = _timed(plan, large)
     if n <= large:
         return t_large
     t_small = t_small if small == _WARM else _timed(plan, small)
