@@ -32,6 +32,8 @@ from lightning_unlearn.plugin.training.trained_marks import (
 )
 from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
+from lightning_unlearn.weights.digests import state_digest
+from lightning_unlearn.weights.passes import held
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Attachment:
         values: Of tensors, when the training began; None if none has.
         began: When the training that runs began, by `time.perf_counter`.
         fit_seconds: How long the last training took, or None if none has ended here.
-        validated: Ids of the validation datasets that the training was seen to read.
+        validated: Validation datasets that the training was seen to read.
+        end: What the training before has left, until the data of this one are known.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -79,7 +82,8 @@ class Attachment:
     values: dict[str, str] | None = None
     began: float | None = None
     fit_seconds: float | None = None
-    validated: set[int] = field(default_factory=set)
+    validated: list[Any] = field(default_factory=list)
+    end: kept_stages.End | None = None
 
     def restore(self, record: TrainingRecord) -> None:
         """Take the record of a checkpoint; warn if it is older than what is known."""
@@ -119,10 +123,8 @@ class Attachment:
             )
             self.record, unknown = TrainingRecord(), True
             self.fits_seen = fits
-        if unknown:
-            self.record.stages = None
         known = loads and self.restored
-        kept_stages.begin(self.record, module, stages, known)
+        self.end = kept_stages.begin(self.record, module, stages, known, unknown)
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
         self.began, self.fit_seconds = time.perf_counter(), None
@@ -146,16 +148,18 @@ class Attachment:
         loader: DataLoader,
     ) -> None:
         """Record the data of a training, and the stage that it follows."""
-        record = self.record
-        first, earlier, gone = record.n_train is None, record.retained, record.removed
+        record, old = self.record, self.loader
+        earlier, gone = record.retained, record.removed
         before = Stage(earlier, digest="", seconds=record.fit_seconds)
         if gone:  # positions are those of a dataset of what is left
             before.drawn = list(range(len(earlier)))
         self.drawing = Drawing.begin(trainer, record, loader)
-        self.loader, self.validated = loader, set()
-        if not first:
-            folder = options.stages_path
-            kept_stages.end_before(record, trainer, module, folder, before)
+        self.loader, self.validated, end, self.end = loader, [], self.end, None
+        if end is None or options.stages_path is None:
+            return
+        if not kept_stages.known_again(record, old, loader, earlier):
+            record.stages = None
+        kept_stages.end_before(record, trainer, options.stages_path, before, end)
 
     def probe_rows(
         self,
@@ -262,6 +266,10 @@ class Attachment:
 
     def end_drawing(self, trainer: Trainer, *, failed: bool) -> None:
         """A training ends: what it drew is noted for the last time."""
+        self.record.ended = None
+        if not failed and self.record.stages is not None:
+            kept_stages.note_validated(self.record, trainer, self.validated)
+            self.record.ended = state_digest(held(trainer.lightning_module))
         if self.drawing is not None and not failed:
             self.drawing.look(trainer, self.record)
         self.note_drawn()

@@ -1,7 +1,7 @@
 """The training data behind a loader, and what it is known again by."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,19 @@ def training_loader(loader: object) -> DataLoader:
             "single samples"
         )
     return loader
+
+
+def loaders_in(found: Any) -> list[Any]:
+    """The single loaders in what a Trainer has for validation."""
+    if found is None:
+        return []
+    if hasattr(found, "flattened"):  # a CombinedLoader
+        found = found.flattened
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if isinstance(found, (list, tuple)):
+        return [one for part in found for one in loaders_in(part)]
+    return [found]
 
 
 def rebuilder(trainer: Any, dataset: Any) -> Any:

@@ -89,6 +89,7 @@ def after(
             Subset(dataset, plan.retained), salt
         ),
         removed=plan.removed,
+        stepped=after_it is record,
         stages=gone.without(after_it.stages),
         validated=gone.left_of(after_it.validated),
         saved=[*old.checkpoints, *saved],

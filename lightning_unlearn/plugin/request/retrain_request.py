@@ -1,5 +1,6 @@
 """A request that is answered by retraining: before it, and after it."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from lightning_unlearn.plugin.retrain.retrained import (
 )
 from lightning_unlearn.plugin.retrain.transplant import Transplant
 from lightning_unlearn.plugin.run.strategies import Sharded
+from lightning_unlearn.plugin.stages import stage_end
 from lightning_unlearn.plugin.stages.kept_stages import Gone
 from lightning_unlearn.plugin.training.other_callbacks import check_others
 from lightning_unlearn.plugin.training.outside import Outside
@@ -74,10 +76,12 @@ def meant(context: StageContext, request: Request) -> Job:
         problems.check()
     gone = {*chosen, *record.removed}
     retained = [i for i in drawn if i not in gone]
-    kept, parts = _stages(context, chosen, retained)
+    kept, parts = context.processes.first(lambda: _stages(context, chosen, retained))
     return Job(
         kept=kept,
         parts=parts,
+        staged=options.stages is not None and not record.drawn_problem,
+        coins=context.processes.first(lambda: secrets.randbits(32)),
         chosen=chosen,
         removed=sorted(gone),
         retained=retained,
@@ -93,14 +97,14 @@ def _stages(
     context: StageContext, chosen: list[int], retained: list[int]
 ) -> tuple[tuple[Stage, ...], tuple[list[int], ...]]:
     """The stages that are kept, and what each of the others draws."""
-    record, options = context.callback.record, context.callback.options
+    record, folder = context.callback.record, context.callback.options.stages_path
+    if folder is not None:
+        stage_end.check_folder(folder)
     stages = record.stages
-    if not stages or options.stages is None or record.drawn_problem:
+    if not stages or folder is None or record.drawn_problem:
         return (), ()
-    gone = context.processes.first(
-        lambda: Gone.of(record, context.loader.dataset, chosen)
-    )
-    kept = context.processes.first(lambda: gone.last_before(stages))
+    gone = Gone.of(record, context.loader.dataset, chosen)
+    kept = gone.last_before(stages, folder)
     left = frozenset(retained)
     parts = [[i for i in stage.drawn if i in left] for stage in stages[kept:]]
     return tuple(stages[:kept]), (*(part for part in parts if part), retained)

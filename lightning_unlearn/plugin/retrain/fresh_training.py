@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -40,6 +41,7 @@ from lightning_unlearn.plugin.retrain.retrained import (
 )
 from lightning_unlearn.plugin.retrain.watch import Watch, given, on_cpu
 from lightning_unlearn.plugin.run import compat
+from lightning_unlearn.plugin.stages.kept_stages import learnt
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.which_lightning import PACKAGES
 from lightning_unlearn.weights.passes import held, put_back
@@ -77,6 +79,7 @@ def train_anew(
     if start is not None:
         check_fresh(module, job, began=False)
         check_same_model(module, start.state)
+        _warn_of_attributes(module, start)
         put_back(module, start.state)
         job = start.known_to(job)
     watch = Watch(job, callback, dataset, resume_from is not None, start)
@@ -112,6 +115,19 @@ def train_anew(
         )
     found = left_by(module, state, record, job, seconds)
     return replace(found, drew_from=drew, written=_written(trainer))
+
+
+def _warn_of_attributes(module: LightningModule, start: Start) -> None:
+    """Warn of what a stage has learnt besides weights, which begins anew."""
+    now = learnt(module)
+    other = sorted(name for name, d in start.attributes.items() if now.get(name) != d)
+    if other:
+        rank_zero_warn(
+            "expected weights and buffers to be all that a stage leaves to the next, "
+            f"got plain attributes that it has changed, {', '.join(other[:3])}: they "
+            "begin anew, whatever the weights were trained with; keep a vocabulary or "
+            "the like in buffers, or leave stages= out"
+        )
 
 
 def _written(trainer: Trainer) -> tuple[str, ...]:

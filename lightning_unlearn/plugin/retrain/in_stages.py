@@ -14,7 +14,9 @@ from lightning_unlearn.plugin.lightning import LightningModule, Trainer
 from lightning_unlearn.plugin.retrain.fresh_training import train_anew
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job, Retrained, Start
+from lightning_unlearn.plugin.run.coins import own_coins
 from lightning_unlearn.plugin.stages import stage_end
+from lightning_unlearn.plugin.stages.kept_stages import learnt
 from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
 
 
@@ -48,7 +50,8 @@ class InStages:
         *before, last = self.job.each()
         stages, start = [*self.job.kept], None
         if stages:
-            start = Start(stage_end.read(stages[-1]), self.record)
+            state, attributes = stage_end.read(stages[-1], self._folder)
+            start = Start(state, self.record, attributes)
         written, seconds = list[str](), 0.0
         for part in before:
             finished = self._finished(part)
@@ -65,14 +68,15 @@ class InStages:
             job=self.job,
             seconds=seconds + done.seconds,
             written=(*written, *done.written),
-            stages=tuple(stages) if self.job.parts else None,
+            stages=tuple(stages) if self.job.staged else None,
         )
 
     def _train(
         self, part: Job, resume_from: Path | None, start: Start | None
     ) -> Retrained:
-        made = self.make(Retained(self.dataset, part.retained, part.token))
-        return train_anew(made, part, self.old, self.dataset, resume_from, start)
+        with own_coins((self.job.coins + part.part) % 2**32):
+            made = self.make(Retained(self.dataset, part.retained, part.token))
+            return train_anew(made, part, self.old, self.dataset, resume_from, start)
 
     @property
     def _model(self) -> str:
@@ -91,10 +95,13 @@ class InStages:
             self._folder, self._model, done.state, part.retained, done.seconds
         )
         stage.validated = record.validated
+        attributes = {} if done.module is None else learnt(done.module)
         if self.old[0].is_global_zero:
-            told = {"token": part.token, "record": json.dumps(record.to_dict())}
-            stage_end.write(stage, self._model, done.state, **told)
-        return stage, Start(done.state, record)
+            told = json.dumps(record.to_dict())
+            stage_end.write(
+                stage, self._model, done.state, part.token, told, attributes
+            )
+        return stage, Start(done.state, record, attributes)
 
     def _finished(self, part: Job) -> tuple[Stage, Start] | None:
         """What a training has left that was finished before the request was stopped."""
@@ -104,6 +111,7 @@ class InStages:
             try:
                 text, state = stage_end.FILE.read(path)
                 record = TrainingRecord.from_dict(json.loads(text["record"]))
+                attributes = dict(json.loads(text["learnt"]))
             except (DataError, ValueError, KeyError) as problem:
                 rank_zero_warn(f"{path} is not used ({problem!s:.200})")
                 continue
@@ -111,5 +119,5 @@ class InStages:
                 self._folder, self._model, state, part.retained, record.fit_seconds
             )
             stage.validated = record.validated
-            return stage, Start(state, record)
+            return stage, Start(state, record, attributes)
         return None

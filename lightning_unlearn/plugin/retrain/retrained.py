@@ -23,6 +23,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
     was_trained,
 )
 from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
+from lightning_unlearn.weights.digests import state_digest
 from lightning_unlearn.weights.passes import held
 from lightning_unlearn.weights.scope import Scope
 
@@ -45,6 +46,8 @@ class Job:
         parts: What the stages after them draw of the retained, the last one all; none
             if it is one training.
         part: Which of them this is, from 0 on.
+        staged: Whether a later request shall go back to its end.
+        coins: Drawn by the system, for the random numbers of the trainings.
     """
 
     chosen: list[int]
@@ -58,6 +61,8 @@ class Job:
     kept: tuple[Stage, ...] = ()
     parts: tuple[list[int], ...] = ()
     part: int = 0
+    staged: bool = False
+    coins: int = 0
 
     def each(self) -> tuple["Job", ...]:
         """The trainings that it takes, in their order."""
@@ -147,10 +152,12 @@ class Start:
     Args:
         state: Parameters and buffers by name, on the CPU.
         record: Of the trainings until then; its samples are not meant.
+        attributes: Digests of plain attributes then, by name.
     """
 
     state: dict[str, Tensor] = field(repr=False)
     record: TrainingRecord = field(repr=False)
+    attributes: dict[str, str] = field(default_factory=dict)
 
     def known_to(self, job: Job) -> Job:
         """A retraining to which these values are no sign of the forgotten samples."""
@@ -204,6 +211,7 @@ class Retrained:
             others_before=False,
             saved=list(self.written),
             stages=None if self.stages is None else list(self.stages),
+            ended=state_digest(self.state),
             retrains=None,
             steps=0,
         )

@@ -3,13 +3,13 @@
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, Subset
 from typing_extensions import override
 
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import training_data
-from lightning_unlearn.plugin.data.subsets import flatten
+from lightning_unlearn.plugin.data.subsets import flatten, through
 from lightning_unlearn.plugin.lightning import Callback, LightningModule, Trainer
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.retrain.retrained import Job, Start, check_fresh
@@ -45,7 +45,8 @@ class Watch(Callback):
     ) -> None:
         self.job, self.callback, self.dataset = job, callback, dataset
         self.resumes, self.start = resumes, start
-        self.trained, self.noted = False, set[int]()
+        self.trained, self.noted = False, list[Any]()
+        self.gone: tuple[Any, set[tuple[int, int]]] | None = None
         self.positions: list[int] | None = None
         self.state: dict[str, Tensor] | None = None
 
@@ -73,8 +74,7 @@ class Watch(Callback):
         record = self.callback.record
         record.retrains, record.lineage = self.job.token, self.job.lineage
         record.ledger_key = self.job.key
-        if self.job.parts:  # a later request may go back to its end
-            note_validated(record, trainer, self.noted)
+        self._note_validated(trainer)
 
     @override
     def on_train_batch_start(
@@ -87,6 +87,7 @@ class Watch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.positions = given(trainer.train_dataloader, self.job.token)
         self._check_others(trainer)
+        self._note_validated(trainer)
         self.callback.record.steps = trainer.global_step
         if not compat.is_spawning(trainer) and any(
             map(in_shards, pl_module.parameters())
@@ -103,16 +104,23 @@ class Watch(Callback):
             if compat.is_spawning(trainer):
                 child_processes.send_record(trainer, self.callback.state_dict())
 
+    def _note_validated(self, trainer: Trainer) -> None:
+        if self.job.staged:  # a later request may go back to its end
+            note_validated(self.callback.record, trainer, self.noted)
+
     def _check_others(self, trainer: Trainer) -> None:
         """Raise `DataError` if a validation loader reads what is to be forgotten."""
-        loaders: Any = trainer.val_dataloaders
-        several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-        gone = set(self.job.removed)
         loader = training_data.training_loader(trainer.train_dataloader)
         drawn, _ = flatten(loader.dataset)
-        whole = [self.dataset, drawn.whole]  # a DataModule makes one of its own
-        for loader in several:
-            if isinstance(loader, DataLoader) and gone & _read(loader.dataset, whole):
+        if self.gone is None or self.gone[0] is not drawn.whole:
+            # A DataModule makes one of its own.
+            stored = [_stored(whole) for whole in (self.dataset, drawn.whole)]
+            places = {s[position] for s in stored for position in self.job.removed}
+            self.gone = drawn.whole, places
+        _, gone = self.gone
+        for loader in training_data.loaders_in(trainer.val_dataloaders):
+            dataset = getattr(loader, "dataset", None)
+            if hasattr(dataset, "__len__") and not gone.isdisjoint(_stored(dataset)):
                 raise DataError(
                     "expected a retraining that reads none of the samples to be "
                     "forgotten, got them in a validation DataLoader: stopping early or "
@@ -121,14 +129,15 @@ class Watch(Callback):
                 )
 
 
-def _read(dataset: Any, whole: list[Any]) -> set[int]:
-    """Positions in the training dataset that another dataset holds."""
+def _stored(dataset: Any) -> list[tuple[int, int]]:
+    """Which object each sample is read from, and where it is in it."""
     if isinstance(dataset, ConcatDataset):
-        return set().union(*(_read(part, whole) for part in dataset.datasets))
-    if not hasattr(dataset, "__len__"):
-        return set()
-    inner, positions = flatten(dataset)
-    return set(positions) if any(inner is one for one in whole) else set()
+        return [place for part in dataset.datasets for place in _stored(part)]
+    if isinstance(dataset, Subset):
+        within = _stored(dataset.dataset)
+        places = through(dataset, list(range(len(dataset))))
+        return [within[place] for place in places]
+    return [(id(dataset), i) for i in range(len(dataset))]
 
 
 def given(loader: object, token: str) -> list[int]:

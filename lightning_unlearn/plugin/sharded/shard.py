@@ -1,14 +1,10 @@
 """One shard of an ensemble: its samples, and a training that can be made anew."""
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import Subset
 
 from lightning_unlearn.errors import ArgumentError, SetupError
@@ -18,7 +14,6 @@ from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
     LightningModule,
     Trainer,
-    isolate_rng,
 )
 from lightning_unlearn.plugin.request.stage import callback_of
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
@@ -64,23 +59,6 @@ class Shard:
         if self.checkpoint is not None:
             removed = record_in(self.checkpoint).get("removed", ())
         return {self.positions[i] for i in removed}
-
-
-@contextmanager
-def own_coins(seed: int) -> Iterator[None]:
-    """A block whose random numbers no other shard's training has a part in.
-
-    With a seed that is known, a model would else tell how many numbers the shards
-    before it have drawn, and so how many samples they had.
-
-    Args:
-        seed: Drawn before any shard is trained.
-    """
-    with isolate_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        yield
 
 
 def made_by(

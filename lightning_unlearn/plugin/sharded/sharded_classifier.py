@@ -17,18 +17,18 @@ from lightning_unlearn.errors import (
     ShardError,
 )
 from lightning_unlearn.plugin.data import forget_set
+from lightning_unlearn.plugin.data.assignment import KEY, check_key, dealt_out
 from lightning_unlearn.plugin.data.forget_set import Forget
 from lightning_unlearn.plugin.lightning import Trainer
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
 from lightning_unlearn.plugin.run import loading
-from lightning_unlearn.plugin.sharded.assignment import KEY, check_key, dealt_out
+from lightning_unlearn.plugin.run.coins import own_coins
 from lightning_unlearn.plugin.sharded.shard import (
     Shard,
     check_saw_all,
     made_by,
-    own_coins,
 )
 from lightning_unlearn.plugin.sharded.sharded_result import ShardedResult, one_of
 from lightning_unlearn.plugin.verbs.retraining import retrain

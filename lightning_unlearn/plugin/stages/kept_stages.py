@@ -1,13 +1,21 @@
 """Which trainings a model came out of, as far as a request may go back to one."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import ConcatDataset, DataLoader
 
-from lightning_unlearn.plugin.data.training_data import fingerprint, sample_digest
+from lightning_unlearn.plugin.data.subsets import flatten
+from lightning_unlearn.plugin.data.training_data import (
+    fingerprint,
+    loaders_in,
+    sample_digest,
+)
 from lightning_unlearn.plugin.lightning import (
     LightningModule,
     Trainer,
@@ -15,7 +23,10 @@ from lightning_unlearn.plugin.lightning import (
     isolate_rng,
 )
 from lightning_unlearn.plugin.stages import stage_end
-from lightning_unlearn.plugin.training.outside_digests import hidden_tensors
+from lightning_unlearn.plugin.training.outside_digests import (
+    hidden_tensors,
+    plain_attributes,
+)
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
     was_trained,
@@ -26,12 +37,26 @@ from lightning_unlearn.weights.dtensors import in_shards
 from lightning_unlearn.weights.passes import copies, held
 
 
+@dataclass(frozen=True)
+class End:
+    """What a training has left, before anything of the next one has touched it.
+
+    Args:
+        state: Parameters and buffers by name.
+        attributes: Digests of plain attributes, which the next training finds too.
+    """
+
+    state: dict[str, Tensor]
+    attributes: dict[str, str]
+
+
 def begin(
     record: TrainingRecord,
     module: LightningModule,
     folder: Path | None,
     known: bool,
-) -> None:
+    unknown: bool,
+) -> End | None:
     """A training begins: do the stages so far lead to the weights it begins with?
 
     Args:
@@ -39,88 +64,152 @@ def begin(
         module: That is about to be trained.
         folder: Where stages are kept, or None.
         known: Whether the record came with the weights, out of one checkpoint.
+        unknown: Whether something has trained them that no record tells of.
+
+    Returns:
+        What it begins with, where that may be the end of a stage.
     """
     if folder is None:
         record.stages = None
-        return
+        return None
     stage_end.check_folder(folder)
-    problem = None
-    if any(map(in_shards, module.parameters())):
-        problem = "got weights in shards (FSDP2)"
-    elif is_overridden("configure_model", module):
-        problem = "got a module that makes its layers in configure_model"
-    elif record.n_train is None:
+    first = record.n_train is None
+    if first:
         record.stages = []
-        values = {**hidden_tensors(module), **held(module)}.values()
-        if any(was_trained(t) or has_trained_value(t) for t in values):
-            problem = "got some that an earlier training has made"
-    elif record.stages is None:
-        problem = "got a training before it that was not kept (stages=)"
-    elif not known and record.weights_digest != state_digest(module.state_dict()):
-        problem = "got others than those the training before it ended with"
+        stage_end.warn_of_others(folder, stage_end.model_name(record))
+    problem = _why_not(record, module, first, known, unknown)
     if problem is not None:
         record.stages = None
         rank_zero_warn(
             "expected weights that only the recorded trainings have made, for stages=, "
             f"{problem}: a request by how='retrain' will train from the start"
         )
+    if first or record.stages is None:
+        return None
+    return End(copies(module), learnt(module))
 
 
-def note_validated(record: TrainingRecord, trainer: Trainer, noted: set[int]) -> None:
+def _why_not(
+    record: TrainingRecord,
+    module: LightningModule,
+    first: bool,
+    known: bool,
+    unknown: bool,
+) -> str | None:
+    if any(map(in_shards, module.parameters())):
+        return "got weights in shards (FSDP2)"
+    if is_overridden("configure_model", module):
+        return "got a module that makes its layers in configure_model"
+    if unknown:
+        return "got a training before it that no record tells of"
+    if first:
+        values = {**hidden_tensors(module), **held(module)}.values()
+        seen = any(was_trained(t) or has_trained_value(t) for t in values)
+        return "got some that an earlier training has made" if seen else None
+    if record.stages is None:
+        return "got a training before it that was not kept (stages=)"
+    if record.stepped:
+        return "got a step that a request has taken"
+    if not known and record.ended != state_digest(held(module)):
+        return "got others than those the training before it ended with"
+    return None
+
+
+def learnt(module: nn.Module) -> dict[str, str]:
+    """Digests of plain attributes that say what they hold, by name."""
+    return plain_attributes(module, by_content=True)
+
+
+def known_again(
+    record: TrainingRecord, old: DataLoader | None, new: DataLoader, kept: list[int]
+) -> bool:
+    """Whether the samples of the training before are known to be among the new ones.
+
+    Args:
+        record: Of the training.
+        old: The loader of the one before, if it was in this process.
+        new: Its own.
+        kept: Positions of the old dataset that the new one begins with.
+    """
+    if record.fingerprint is not None or record.others_before:
+        return True  # compared, or no matter
+    first: Any = new.dataset
+    if isinstance(first, ConcatDataset) and old is not None:
+        first = first if first is old.dataset else first.datasets[0]
+    if old is not None and first is old.dataset:
+        return True
+    if old is not None:
+        (base, positions), (same, drawn) = flatten(first), flatten(old.dataset)
+        if base is same and positions == [drawn[i] for i in kept]:
+            return True
+    rank_zero_warn(
+        "expected samples that are the same at every read, or the dataset of the "
+        "training before itself, for stages=, got random ones in another object: a "
+        "request by how='retrain' will train from the start"
+    )
+    return False
+
+
+def note_validated(record: TrainingRecord, trainer: Trainer, noted: list[Any]) -> None:
     """Note what a training is validated on: a stage that saw a sample so saw it too.
 
     Args:
         record: Of the training.
         trainer: That trains.
-        noted: Ids of datasets that are noted already.
+        noted: Datasets that are noted already.
     """
-    loaders: Any = trainer.val_dataloaders
-    several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    for dataset in (getattr(loader, "dataset", None) for loader in several):
-        if dataset is None or id(dataset) in noted:
+    for loader in loaders_in(trainer.val_dataloaders):
+        dataset = getattr(loader, "dataset", None)
+        if any(dataset is one for one in noted):
             continue
-        noted.add(id(dataset))
-        found: list[str | None] = [None]
+        noted.append(dataset)
         with isolate_rng():  # a training goes on as if nobody had looked
-            if hasattr(dataset, "__len__") and fingerprint(dataset, ""):
-                found = [_keyed(dataset[i], record) for i in range(len(dataset))]
-        if None in found or record.validated is None:
-            record.validated = None
+            found = _digests(dataset, record)
+        if found is None and record.validated is not None:
             rank_zero_warn(
                 "expected validation samples of tensors, arrays, images, text and "
                 "numbers that are the same at every read, for stages=, got others: no "
                 "request by how='retrain' can go back to the end of this training"
             )
+        if found is None or record.validated is None:
+            record.validated = None
         else:
-            known = {digest for digest in found if digest is not None}
-            record.validated = sorted({*record.validated, *known})
+            record.validated = sorted({*record.validated, *found})
+
+
+def _digests(dataset: Any, record: TrainingRecord) -> set[str] | None:
+    """Of all samples; None if they cannot be compared, or not be read."""
+    try:
+        if not fingerprint(dataset, ""):
+            return None
+        found = {_keyed(dataset[i], record) for i in range(len(dataset))}
+    except Exception:  # whatever a dataset of another kind provokes
+        return None
+    known = {digest for digest in found if digest is not None}
+    return known if len(known) == len(found) else None
 
 
 def end_before(
-    record: TrainingRecord,
-    trainer: Trainer,
-    module: nn.Module,
-    folder: Path | None,
-    before: Stage,
+    record: TrainingRecord, trainer: Trainer, folder: Path, before: Stage, end: End
 ) -> None:
     """The data of a training are known: was the one before it a stage of its own?
 
     Args:
         record: Which knows the data by now.
         trainer: At the start of the training.
-        module: With the weights that the training before has left.
-        folder: Where stages are kept, or None.
+        folder: Where stages are kept.
         before: What the training before could draw, in positions of these data.
+        end: What it has left.
     """
     if record.drawn_problem is not None:
         record.stages = None
-    if folder is None or record.stages is None or before.drawn == record.retained:
+    if record.stages is None or before.drawn == record.retained:
         return
-    state, model = copies(module), stage_end.model_name(record)
-    stage = stage_end.ended(folder, model, state, before.drawn, before.seconds)
+    model = stage_end.model_name(record)
+    stage = stage_end.ended(folder, model, end.state, before.drawn, before.seconds)
     stage.validated, record.validated = record.validated, []
     if trainer.is_global_zero:
-        stage_end.write(stage, model, state)
+        stage_end.write(stage, model, end.state, attributes=end.attributes)
     record.stages = [*record.stages, stage]
 
 
@@ -130,11 +219,14 @@ class Gone:
 
     Args:
         positions: In the training dataset.
-        digests: Keyed, of what they hold; none of samples that differ between reads.
+        digests: Keyed, of what they hold.
+        comparable: Whether their digests say what was validated on: not of samples that
+            differ between reads.
     """
 
     positions: frozenset[int]
     digests: frozenset[str]
+    comparable: bool = True
 
     @staticmethod
     def of(record: TrainingRecord, dataset: Any, positions: list[int]) -> "Gone":
@@ -143,7 +235,8 @@ class Gone:
         if record.validated or any(s.validated for s in record.stages or ()):
             with isolate_rng():
                 found = {_keyed(dataset[i], record) or "" for i in positions}
-        return Gone(frozenset(positions), frozenset(found - {""}))
+        same = record.fingerprint is not None and "" not in found
+        return Gone(frozenset(positions), frozenset(found - {""}), same)
 
     def without(self, stages: list[Stage] | None) -> list[Stage] | None:
         """The stages once they are forgotten: who saw one keeps no model."""
@@ -155,6 +248,7 @@ class Gone:
             validated = self.left_of(stage.validated)
             seen = seen or len(drawn) < len(stage.drawn)
             seen = seen or validated is None or validated != stage.validated
+            seen = seen or bool(validated and not self.comparable)
             if seen:
                 stage = replace(stage, drawn=drawn, validated=validated)
                 stage = replace(stage, path=None, seconds=None)
@@ -167,22 +261,42 @@ class Gone:
             return None
         return [digest for digest in validated if digest not in self.digests]
 
-    def last_before(self, stages: list[Stage]) -> int:
-        """How many stages, from the first on, saw none of them and can be read."""
+    def last_before(self, stages: list[Stage], folder: Path) -> int:
+        """How many stages, from the first on, saw none of them and can be read.
+
+        Args:
+            stages: Of the training.
+            folder: Where their files are.
+        """
         marked = self.without(stages) or []
         for i in range(len(stages), 0, -1):
-            if marked[i - 1].path is not None and _can_be_read(stages, i):
+            if marked[i - 1].path is not None and _can_be_read(stages, i, folder):
                 return i
         return 0
 
 
 def _keyed(sample: Any, record: TrainingRecord) -> str | None:
-    digest = sample_digest(sample, record.ledger_key)
+    """Of its largest parts: a sample is validated on without its id, say."""
+    leaves = tree_leaves(sample)
+    sizes = [_size(leaf) for leaf in leaves]
+    largest = [v for v, size in zip(leaves, sizes, strict=True) if size == max(sizes)]
+    digest = sample_digest(largest, record.ledger_key)
     return None if digest is None else digest[:16]
 
 
-def _can_be_read(stages: list[Stage], i: int) -> bool:
-    problem = stage_end.problem_with(stages[i - 1])
+def _size(leaf: Any) -> int:
+    if isinstance(leaf, Tensor):
+        return leaf.numel()
+    size = getattr(leaf, "size", None)  # of an array, or (width, height)
+    if isinstance(size, tuple):
+        return math.prod(size)
+    if isinstance(size, int):
+        return size
+    return len(leaf) if isinstance(leaf, (str, bytes)) else 1
+
+
+def _can_be_read(stages: list[Stage], i: int, folder: Path) -> bool:
+    problem = stage_end.problem_with(stages[i - 1], folder)
     if problem is not None:
         rank_zero_warn(
             f"stage {i} of {len(stages) + 1} cannot be gone back to ({problem}): the "

@@ -1,9 +1,12 @@
 """The model at the end of a stage, in a file of its own: where a request can go on."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_unlearn._base.files import is_remote
@@ -59,6 +62,7 @@ def write(
     state: dict[str, Tensor],
     token: str = "",
     record: str = "",
+    attributes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Keep the model at the end of a stage; one process of several does it.
 
@@ -68,30 +72,42 @@ def write(
         state: Its parameters and buffers by name.
         token: Of the retraining that it is part of, if it is one.
         record: Of that retraining, as JSON.
+        attributes: Digests of the plain attributes that it ended with.
     """
     if stage.path is not None:
-        text = {"model": model, "token": token, "record": record}
+        learnt = json.dumps(dict(attributes))
+        text = {"model": model, "token": token, "record": record, "learnt": learnt}
         FILE.write(Path(stage.path), text, state)
 
 
-def read(stage: Stage) -> dict[str, Tensor]:
-    """The model that a stage has ended with.
+def read(stage: Stage, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model that a stage has ended with, and digests of its plain attributes.
+
+    Args:
+        stage: Which.
+        folder: Where its file is, if not where it was written.
 
     Raises:
         DataError: If its file is gone, or is not the one that was written.
     """
     if stage.path is None:
         raise DataError("it was deleted, since it held what was forgotten")
-    _, state = FILE.read(Path(stage.path))
+    path = Path(stage.path)
+    if not path.exists():
+        path = folder / path.name
+    text, state = FILE.read(path)
     if state_digest(state) != stage.digest:
-        raise DataError(f"{stage.path} is not the file that the stage has written")
-    return state
+        raise DataError(f"{path} is not the file that the stage has written")
+    try:
+        return state, dict(json.loads(text["learnt"]))
+    except (ValueError, TypeError, KeyError) as problem:
+        raise DataError(f"the head of {path} is damaged ({problem!s:.100})") from None
 
 
-def problem_with(stage: Stage) -> str | None:
+def problem_with(stage: Stage, folder: Path) -> str | None:
     """Why a stage cannot be gone back to; None if it can."""
     try:
-        read(stage)
+        read(stage, folder)
     except DataError as problem:
         return str(problem)
     return None
@@ -107,6 +123,16 @@ def found(folder: Path, model: str) -> dict[Path, str]:
     return files
 
 
+def warn_of_others(folder: Path, model: str) -> None:
+    """Warn if other models have files there: no request of this one deletes them."""
+    if {*folder.glob(f"*{_SUFFIX}")} - {*found(folder, model)}:
+        rank_zero_warn(
+            f"the folder {folder} of stages= holds ends of other trainings, which a "
+            "request to this model does not delete: take a folder for each model, and "
+            "delete those that are not needed; they are as secret as their data"
+        )
+
+
 def left_over(
     folder: Path | None, before: TrainingRecord, after: TrainingRecord
 ) -> list[Path]:
@@ -117,11 +143,11 @@ def left_over(
         before: The record before it.
         after: And after it.
     """
-    kept = {stage.path for stage in after.stages or ()}
+    kept = {Path(s.path).name for s in after.stages or () if s.path is not None}
     known = [Path(s.path) for s in before.stages or () if s.path is not None]
     if folder is not None and not is_remote(folder):
         known += found(folder, model_name(before))
-    return sorted({path for path in known if str(path) not in kept})
+    return sorted({path for path in known if path.name not in kept})
 
 
 def delete(paths: Iterable[Path]) -> None:

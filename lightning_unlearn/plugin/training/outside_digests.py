@@ -101,10 +101,14 @@ def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor
         yield from numbers_in(name, item, depth)
 
 
-def plain_attributes(module: nn.Module) -> dict[str, str]:
+def plain_attributes(module: nn.Module, by_content: bool = False) -> dict[str, str]:
     """Digests of plain attributes of any type, to name what has changed.
 
     What ``repr`` does not show is not seen: names are for people, rows are compared.
+
+    Args:
+        module: Whose they are, and its layers'.
+        by_content: Only of those that look the same in two modules if they are.
     """
     found = {}
     for prefix, layer in module.named_modules():
@@ -112,7 +116,10 @@ def plain_attributes(module: nn.Module) -> dict[str, str]:
             # `forward` is Lightning's own, once it has wrapped a step.
             named = not (name.startswith("_") or name == "forward")
             if named and not isinstance(value, (Tensor, nn.Module)):
-                text = repr(value)[:_SHOWN].encode(errors="replace")
+                shown = repr(value)[:_SHOWN]
+                if by_content and " at 0x" in shown:
+                    continue
+                text = shown.encode(errors="replace")
                 label = f"{prefix}.{name}".lstrip(".")
                 found[label] = hashlib.sha256(text).hexdigest()
     return found

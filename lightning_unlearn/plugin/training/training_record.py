@@ -81,6 +81,8 @@ class TrainingRecord:
         stages: The trainings before the last one, in their order; None if some of the
             model was made otherwise, or nobody asked to keep them.
         validated: As of a `Stage`, of the training that is not one of them yet.
+        ended: Digest of the parameters and buffers that the last training ended with.
+        stepped: Whether a request has moved the weights by a step since.
     """
 
     n_train: int | None = None
@@ -115,6 +117,8 @@ class TrainingRecord:
     start: dict[str, str] | None = None
     stages: list[Stage] | None = None
     validated: list[str] | None = field(default_factory=list)
+    ended: str | None = None
+    stepped: bool = False
 
     @property
     def retained(self) -> list[int]:
@@ -203,7 +207,7 @@ _LATER = frozenset(
         *("drawn", "drawn_problem", "others_before"),
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
         *("hyper_parameters", "retrains", "steps", "fit_seconds"),
-        *("start", "stages", "validated"),
+        *("start", "stages", "validated", "ended", "stepped"),
     }
 )
 
@@ -234,6 +238,7 @@ def record_data(
             "UnlearningCallback for other data"
         )
     before = record.n_train, record.fingerprint, record.drawn
+    earlier = len(record.retained)
     unknown = record.drawn_problem is not None
     goes_on = gone > 0 or before[0] is None or _begins_with_all(dataset, record)
     if gone:
@@ -250,7 +255,9 @@ def record_data(
     if before[0] is None or (same and _holds(record.drawn, before[2], unknown)):
         return
     record.lineage = secrets.token_hex(16)  # its positions mean other samples
-    if not goes_on or same:  # of the same data, it draws fewer, or others
+    # It draws fewer of the same samples, or others, or only those that were added.
+    fewer = same or not {*range(earlier)} <= {*record.retained}
+    if not goes_on or fewer:
         record.others_before, record.stages = True, None
         rank_zero_warn(
             "this training is on other samples than the one before it: a request will "
@@ -263,7 +270,7 @@ def _renumber(record: TrainingRecord) -> None:
     """Give what stages drew the positions in a dataset of the retained samples."""
     place = {position: i for i, position in enumerate(record.retained)}
     for stage in record.stages or ():
-        stage.drawn = [place[position] for position in stage.drawn]
+        stage.drawn = [place[i] for i in stage.drawn if i in place]
 
 
 def _holds(drawn: list[int] | None, before: list[int] | None, unknown: bool) -> bool:

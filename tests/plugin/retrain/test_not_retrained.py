@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from lightning_unlearn import UnlearningCallback
 from lightning_unlearn.errors import (
@@ -159,3 +159,29 @@ def test_what_is_missing_or_another_is_named():
     for forget in ([], list(range(N)), [N]):
         with pytest.raises(ForgetSetError, match="expected"):
             own.unlearn(forget, how="retrain")
+
+
+@pytest.mark.parametrize("where", ["root", "part", "by name"])
+def test_the_forgotten_are_found_in_validation_whatever_they_are_picked_from(where):
+    """The training data is picked, or put together, from what is validated on too."""
+    root, part = digits(N), digits(60)
+    dataset = Subset(root, range(20, N)) if where == "root" else None
+    dataset = ConcatDataset([part, root]) if dataset is None else dataset
+    shown = Subset(root, range(20, 40)) if where == "root" else part
+    val = DataLoader(shown, 20)
+
+    class Validated(Deep):
+        def validation_step(self, batch, batch_idx):
+            self.log("loss", self.net(batch[0]).mean())
+
+        def val_dataloader(self):
+            return {"one": val} if where == "by name" else val
+
+    def make(data):
+        return training(data, kind=Validated)
+
+    _, own, _ = fitted(make, dataset, kind=Validated)
+    with pytest.raises(DataError, match="reads none of the samples to be"):
+        own.unlearn([5], how="retrain")
+    last = len(dataset) - 1
+    assert own.unlearn([last], how="retrain").certificate.grade is Grade.EXACT

@@ -18,7 +18,7 @@ from lightning_unlearn.errors import (
     ShardError,
 )
 from lightning_unlearn.guarantee.claims import Grade
-from lightning_unlearn.plugin.sharded.assignment import shard_of
+from lightning_unlearn.plugin.data.assignment import shard_of
 from tests.helpers.lightning import L
 from tests.helpers.nets import MLP, digits, same, trainer, weights
 
@@ -400,5 +400,5 @@ def test_arguments():
         ShardedClassifier(training, shards=S, by="email").fit(data())
     alone = TensorDataset(torch.zeros(4, 64), torch.zeros(4, dtype=torch.long))
     alone.user_id = ["one"] * 4
-    with pytest.raises(DataError, match="somebody in each of 3 shards, got nobody in"):
+    with pytest.raises(DataError, match="somebody in each of 3 parts, got nobody in"):
         ShardedClassifier(training, shards=S, by="user_id").fit(alone)

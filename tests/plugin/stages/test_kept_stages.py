@@ -91,6 +91,7 @@ def test_a_training_on_other_samples_is_no_stage(script):
     assert own.record.stages is None
 
 
+@pytest.mark.filterwarnings("ignore:expected weights and buffers to be all")
 def test_who_was_validated_on_was_seen(script):
     """Next month's data choose when to stop, and are trained on a month later."""
     dataset = digits(N)

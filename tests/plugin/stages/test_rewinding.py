@@ -92,7 +92,7 @@ def test_the_model_is_the_one_that_is_trained_by_hand(script):
     """By another loop: the end of stage 1, then the later stages without the sample."""
     dataset = digits(N)
     net, fit, own = script.train(dataset)
-    start = stage_end.read(own.record.stages[0])
+    start, _ = stage_end.read(own.record.stages[0], script.options["stages"])
     fit.unlearn([150], how="retrain")
     assert script.given == [199, N - 1]
     by_hand = Script(None)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lightning_unlearn.errors import ArgumentError
-from lightning_unlearn.plugin.sharded.assignment import KEY, dealt_out, shard_of
+from lightning_unlearn.plugin.data.assignment import KEY, dealt_out, shard_of
 
 
 class People:
