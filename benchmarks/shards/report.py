@@ -107,10 +107,10 @@ def publish_all(known):
         "on features of shards reads one view of an image, not ten. 400 test images a "
         "group: one accuracy has a standard error of 2 points.",
         "The ensemble of four keeps within 3 points of the whole network on texts (on "
-        "images it loses 3.2), for a quarter of a retraining. A head on features of "
-        "shards is better than the ensemble on average, and on images than the head on "
-        "several depths of the public network; but the best head on public features is "
-        "better than both on either task, and its deletion trains nothing. So the "
-        "ensemble is offered (`ShardedClassifier`), a head on shards' features is not.",
+        "images it loses 4.6), for a quarter of a retraining. A head on features of "
+        "shards is better than the ensemble on average; but the best head on public "
+        "features is better than both on either task, and its deletion trains nothing. "
+        "So the ensemble is offered (`ShardedClassifier`), a head on shards' features "
+        "is not.",
         *(f"## {TITLES[name]}\n\n{_table(part)}" for name, part in known.items()),
     )
