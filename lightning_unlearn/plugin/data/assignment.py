@@ -10,7 +10,7 @@ from lightning_unlearn.errors import ArgumentError, DataError
 from lightning_unlearn.plugin.data.forget_set import people
 
 #: Public. Another one deals the persons out anew.
-KEY = b"lightning_unlearn"
+KEY = b"lightning_unlearn shards"
 _LONGEST = hashlib.blake2b.MAX_KEY_SIZE
 
 
