@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CertifiedClassifier as CertifiedClassifier,
         CertifiedRegressor as CertifiedRegressor,
     )
+    from lightning_unlearn.plugin.excluded import excluded as excluded
     from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
     from lightning_unlearn.plugin.request.result import (
         UnlearningResult as UnlearningResult,
