@@ -120,6 +120,8 @@ def _more(options: argparse.Namespace) -> int:
     line = listed.key.line(leaves, request_id)
     added = exclusions.append(options.list.resolve(), line)
     people, samples = len(line.people), len(line.samples)
-    what = f"{people} ids and {samples} contents of {len(leaves)} samples"
-    print(f"{what} added to the list" if added else "the list has this release already")
+    what = f"ids: {people}, contents: {samples}, of {len(leaves)} samples"
+    print(
+        f"added to the list: {what}" if added else "the list has this release already"
+    )
     return 0

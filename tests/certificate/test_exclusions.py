@@ -230,7 +230,10 @@ def test_a_release_is_added_from_its_receipts(org, capsys):
         "--list", str(org / "list.jsonl"), "--key-file", str(org / "org.key"),
     ]  # fmt: skip
     assert main(add) == 0
-    assert "2 ids and 2 contents of 2 samples added" in capsys.readouterr().out
+    assert (
+        "added to the list: ids: 2, contents: 2, of 2 samples"
+        in capsys.readouterr().out
+    )
     assert listed(org).has_person("u9")
     assert main(add) == 0
     assert "the list has this release already" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
 
 import lightning_unlearn
+from lightning_unlearn import CertifiedClassifier, RandomFeatures
 from lightning_unlearn.certificate import exclusions as lists
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.console import main
@@ -28,7 +30,7 @@ from lightning_unlearn.errors import (
 from lightning_unlearn.plugin.data.training_data import sample_digest
 from lightning_unlearn.plugin.files import journal
 from lightning_unlearn.step.batch_checks import spread_places
-from tests.helpers.lightning import L
+from tests.helpers.lightning import L, RichProgressBar, TQDMProgressBar
 from tests.helpers.nets import (
     HeadNet,
     UnlearningCallback,
@@ -39,6 +41,7 @@ from tests.helpers.nets import (
     trainer,
     weights,
 )
+from tests.plugin.helpers.kill_job import at_file, in_child, stop
 from tests.plugin.retrain.test_retraining import training
 
 ROOT = Path(__file__).parents[2]
@@ -420,6 +423,69 @@ def test_a_request_that_is_killed_is_completed_by_the_next(when, org):
     files = ["--list", str(org / "list.jsonl"), "--key-file", str(org / "org.key")]
     assert main(["exclusions", "add", str(org / "clean.receipts.jsonl"), *files]) == 0
     assert lines(org) == [line]
+
+
+@pytest.mark.slow
+def test_a_line_stands_in_the_list_if_and_only_if_the_request_was_made(org):
+    """Killed before each of its operations on files in the folder."""
+    trained, left = org / "old.ckpt", []
+    _, own, _, _ = fitted(RowNet(), Rows())
+    own.save_checkpoint(trained)
+    empty = (org / "list.jsonl").read_text()
+
+    def work(number):
+        at_file(org, number, stop)
+        callback = UnlearningCallback(ledger=org / "ledger.jsonl", **options(org))
+        trainer(callback).unlearn(
+            [1, 2], model=RowNet(), train_dataloaders=loader(Rows(), 16),
+            ckpt_path=trained, save_to=org / "clean.ckpt",
+        )  # fmt: skip
+        return 0
+
+    for number in range(1, 100):
+        ended = in_child(lambda n=number: work(n))
+        if ended == 0:
+            break
+        assert ended == -9, Path("problem.txt").read_text()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            with journal.locked(org / "ledger.jsonl"):
+                pass
+        made = (org / "clean.ckpt").exists()
+        assert len(lines(org)) == made, number
+        left.append(made)
+        (org / "list.jsonl").write_text(empty)
+        for path in (*org.glob("clean.*"), *org.glob("ledger.jsonl")):
+            path.unlink()
+    assert len(left) >= 20
+    assert {*left} == {True, False}
+
+
+@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
+def test_the_reading_is_shown_in_the_user_s_own_bar(kind, org, capsys):
+    forget(org, [4])
+    screen = io.StringIO()
+    more = {"console_kwargs": {"file": screen, "force_terminal": True, "width": 100}}
+    bar = kind() if kind is TQDMProgressBar else kind(**more)
+    callbacks = {"callbacks": [bar], "enable_progress_bar": True}
+    own = trainer(UnlearningCallback(**options(org)), **callbacks)
+    own.fit(RowNet(), loader(Rows(start=N)))
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err + screen.getvalue()
+    assert "Exclusions: " in shown
+    assert "Epoch 1" in shown
+    assert own.current_epoch == 2
+
+
+def test_a_certified_module_is_not_solved_on_what_was_forgotten(org):
+    net, own, _, _ = fitted(HeadNet(backbone=False), digits(100), **options(org))
+    own.unlearn([4])
+    other = CertifiedClassifier(RandomFeatures(64, shape=64), 10)
+    before = weights(other)
+    with pytest.raises(DataError, match="at position 4: "):
+        own = trainer(UnlearningCallback(**options(org)), limit_val_batches=0)
+        own.fit(other, loader(digits(90)))
+    assert same(weights(other), before)
 
 
 def test_retraining_is_stopped_by_what_it_draws_alone(org):

@@ -30,6 +30,7 @@ from lightning_unlearn.plugin.files.replacement import Replacement
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
+from lightning_unlearn.plugin.run.progress import told
 from lightning_unlearn.plugin.stages import stage_end
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.dtensors import sharded_as
@@ -147,7 +148,9 @@ class Files:
     def undo(self) -> None:
         """Put everything back; what somebody else has put there stays."""
         if self.exclusion is not None and self._listed:
-            exclusions.withdraw(self.exclusion[0], self.exclusion[1].request_id)
+            path, own = self.exclusion[0], self.exclusion[1].request_id
+            with told(f"{path} may have a line of request {own}, which was not done"):
+                exclusions.withdraw(path, own)
         if self._replacement is not None:
             self._replacement.undo()
         for target, part in reversed(self.parts.items()):
