@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CertifiedRegressor as CertifiedRegressor,
     )
     from lightning_unlearn.plugin.data.assignment import stages_of as stages_of
+    from lightning_unlearn.plugin.excluded import excluded as excluded
     from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin
     from lightning_unlearn.plugin.request.result import (
         UnlearningResult as UnlearningResult,

@@ -48,6 +48,15 @@ def test_a_certificate_is_verified_shown_and_reported_without_torch(files):
     assert files.with_name("c.report.html").exists()
 
 
+def test_a_table_is_held_to_an_exclusion_list_without_torch(tmp_path):
+    path, key, data = (tmp_path / name for name in ("l.jsonl", "org.key", "d.csv"))
+    console("exclusions", "new", path, "--key-file", key)
+    data.write_text("user_id\nu1\n")
+    files = ("--list", path, "--key-file", key)
+    out = console("exclusions", "check", data, "--column", "user_id", *files)
+    assert out.startswith("none of 1 rows")
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing(option):
     out = run(

@@ -34,6 +34,11 @@ ROOMS = {
         (*BASE, "guarantee", "weights/digests", *RECORD[1:]),
         {"cryptography"},
     ),
+    "certificate/exclusions": ((*BASE, "certificate/receipts"), {"filelock"}),
+    "certificate/exclusion_commands": (
+        (*BASE, "certificate/exclusions", "certificate/receipts"),
+        set(),
+    ),
     "certificate/model_state": (
         (*BASE, "guarantee", *RECORD, "weights/digests"),
         {"torch", "safetensors"},
@@ -42,7 +47,7 @@ ROOMS = {
     "certificate/console": (
         (
             *(*BASE, *RECORD, "certificate/report", "certificate/model_state"),
-            "weights/digests",
+            *("certificate/exclusion_commands", "weights/digests"),
         ),
         set(),
     ),
@@ -66,7 +71,7 @@ ROOMS = {
 }
 PLUGIN = (
     *("which_lightning", "lightning"),
-    *("plain_state", "data", "mixin", "options", "training", "run", "plan"),
+    *("plain_state", "data", "mixin", "options", "training", "run", "excluded", "plan"),
     *("files", "stages", "attachment"),
     *("callback", "retrain", "request", "certified", "verbs", "sharded"),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lightning_unlearn._base.files import close_output, create_file
 from lightning_unlearn._base.text import one_line, printable
+from lightning_unlearn.certificate import exclusion_commands
 from lightning_unlearn.errors import (
     CertificateError,
     LedgerError,
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_receipts(commands, debug)
     _add_report(commands, debug)
     _add_ledger(commands, debug)
+    exclusion_commands.add(commands, debug, _help)
     return parser
 
 

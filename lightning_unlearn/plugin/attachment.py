@@ -10,8 +10,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import UnlearningError
-from lightning_unlearn.plugin.data import own_scale
+from lightning_unlearn.plugin.data import own_scale, training_data
 from lightning_unlearn.plugin.data.training_data import rebuilder
+from lightning_unlearn.plugin.excluded import Guard
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
@@ -29,6 +30,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
     remember_rows,
     remember_values,
     rows_of,
+    values_of,
 )
 from lightning_unlearn.plugin.training.training_record import Stage, TrainingRecord
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
@@ -62,6 +64,7 @@ class Attachment:
         fit_seconds: How long the last training took, or None if none has ended here.
         validated: Validation datasets that the training was seen to read.
         end: What the training before has left, until the data of this one are known.
+        guard: Holds the data of the training to the exclusion list, or None.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -84,6 +87,7 @@ class Attachment:
     fit_seconds: float | None = None
     validated: list[Any] = field(default_factory=list)
     end: kept_stages.End | None = None
+    guard: Guard | None = None
 
     def restore(self, record: TrainingRecord) -> None:
         """Take the record of a checkpoint; warn if it is older than what is known."""
@@ -99,6 +103,14 @@ class Attachment:
                 "them again"
             )
         self.record, self.restored, self.forgotten_since = record, True, behind
+
+    def before_fit(self, options: Options) -> None:
+        """A training will begin, with nothing that was prepared for a request.
+
+        Raises:
+            UnlearningError: If its exclusion list cannot be read.
+        """
+        self.bound_state, self.guard = None, Guard.of(options)
 
     def begin_fit(
         self, module: LightningModule, fits: int, loads: bool, stages: Path | None
@@ -128,6 +140,7 @@ class Attachment:
         self.restored = self.travelled = False
         self.module = weakref.ref(module)
         self.began, self.fit_seconds = time.perf_counter(), None
+        self.values = values_of(module)
         known, record = rows_of(module), self.record
         record.rows_changed = record.rows_changed or known.changed
         record.made_at_start = sorted({*record.made_at_start, *known.made})
@@ -139,6 +152,27 @@ class Attachment:
         if self.began is not None:
             self.fit_seconds = time.perf_counter() - self.began
         self.began = None
+
+    def begin_reading(
+        self, trainer: Trainer, module: LightningModule, options: Options
+    ) -> DataLoader:
+        """Look at the data of a training, before its first step.
+
+        Raises:
+            DataError: If there is no one loader, or it reads what is excluded.
+        """
+        loader = training_data.training_loader(trainer.train_dataloader)
+        if self.guard is not None:
+            self.guard.check_training(trainer, module, loader)
+        self.begin_drawing(trainer, module, options, loader)
+        self.warn_if_scaled(trainer, loader.dataset)
+        self.probe_rows(trainer, module, options, loader)
+        return loader
+
+    def begin_validation(self, trainer: Trainer) -> None:
+        """Validation data are about to be read, perhaps by a `fit`."""
+        if self.guard is not None:
+            self.guard.check_validation(trainer)
 
     def begin_drawing(
         self,
@@ -160,6 +194,14 @@ class Attachment:
         if not kept_stages.known_again(record, old, loader, earlier):
             record.stages = None
         kept_stages.end_before(record, trainer, options.stages_path, before, end)
+
+    def cut_short(
+        self, trainer: Trainer, module: LightningModule, options: Options
+    ) -> None:
+        """A training has ended before its end."""
+        self.note_changes(trainer, module, options, alone=True)
+        self.remember(module)
+        self.record.fit_seconds = self.began = None
 
     def probe_rows(
         self,

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_unlearn.errors import ModelError, UnlearningError
+from lightning_unlearn.errors import UnlearningError
 from lightning_unlearn.plugin.attachment import Attachment
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.files import private_file, replacement
@@ -40,7 +40,6 @@ from lightning_unlearn.plugin.training.public_backbones import watch_training
 from lightning_unlearn.plugin.training.trained_marks import (
     mark_all_trained,
     mark_trained,
-    values_of,
 )
 from lightning_unlearn.plugin.training.training_record import (
     NOT_TO_BE_SERVED,
@@ -48,7 +47,7 @@ from lightning_unlearn.plugin.training.training_record import (
     TrainingRecord,
     adopt_record,
 )
-from lightning_unlearn.plugin.training.weight_decay import l2_of
+from lightning_unlearn.plugin.training.weight_decay import note_l2
 from lightning_unlearn.weights.digests import state_digest
 from lightning_unlearn.weights.passes import check_ordinary
 
@@ -113,6 +112,11 @@ class UnlearningCallback(Callback):
         stages: Folder for the model at the end of each `fit`, when the next one is on
             more samples; with it ``how="retrain"`` goes back to the last that never saw
             the samples, in place of the start. As secret as the data.
+        exclusions: List of keyed digests of what was forgotten, for all models: a
+            request adds a line, and `fit` refuses data that hold what is on it.
+        exclusions_key: File of its key, as secret as the data.
+        exclude_by: Attribute of the data with each sample's id, for `fit`: without it
+            contents alone are compared.
 
     Raises:
         ArgumentError: If an option is outside its range.
@@ -268,7 +272,7 @@ class UnlearningCallback(Callback):
         """Digest everything outside the scope before the first step moves anything."""
         check_ordinary(pl_module)
         attached = self.attached
-        attached.bound_state = None
+        attached.before_fit(self.options)
         private_file.check_whole(self.record, trainer.ckpt_path)
         same = attached.is_of(pl_module)
         if not (same or attached.restored or attached.travelled):
@@ -279,7 +283,6 @@ class UnlearningCallback(Callback):
         check_not_released(pl_module, digest, trainer, path, self.record)
         stages = self.options.stages_path
         resumed = attached.begin_fit(pl_module, int(self._fits), loads, stages)
-        attached.values = values_of(pl_module)
         # Resumed from a run this callback did not watch: nothing is known before it.
         if self.record.outside is None and not resumed:
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
@@ -292,17 +295,15 @@ class UnlearningCallback(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the training data and the weight decay."""
-        loader = training_data.training_loader(trainer.train_dataloader)
-        self.attached.begin_drawing(trainer, pl_module, self.options, loader)
-        self.attached.warn_if_scaled(trainer, loader.dataset)
-        self.attached.probe_rows(trainer, pl_module, self.options, loader)
+        loader = self.attached.begin_reading(trainer, pl_module, self.options)
         watch_training(pl_module, lambda: trainer.training, loader)
-        try:
-            self.record.l2 = l2_of(trainer.optimizers, scope_of(pl_module))
-            self.record.l2_problem = None
-        except ModelError as error:
-            self.record.l2, self.record.l2_problem = None, str(error)
+        note_l2(self.record, trainer.optimizers, scope_of(pl_module))
         warn_early(trainer, pl_module, self.options, self.record)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the validation data to the exclusion list; `fit` may read them first."""
+        self.attached.begin_validation(trainer)
 
     @property
     def retained_indices(self) -> list[int]:
@@ -377,9 +378,7 @@ class UnlearningCallback(Callback):
             watch_training(pl_module, None, None)
             self.attached.end_drawing(trainer, failed=True)
             self._mark(trainer, pl_module)
-            self.attached.note_changes(trainer, pl_module, self.options, alone=True)
-            self.attached.remember(pl_module)
-            self.record.fit_seconds = self.attached.began = None  # it was cut short
+            self.attached.cut_short(trainer, pl_module, self.options)
             self._count_fit()
 
     def _count_fit(self) -> None:

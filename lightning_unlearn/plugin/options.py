@@ -22,6 +22,7 @@ from lightning_unlearn.solvers.base import Solver
 from lightning_unlearn.step.network.products import PRODUCTS
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
+_EXCLUDING = ("exclusions=", "exclusions_key=")
 Precision = Literal["auto", "float32", "float64"]
 
 
@@ -57,6 +58,9 @@ class Options:
         default=None, compare=False, repr=False
     )
     stages: str | Path | None = None
+    exclusions: str | Path | None = None
+    exclusions_key: str | Path | None = None
+    exclude_by: str | None = None
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)
@@ -103,9 +107,18 @@ class Options:
                 "expected guarantee to be 'auto', StronglyConvex(...), NormBall() or "
                 f"NewtonStep(...), got {self.guarantee!r}"
             )
+        alone = (self.exclusions is None) != (self.exclusions_key is None)
+        if alone or (self.exclude_by is not None and self.exclusions is None):
+            raise ArgumentError(
+                "expected exclusions= and exclusions_key= together, and exclude_by= "
+                f"with them, got {self.exclusions!r}, {self.exclusions_key!r} and "
+                f"{self.exclude_by!r}: lightning-unlearn exclusions new LIST "
+                "--key-file KEY makes both files"
+            )
 
-        # Wherever the process goes later. The ledger is one file by whatever link.
-        for name in ("ledger", "prepared", "state_file", "stages"):
+        # Wherever the process goes later. Some are one file by whatever link.
+        linked = ("ledger", "exclusions")
+        for name in (*linked, "exclusions_key", "prepared", "state_file", "stages"):
             path = getattr(self, name)
             if path is not None:
                 if is_remote(path):
@@ -113,9 +126,7 @@ class Options:
                         f"expected {name}= on a disk of this machine, got {path}: it "
                         "is locked, renamed and linked, which no remote store can do"
                     )
-                own = (
-                    Path(path).resolve() if name == "ledger" else Path(path).absolute()
-                )
+                own = Path(path).resolve() if name in linked else Path(path).absolute()
                 object.__setattr__(self, name, own)
 
     @property
@@ -134,6 +145,13 @@ class Options:
         return None if self.stages is None else Path(self.stages)
 
     @property
+    def exclusion_paths(self) -> tuple[Path, Path] | None:
+        """The exclusion list and its key."""
+        if self.exclusions is None or self.exclusions_key is None:
+            return None
+        return Path(self.exclusions), Path(self.exclusions_key)
+
+    @property
     def state_path(self) -> Path | None:
         """The file of where a solve stands."""
         return None if self.state_file is None else Path(self.state_file)
@@ -147,6 +165,7 @@ class Options:
             "ledger=": self.ledger_path,
             "ckpt_path=": ckpt_path,
             "prepared=": self.prepared_path,
+            **dict(zip(_EXCLUDING, self.exclusion_paths or (), strict=False)),
         }
         secret = {
             "prepared=": self.prepared_path,

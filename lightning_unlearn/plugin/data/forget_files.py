@@ -1,6 +1,5 @@
 """Files of what is to be forgotten: positions, or values that name samples."""
 
-import csv
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_unlearn._base.csv_files import column, header_of, picked, rows_of
 from lightning_unlearn._base.files import is_remote
 from lightning_unlearn._base.strict_json import unique
 from lightning_unlearn.errors import ForgetSetError
@@ -257,37 +257,11 @@ def _npy(path: Path) -> Any:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _rows(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a BOM
-        return [row for row in csv.reader(file, strict=True) if row]
-
-
-def _header(rows: list[list[str]]) -> list[str]:
-    return [name.strip() for name in rows[0]] if rows else []
-
-
-def _picked(rows: list[list[str]], name: str, path: Path) -> list[str]:
-    """The values of a named column; the first row has the names."""
-    header = _header(rows)
-    if header.count(name) != 1:
-        raise ForgetSetError(
-            f"expected one column named {name!r} in {path}, got {header!s:.200}"
-        )
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            raise ForgetSetError(
-                f"expected the same columns in every row of {path}, got {len(row)} in "
-                f"row {number} and {len(header)} names: quote what holds a comma"
-            )
-    place = header.index(name)
-    return [row[place] for row in rows[1:]]
-
-
 def _csv(path: Path) -> list[int]:
-    rows = _rows(path)
-    header = _header(rows)
+    rows = list(rows_of(path))
+    header = header_of(rows)
     if "index" in header:
-        found = _picked(rows, "index", path)
+        found = list(picked(rows, "index", path))
     elif all(len(row) == 1 for row in rows):
         found = [row[0] for row in rows]
     else:
@@ -301,17 +275,8 @@ def _csv(path: Path) -> list[int]:
 
 
 def _column(path: Path, by: str | None) -> list[str]:
-    rows = _rows(path)
-    header = _header(rows)
-    if by is None or by not in header:
+    if by is None:
         raise ForgetSetError(
-            f"expected a column named {by!r} in {path}, got columns {header!s:.200}: "
-            "name the column in by=, and separate columns by commas"
+            f"expected the name of a column of {path}, got none: name it in by="
         )
-    found = _picked(rows, by, path)
-    if not all(found):
-        raise ForgetSetError(
-            f"expected a value in every row of column {by!r} of {path}, got an empty "
-            "one: a request that names nobody is not done"
-        )
-    return found
+    return list(column(path, by))

@@ -255,6 +255,9 @@ def _ids_of(dataset: Any, by: str) -> list[Value]:
 
 def _held(level: Any, by: str) -> Any:
     """A column, if the dataset has columns; else an attribute. None if neither."""
+    own = getattr(type(level), "ids_of_samples", None)  # `Retained` hides the rest
+    if own is not None:
+        return own(level, by)
     found = column(level, by)
     return getattr(level, by, None) if found is None and not is_hub(level) else found
 

@@ -99,8 +99,22 @@ def fingerprint(dataset: Any, salt: str, removed: Sequence[int] = ()) -> str | N
 
 
 def sample_digest(sample: Any, salt: str = "") -> str | None:
-    """SHA-256 of one sample, or None if it holds what cannot be hashed."""
-    return _digest([sample], 1, salt)
+    """SHA-256 of one sample, or None if it holds what cannot be hashed.
+
+    In whatever order its dictionaries were filled: a sample of two tables whose
+    columns stand in another order is one.
+    """
+    return _digest([_ordered(sample)], 1, salt)
+
+
+def _ordered(sample: Any) -> Any:
+    """The same leaves, those of dictionaries by the order of their keys."""
+    if isinstance(sample, dict):
+        keys = sorted(sample, key=lambda key: (type(key).__name__, repr(key)))
+        return [_ordered(sample[key]) for key in keys]
+    if isinstance(sample, (list, tuple)):
+        return [_ordered(part) for part in sample]
+    return sample
 
 
 def _digest(samples: list[Any], n: int, salt: str) -> str | None:

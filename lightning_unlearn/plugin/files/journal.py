@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.files import remove, replace_file
 from lightning_unlearn._base.strict_json import from_plain, strict_object
-from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.certificate import exclusions, ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import DataError, LedgerError
@@ -77,6 +77,8 @@ class Note:
         ledger: The longer ledger's.
         entries_before: Of the ledger in the file.
         secret: Paths of files that are deleted once the request is done.
+        exclusions: Path of the exclusion list, or "".
+        exclusion: Its line in there.
     """
 
     checkpoint: str
@@ -84,6 +86,8 @@ class Note:
     ledger: str
     entries_before: int
     secret: list[str]
+    exclusions: str = ""
+    exclusion: str = ""
 
 
 def announce(path: Path, note: Note) -> None:
@@ -102,6 +106,7 @@ def recover(path: Path) -> None:
     Raises:
         LedgerError: If its note is damaged, or of another ledger, or if its checkpoint
             was taken away.
+        UnlearningError: If the exclusion list that it was to add to cannot be written.
     """
     try:
         text = _note(path).read_text(encoding="utf-8")
@@ -127,6 +132,9 @@ def recover(path: Path) -> None:
         if not os.path.lexists(beside):
             replace_file(beside, note.certificate)
         ledgers.write(path, longer)
+        if note.exclusions:
+            line = exclusions.parse(note.exclusion, f"the note {_note(path)}")
+            exclusions.append(Path(note.exclusions), line)
         rank_zero_warn(
             f"a request was stopped after it had written {clean}: the ledger {path} "
             "has been completed; go on from that checkpoint"
@@ -176,10 +184,11 @@ def _check_not_taken_away(path: Path, clean: Path, note: Note) -> None:
 def _read(path: Path, text: str) -> tuple[Note, Ledger, Certificate]:
     what = f"{_note(path)}, the note of an unfinished request"
     plain = strict_object(text, LedgerError, what)
-    note = from_plain(Note, plain, LedgerError, what)
+    may_lack = frozenset({"exclusions", "exclusion"})
+    note = from_plain(Note, plain, LedgerError, what, may_lack)
     longer = Ledger.from_text(note.ledger)
     certificate = Certificate.from_json(note.certificate)
-    paths = [note.checkpoint, *note.secret]
+    paths = [note.checkpoint, *note.secret, note.exclusions or "none"]
     if not (
         0 <= note.entries_before < len(longer.entries)
         and all(p and "\0" not in p for p in paths)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lightning_unlearn._base import files
 from lightning_unlearn._base.files import write_new
-from lightning_unlearn.certificate import ledger as ledgers, receipts
+from lightning_unlearn.certificate import exclusions, ledger as ledgers, receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.exclusions import Excluded
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.certificate.receipts import Leaf
+from lightning_unlearn.plugin import excluded
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files import (
     checkpoint,
@@ -28,6 +30,7 @@ from lightning_unlearn.plugin.files.replacement import Replacement
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
+from lightning_unlearn.plugin.run.progress import told
 from lightning_unlearn.plugin.stages import stage_end
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.dtensors import sharded_as
@@ -69,6 +72,8 @@ class Files:
     ) -> None:
         self.done, self.clean, self.ledger, self.secret = done, clean, ledger, secret
         self.overwrite = overwrite
+        self.exclusion: tuple[Path, Excluded] | None = None
+        self._listed = False
         self._replacement: Replacement | None = None
         self._before: Ledger | None = None
         self._ours: dict[Path, tuple[int, int] | None] = {}
@@ -92,6 +97,7 @@ class Files:
             return
         self._before = ledgers.read(self.ledger)
         if self.clean is not None:
+            listed, line = self.exclusion or ("", None)
             journal.announce(
                 self.ledger,
                 journal.Note(
@@ -100,6 +106,8 @@ class Files:
                     ledger=self.done.ledger.to_text(),
                     entries_before=len(self._before.entries),
                     secret=[str(path) for path in self.secret],
+                    exclusions=str(listed),
+                    exclusion="" if line is None else line.to_text(),
                 ),
             )
 
@@ -116,6 +124,9 @@ class Files:
             self._replacement.take_place()
         if self.ledger is not None:
             ledgers.write(self.ledger, self.done.ledger)
+        if self.exclusion is not None:
+            self._listed = True
+            exclusions.append(*self.exclusion)
 
     def _beside(self, clean: Path) -> dict[Path, tuple[str, int]]:
         """Text and mode of what stands beside the checkpoint."""
@@ -136,6 +147,10 @@ class Files:
 
     def undo(self) -> None:
         """Put everything back; what somebody else has put there stays."""
+        if self.exclusion is not None and self._listed:
+            path, own = self.exclusion[0], self.exclusion[1].request_id
+            with told(f"{path} may have a line of request {own}, which was not done"):
+                exclusions.withdraw(path, own)
         if self._replacement is not None:
             self._replacement.undo()
         for target, part in reversed(self.parts.items()):
@@ -183,6 +198,10 @@ def commit(
     before, rest = [t.detach().clone() for t in moved], None
     try:
         with processes.together():
+            if mine:
+                files.exclusion = excluded.line_of(
+                    callback.options, done.leaves, done.certificate.request_id
+                )
             files.prepare()
             if save_to is not None:
                 fresh = plan.strategy.fresh_optimizers()

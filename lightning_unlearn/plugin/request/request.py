@@ -12,8 +12,10 @@ from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
+from lightning_unlearn.plugin.excluded import Guard
 from lightning_unlearn.plugin.files import checkpoint, journal, replacement
 from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
+from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.retrained import Retrained
 from lightning_unlearn.plugin.run import compat
@@ -39,7 +41,7 @@ class Request:
     retrained: Retrained | None = None
     not_covered: tuple[str, ...] = ()
 
-    def check(self, trainer: Trainer, ledger: Path | None) -> None:
+    def check(self, trainer: Trainer, options: Options) -> None:
         """Refuse what needs no model to be refused.
 
         A request that was stopped while its files appeared is finished or undone first.
@@ -48,12 +50,15 @@ class Request:
 
         Args:
             trainer: Of the request.
-            ledger: The callback's.
+            options: Of the callback.
 
         Raises:
             SetupError: If the new checkpoint is missing or cannot be written, or the
                 request cannot travel to the processes that will run it.
+            UnlearningError: If the exclusion list or its key cannot be read.
         """
+        ledger = options.ledger_path
+        Guard.of(options)
         if callable(self.forget) and compat.pickles(trainer):
             try:
                 pickle.dumps(self.forget)

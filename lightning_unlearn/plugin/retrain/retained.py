@@ -17,6 +17,7 @@ from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.data import training_data
 from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.data.exact_batches import reading_of
+from lightning_unlearn.plugin.data.forget_set import people
 from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule
 
 
@@ -59,6 +60,11 @@ class Retained(Dataset):
             f"{name!r}: this is a dataset of its own, which holds nothing of the whole "
             "one but its samples: [data[i] for i in range(len(data))] has them all"
         )
+
+    def ids_of_samples(self, by: str) -> list[str]:
+        """The id of each of these samples, by an attribute of the training dataset."""
+        known = people(self._dataset, by)
+        return [known[i] for i in self._positions]
 
     def _position(self, index: int) -> int:
         """In the training dataset.

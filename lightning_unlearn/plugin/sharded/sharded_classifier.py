@@ -192,7 +192,8 @@ class ShardedClassifier(nn.Module):
         if save_to is not None:
             Path(save_to).mkdir(parents=True, exist_ok=True)
         for j, request in requests.items():  # before any of them is retrained
-            request.check(self._shards[j].trainer, None)
+            shard = self._shards[j]
+            request.check(shard.trainer, shard.callback.options)
         done = dict[int, UnlearningResult]()
         for j, request in requests.items():
             try:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
 # Their weight_decay adds `weight_decay * w` to the gradient: the gradient of
 # (weight_decay/2)|w|^2, which is what F means by l2.
@@ -32,6 +33,18 @@ def known_l2(
     found = own if option == "auto" else option
     found = trained if found is None else found
     return None if found is None else float(found)
+
+
+def note_l2(
+    record: TrainingRecord,
+    optimizers: Sequence[Optimizer],
+    scope: Iterable[nn.Parameter],
+) -> None:
+    """Note in the record the l2 of a training, or why it is not known."""
+    try:
+        record.l2, record.l2_problem = l2_of(optimizers, scope), None
+    except ModelError as error:
+        record.l2, record.l2_problem = None, str(error)
 
 
 def l2_of(optimizers: Sequence[Optimizer], scope: Iterable[nn.Parameter]) -> float:

@@ -100,7 +100,7 @@ def unlearn(
     )
     validate.one_of(HOW, how=how)
     options = callback_of(trainer, model).options
-    request.check(trainer, options.ledger_path)
+    request.check(trainer, options)
     where: dict[str, Any] = {
         "model": model,
         "train_dataloaders": train_dataloaders,
