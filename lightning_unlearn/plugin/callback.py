@@ -390,7 +390,8 @@ class UnlearningCallback(Callback):
         merge_changes(self.record, strategies.processes_of(trainer))
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        marked = mark_all_trained(pl_module, trainer.optimizers)
+        values = self.attached.values
+        marked = mark_all_trained(pl_module, trainer.optimizers, values)
         self.record.trained = sorted({*self.record.trained, *marked})
 
     def _project(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,12 +22,34 @@ def mark_trained(parameters: Iterable[nn.Parameter]) -> None:
         setattr(p, _MARK, True)
 
 
-def mark_all_trained(module: nn.Module, optimizers: Iterable[Optimizer]) -> set[str]:
-    """Mark what a training can move; the names of all in a module that are marked."""
-    mark_trained(p for p in module.parameters() if p.requires_grad)
+def mark_all_trained(
+    module: nn.Module,
+    optimizers: Iterable[Optimizer],
+    before: dict[str, str] | None,
+) -> set[str]:
+    """Mark what a training can move, or has moved.
+
+    An optimizer may hold frozen parameters of the module, which it leaves as they are.
+
+    Args:
+        module: That is trained.
+        optimizers: Of the training.
+        before: `values_of` the module before it, or None.
+
+    Returns:
+        The names of all in the module that are marked.
+    """
+    known = before or {}
+    frozen = set[int]()
+    for name, p in module.named_parameters():
+        moves = p.requires_grad or p.grad is not None
+        if moves or (name in known and known[name] != value_digest(p)):
+            mark_trained([p])
+        elif name in known:
+            frozen.add(id(p))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            mark_trained(group["params"])
+            mark_trained(p for p in group["params"] if id(p) not in frozen)
     return {name for name, p in module.named_parameters() if was_trained(p)}
 
 
