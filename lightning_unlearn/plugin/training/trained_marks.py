@@ -42,8 +42,7 @@ def mark_all_trained(
     known = before or {}
     frozen = set[int]()
     for name, p in module.named_parameters():
-        moves = p.requires_grad or p.grad is not None
-        if moves or (name in known and known[name] != value_digest(p)):
+        if p.requires_grad or (name in known and known[name] != value_digest(p)):
             mark_trained([p])
         elif name in known:
             frozen.add(id(p))
