@@ -166,8 +166,12 @@ def warn_early(
             "samples: a certificate would be graded vacuous; lower delta in the "
             "UnlearningCallback"
         )
+    if record.retrains is not None:  # said of the training that it answers for
+        return
     problems = _ahead(trainer, pl_module, options, record)
+    other = "" if options.retrain is None else ", except with how='retrain'"
     if problems.found:
         rank_zero_warn(
-            f"trainer.unlearn would be refused after this training: {problems.text}"
+            f"trainer.unlearn would be refused after this training{other}: "
+            f"{problems.text}"
         )

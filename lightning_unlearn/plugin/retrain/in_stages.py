@@ -52,7 +52,7 @@ class InStages:
         if stages:
             state, attributes = stage_end.read(stages[-1], self._folder)
             start = Start(state, self.record, attributes)
-        written, seconds = list[str](), 0.0
+        written, seconds, steps = list[str](), 0.0, 0
         for part in before:
             finished = self._finished(part)
             if finished is None:
@@ -62,10 +62,12 @@ class InStages:
                 seconds += done.seconds
             stage, start = finished
             stages.append(stage)
+            steps += start.record.steps
         done = self._train(last, resume_from, start)
         return replace(
             done,
             job=self.job,
+            record=replace(done.record, steps=steps + done.record.steps),
             seconds=seconds + done.seconds,
             written=(*written, *done.written),
             stages=tuple(stages) if self.job.staged else None,

@@ -62,6 +62,7 @@ class Watch(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.trained = True
+        self.callback.record.retrains = self.job.token
 
     @override
     def on_train_epoch_start(

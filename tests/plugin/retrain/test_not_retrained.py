@@ -185,3 +185,11 @@ def test_the_forgotten_are_found_in_validation_whatever_they_are_picked_from(whe
         own.unlearn([5], how="retrain")
     last = len(dataset) - 1
     assert own.unlearn([last], how="retrain").certificate.grade is Grade.EXACT
+
+
+def test_a_warning_ahead_is_of_a_step_and_is_given_once():
+    """AdamW: no step can be taken, and retraining can."""
+    own, net, loader = training(digits(N), retrain=training)
+    with pytest.warns(UserWarning, match="after this training, except with how="):
+        own.fit(net, loader)
+    assert own.unlearn([1], how="retrain").certificate.grade is Grade.EXACT

@@ -110,8 +110,10 @@ def test_the_model_is_the_one_that_is_trained_by_hand(script):
 def test_someone_of_the_first_stage_costs_all(script):
     _, fit, own = script.train(digits(N))
     old = files(script)
-    certificate = fit.unlearn([3], how="retrain").certificate
+    result = fit.unlearn([3], how="retrain")
+    certificate = result.certificate
     assert script.given == [99, 199, 299]
+    assert "18 training steps from a fresh start" in str(result)
     assert certificate.bound is Bound.RETRAINED
     assert certificate.grade is Grade.EXACT
     # The ends that held it are gone, and new ones are there for the next request.
