@@ -7,6 +7,7 @@ from lightning_unlearn._base.notebook import box, table
 from lightning_unlearn._base.text import printable, some
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.words.printed import taking
+from lightning_unlearn.guarantee.claims import Grade, lowest
 from lightning_unlearn.plugin.request.result import UnlearningResult
 
 #: What the joint claim does not reach, though that of each retrained shard does.
@@ -68,14 +69,21 @@ class ShardedResult:
         return sum(one.n_forget for one in self.results.values())
 
     @property
+    def grade(self) -> Grade:
+        """The lowest of those of the shards; ``none`` while one still holds samples."""
+        if not self.complete:
+            return Grade.NONE
+        return lowest(c.grade for c in self.certificates.values())
+
+    @property
     def epsilon(self) -> float | None:
-        """Of the whole ensemble: 0, or None while a shard still holds samples."""
-        return 0.0 if self.complete else None
+        """Of the whole ensemble: 0, or None where its grade is ``none``."""
+        return None if self.grade is Grade.NONE else 0.0
 
     @property
     def delta(self) -> float | None:
         """As `epsilon`."""
-        return 0.0 if self.complete else None
+        return self.epsilon
 
     def __str__(self) -> str:
         rows = [f"  {name:<11} {text}" for name, text in self._rows()]
@@ -95,6 +103,14 @@ class ShardedResult:
             )
         certificates = [*self.certificates.values()]
         samples = f"these {n:,} samples" if n > 1 else "this sample"
+        if self.grade is not Grade.EXACT:
+            which = {j: c.grade for j, c in self.certificates.items()}
+            less = some([j for j, grade in which.items() if grade is not Grade.EXACT])
+            return (
+                f"{self.grade.name}: {len(certificates)} of {S} shards retrained "
+                f"without {samples}, but not all exactly: see the certificate of shard "
+                f"{less}"
+            )
         return (
             f"EXACT: {len(certificates)} of {S} shards retrained by this tool without "
             f"{samples}, which the others never saw: epsilon = 0, delta = 0, for a "
