@@ -7,11 +7,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import UnlearningCallback, preflight
-from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.guarantee.claims import Bound, Grade
 from tests.helpers.lightning import L
 from tests.helpers.nets import digits, loader, trainer
 from tests.helpers.snapshots import settled, snapshot
 from tests.plugin.helpers.publics import held_out, solved
+from tests.plugin.stages.test_rewinding import Script
 
 
 class Ordinary(L.LightningModule):
@@ -123,3 +124,14 @@ def test_a_convex_head_on_a_public_backbone():
     certificate = own.unlearn(range(5)).certificate
     (best,) = [route for route in look.routes if route.recommended]
     assert (best.grade, best.epsilon) == (certificate.grade, certificate.epsilon)
+
+
+def test_a_training_in_stages(tmp_path):
+    """Somebody of the second: it goes on from the end of the first."""
+    script = Script(tmp_path / "stages")
+    _, own, _ = script.train(digits(300), stages=3)
+    look = preflight(own, range(150, 155), val_dataloaders=VALIDATION)
+    snapshot("preflight_stages", f"{settled(look)}\n")
+    certificate = own.unlearn(range(150, 155), how="retrain").certificate
+    assert certificate.bound is Bound.REWOUND
+    assert certificate.grade is look.routes[1].grade is Grade.EXACT
