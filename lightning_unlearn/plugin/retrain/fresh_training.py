@@ -140,16 +140,21 @@ def _written(trainer: Trainer) -> tuple[str, ...]:
     return tuple(sorted(path for path in found if path))
 
 
+def the_three(made: object) -> tuple[Any, Any, Any]:
+    """Trainer, module and data that `make_training` returned, or `ArgumentError`."""
+    if isinstance(made, tuple) and len(made) == 3:
+        return made
+    raise ArgumentError(
+        "expected make_training to return (Trainer, module, DataLoader or "
+        f"DataModule), got {type(made).__name__}: return them, and do not fit them"
+    )
+
+
 def _checked(
     made: object, old: tuple[Trainer, LightningModule, UnlearningCallback]
 ) -> tuple[Trainer, LightningModule, Any]:
     """What `make_training` returned, if it can be a training of its own."""
-    if not (isinstance(made, tuple) and len(made) == 3):
-        raise ArgumentError(
-            "expected make_training to return (Trainer, module, DataLoader or "
-            f"DataModule), got {type(made).__name__}: return them, and do not fit them"
-        )
-    trainer, module, data = made
+    trainer, module, data = the_three(made)
     module = compat.unwrapped(module) if isinstance(module, nn.Module) else module
     check_package(
         trainer, module, data if isinstance(data, LightningDataModule) else None

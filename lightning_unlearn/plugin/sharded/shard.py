@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from lightning_unlearn.errors import ArgumentError, SetupError
+from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files.checkpoint import record_in
 from lightning_unlearn.plugin.lightning import (
@@ -16,7 +16,7 @@ from lightning_unlearn.plugin.lightning import (
     Trainer,
 )
 from lightning_unlearn.plugin.request.stage import callback_of
-from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining
+from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, the_three
 
 
 @dataclass
@@ -76,13 +76,7 @@ def made_by(
         UnlearningError: If it could not be retrained later.
     """
     data = Subset(dataset, positions)
-    made = make(data)
-    if not (isinstance(made, tuple) and len(made) == 3):
-        raise ArgumentError(
-            "expected make_training to return (Trainer, module, DataLoader or "
-            f"DataModule), got {type(made).__name__}: return them, and do not fit them"
-        )
-    trainer, module, loaded_by = made
+    trainer, module, loaded_by = the_three(make(data))
     callback = _checked_callback(trainer, module, shards)
     return Shard(positions, data, trainer, module, loaded_by, callback)
 

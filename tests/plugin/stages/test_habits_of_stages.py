@@ -7,7 +7,6 @@ import torch
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
-    Dataset,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -18,26 +17,13 @@ from lightning_unlearn.guarantee.claims import Bound, Grade
 from lightning_unlearn.plugin.stages import stage_end
 from tests.helpers.lightning import Callback
 from tests.helpers.nets import digits, trainer
+from tests.plugin.data.test_drawn import Noisy
 from tests.plugin.stages.test_rewinding import N, Net, Validated, files, script
 
 __all__ = ["script"]
 
 
-class Random(Dataset):
-    """Augmented: other samples at every read."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, i):
-        x, y = self.data[i]
-        return x + 0.01 * torch.rand(()), y
-
-
-class WithId(Random):
+class WithId(Noisy):
     def __getitem__(self, i):
         return (*self.data[i], i)
 
@@ -95,7 +81,7 @@ def bound(fit, forget):
 
 FEBRUARY = Subset(digits(N), range(100, 200))
 SEEN = {
-    "augmented training": (Random, DataLoader(FEBRUARY, 50)),
+    "augmented training": (Noisy, DataLoader(FEBRUARY, 50)),
     "no ids in validation": (WithId, DataLoader(FEBRUARY, 50)),
     "loaders by name": (None, {"next": DataLoader(FEBRUARY, 50)}),
     "a loader of its own": (None, Loader(FEBRUARY)),
@@ -156,7 +142,7 @@ NONE = DataLoader(digits(10), 10)
 
 
 def test_random_samples_are_known_by_their_dataset_alone(tmp_path):
-    data = Random(digits(N))
+    data = Noisy(digits(N))
     for other, kept in ((False, True), (True, False)):
         own, net = UnlearningCallback(stages=tmp_path / f"{other}"), Net()
         january, new = Subset(data, range(100)), Subset(data, range(100, 200))
