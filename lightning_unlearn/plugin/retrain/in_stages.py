@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.callback import UnlearningCallback
@@ -90,13 +91,21 @@ class InStages:
         assert folder is not None  # or there is one training
         return folder
 
+    def _stage(
+        self,
+        part: Job,
+        state: dict[str, Tensor],
+        seconds: float | None,
+        record: TrainingRecord,
+    ) -> Stage:
+        return stage_end.ended(
+            self._folder, self._model, state, part.retained, seconds, record.validated
+        )
+
     def _kept(self, part: Job, done: Retrained) -> tuple[Stage, Start]:
         """Keep what a training has left for later requests, and for this one."""
         record = replace(done.record, retrains=None)
-        stage = stage_end.ended(
-            self._folder, self._model, done.state, part.retained, done.seconds
-        )
-        stage.validated = record.validated
+        stage = self._stage(part, done.state, done.seconds, record)
         attributes = {} if done.module is None else learnt(done.module)
         if self.old[0].is_global_zero:
             told = json.dumps(record.to_dict())
@@ -117,9 +126,6 @@ class InStages:
             except (DataError, ValueError, KeyError) as problem:
                 rank_zero_warn(f"{path} is not used ({problem!s:.200})")
                 continue
-            stage = stage_end.ended(
-                self._folder, self._model, state, part.retained, record.fit_seconds
-            )
-            stage.validated = record.validated
+            stage = self._stage(part, state, record.fit_seconds, record)
             return stage, Start(state, record, attributes)
         return None

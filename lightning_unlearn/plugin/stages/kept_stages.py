@@ -206,8 +206,10 @@ def end_before(
     if record.stages is None or before.drawn == record.retained:
         return
     model = stage_end.model_name(record)
-    stage = stage_end.ended(folder, model, end.state, before.drawn, before.seconds)
-    stage.validated, record.validated = record.validated, []
+    stage = stage_end.ended(
+        folder, model, end.state, before.drawn, before.seconds, record.validated
+    )
+    record.validated = []
     if trainer.is_global_zero:
         stage_end.write(stage, model, end.state, attributes=end.attributes)
     record.stages = [*record.stages, stage]

@@ -41,6 +41,7 @@ def ended(
     state: dict[str, Tensor],
     drawn: list[int],
     seconds: float | None,
+    validated: list[str] | None,
 ) -> Stage:
     """A stage that has ended; `write` keeps what it has ended with.
 
@@ -50,10 +51,11 @@ def ended(
         state: Its parameters and buffers by name.
         drawn: Positions that it could draw.
         seconds: How long it took, or None.
+        validated: As of a `Stage`.
     """
     digest = state_digest(state)
     path = folder / f"{model[:8]}-{len(drawn)}-{digest[:16]}{_SUFFIX}"
-    return Stage(drawn=drawn, digest=digest, path=str(path), seconds=seconds)
+    return Stage(drawn, digest, str(path), seconds, validated)
 
 
 def write(
