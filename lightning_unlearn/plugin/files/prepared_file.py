@@ -3,13 +3,13 @@
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from lightning_unlearn._base.files import check_writable
 from lightning_unlearn._base.strict_json import canonical_digest, strict_object
@@ -24,8 +24,10 @@ from lightning_unlearn.step.head.capture import check_rows
 from lightning_unlearn.step.head.factor import Factor
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
+from lightning_unlearn.step.head.rows.gathering import gathered
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 from lightning_unlearn.step.network.spectrum import Ends
+from lightning_unlearn.step.step import places
 from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.environment import changes, environment
 from lightning_unlearn.weights.passes import passes
@@ -46,6 +48,8 @@ class BoundState:
         salt: Random key of `data`.
         data: Fingerprint of the samples, or None if they have none.
         environment: In which it was computed; empty if that is not known.
+        asked: Whether somebody asked for it, and so is told if the samples are others;
+            what a request keeps by itself is left out then.
     """
 
     state: PreparedHead | PreparedNetwork = field(repr=False)
@@ -53,6 +57,7 @@ class BoundState:
     salt: str = field(repr=False)
     data: str | None
     environment: dict[str, str]
+    asked: bool = True
 
     @property
     def positions(self) -> list[int]:
@@ -65,9 +70,13 @@ class BoundState:
         return sum(t.nbytes for t in _tensors(self.state).values())
 
     def fits(self, plan: Plan) -> bool:
-        """Whether it is true of this request's model, and holds all its samples."""
-        there = set(self.positions)
-        return self.made_from == made_from(plan) and there.issuperset(plan.retained)
+        """Whether it is true of this request's model, and of use for its samples."""
+        if self.made_from != made_from(plan):
+            return False
+        if isinstance(self.state, PreparedHead):  # what is not there is read
+            last = max(self.positions, default=0)
+            return last < len(plan.loader.dataset)  # type: ignore[arg-type]
+        return set(self.positions).issuperset(plan.retained)
 
     def elsewhere(self, plan: Plan) -> str:
         """How this environment differs from its own, in words; "" if it does not."""
@@ -84,7 +93,8 @@ class BoundState:
         if data_digest(plan, self.positions, self.salt) != self.data:
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
-                "now: prepare again, or go without"
+                "now: call lightning_unlearn.prepare(trainer) again, or delete the "
+                "file of prepared= (all samples are read again then)"
             )
         state = self.state
         if not (isinstance(state, PreparedHead) and isinstance(plan, HeadPlan)):
@@ -93,12 +103,19 @@ class BoundState:
         some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
         known = [p for p in self.positions if p // state.block in some]
         with passes(plan.module, plan.scope, plan.dtype):
-            batches = plan.blocks(known)
+            batches = plan.batches(plan.loader, known, by_position=True, alone=True)
             check_rows(plan.loss, plan.head, batches, state.of(known))
 
 
-def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
+def bind(
+    plan: Plan, state: PreparedHead | PreparedNetwork, asked: bool = True
+) -> BoundState:
     """Bind prepared state to the model and the data it was made from.
+
+    Args:
+        plan: The request, or one that forgets nothing.
+        state: Its state.
+        asked: See `BoundState`.
 
     Raises:
         ModelError: If a network's samples have no fingerprint: nothing would show that
@@ -118,6 +135,7 @@ def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
         salt=salt,
         data=digest,
         environment=environment(plan.device),
+        asked=asked,
     )
 
 
@@ -128,8 +146,7 @@ def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
     if plan.loader.collate_fn is default_collate:
         pick = plain_batches(dataset, positions[:1] + positions[-2:])
     if pick is None:
-        gone = sorted(set(range(len(dataset))) - set(positions))
-        return fingerprint(dataset, salt, gone)
+        return fingerprint(Subset(dataset, positions), salt)
     sha = hashlib.sha256(salt.encode())
     for start in range(0, len(positions), _CHUNK):
         part = pick(positions[start : start + _CHUNK])
@@ -143,9 +160,11 @@ def made_from(plan: Plan) -> str:
     Of a head that is what stands before it and its loss, for a network its weights too.
     """
     scope, head = plan.scope, plan.head if isinstance(plan, HeadPlan) else None
-    weights = None
+    weights, n = None, len(plan.loader.dataset)  # type: ignore[arg-type]
     if head is None:
         weights = tensors_digest(zip(scope.names, scope.parameters, strict=True))
+    else:  # others may come; what is read together has this size
+        n = min(n, plan.batch_size())
     return canonical_digest(
         {
             "outside": outside_digests(plan.module, scope.parameters),
@@ -157,7 +176,7 @@ def made_from(plan: Plan) -> str:
             "weights": weights,
             "l2": plan.l2,
             "dtype": str(plan.dtype),
-            "n": len(plan.loader.dataset),  # type: ignore[arg-type]
+            "n": n,
         }
     )
 
@@ -182,6 +201,40 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
             "ends": torch.tensor(state.ends, dtype=torch.float64),
         }
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def whole(plan: HeadPlan, bound: BoundState) -> BoundState | None:
+    """The rows of all processes, bound together; the first process has them, only.
+
+    Args:
+        plan: The request.
+        bound: The rows of this process.
+    """
+    state, processes = bound.state, plan.processes
+    if processes.world == 1:
+        return bound
+    assert isinstance(state, PreparedHead)
+    every = torch.tensor(plan.retained, dtype=torch.int64)
+    at = places(every, state.positions.tolist())
+    rows = gathered(state.rows, at, len(every), processes)
+    with processes.together():
+        if rows is None:
+            return None
+        return bind(plan, replace(state, rows=rows, positions=every))
+
+
+def keep(path: Path, plan: Plan, bound: BoundState) -> None:
+    """Write what is prepared, of all processes, to a file; the first one writes it.
+
+    It is on the disk when this returns, and what stood there before is gone.
+
+    Raises:
+        UnlearningError: As `write`, in every process.
+    """
+    found = whole(plan, bound) if isinstance(plan, HeadPlan) else bound
+    with plan.processes.together():
+        if found is not None and plan.processes.rank == 0:
+            write(path, found)
 
 
 def check_target(path: Path) -> None:
@@ -262,6 +315,10 @@ def read(path: Path) -> BoundState:
 def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
     found = tensors.get
     positions, gradient = tensors["positions"], found("gradient")
+    for name, tensor in tensors.items():
+        parts = tensor.flatten().split(_CHUNK**2)
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise DataError(f"its {name} is not finite")
     n, p = len(positions), 0 if gradient is None else gradient.numel()
     _check("positions", positions, torch.int64, (n,))
     if not bool((positions.diff() > 0).all()):
@@ -305,6 +362,7 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
         start=start,
         gradient=gradient,
         factor=None if inverse is None else Factor(inverse),
+        n=n,
     )
 
 

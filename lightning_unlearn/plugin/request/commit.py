@@ -186,8 +186,9 @@ def commit(
     scope, mine = plan.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
     secret = solve_file.files(plan.solve_file)
-    if callback.options.prepared_path is not None:
-        secret = [*secret, callback.options.prepared_path]
+    store = callback.options.prepared_path
+    if store is not None and kept is None:
+        secret = [*secret, store]
     old = stage_end.left_over(callback.options.stages_path, record, done.record)
     secret = [*secret, *old]
     files = Files(done, None, None, [])
@@ -215,6 +216,10 @@ def commit(
             if save_to is not None:
                 part = checkpoint.parts(save_to, done.certificate.request_id)[save_to]
                 checkpoint.stage(trainer, callback, part, fresh)
+        if store is not None and kept is not None:
+            # Before the request counts as done: the forgotten rows are gone then. If
+            # it fails after this they are read again, as any that are not there.
+            prepared_file.keep(store, plan, kept)
         with processes.together():
             files.publish()
         callback.committed(plan.module, plan.loader, kept)
@@ -231,8 +236,8 @@ def commit(
     try:
         trainer_state.forget_training(trainer, plan.module, save_to)
     finally:
-        if mine and callback.options.prepared_path is not None:
-            prepared_file.delete(callback.options.prepared_path)
+        if mine and store is not None and kept is None:
+            prepared_file.delete(store)
         solve_file.delete(plan.solve_file)
         if mine:
             stage_end.delete(old)

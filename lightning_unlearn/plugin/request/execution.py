@@ -16,11 +16,12 @@ from lightning_unlearn.plugin.files.journal import locked_for_all
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
-from lightning_unlearn.plugin.request import ledger_entry, run_caveats
+from lightning_unlearn.plugin.request import known_rows, ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
@@ -29,7 +30,6 @@ from lightning_unlearn.plugin.request.resolution import (
     check_agreement,
     resolve,
     share_record,
-    usable_state,
 )
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.retrain_request import plan_of
@@ -64,6 +64,7 @@ class _Solved:
     decided: Decided
     solution: Solution
     rest: PreparedHead | None
+    asked: bool
     measured: BeforeAndAfter | None
     copies: tuple[int, ...] | None
 
@@ -119,7 +120,9 @@ class Execution:
         if decided.certificate.noise_std > 0:  # or it would give away the step
             here = plan.scope.flatten(decided.weights.dtype)
             solution = replace(solution, x=here.sub_(decided.weights))
-        return _Solved(plan, decided, solution, rest, measured, copies)
+        asked = context.callback.options.prepared_path is not None
+        asked = asked or (state is not None and state.asked)
+        return _Solved(plan, decided, solution, rest, asked, measured, copies)
 
     def _planned(self) -> tuple[Plan, BoundState | None]:
         """The plan, checked, and the prepared state that it begins with."""
@@ -129,7 +132,7 @@ class Execution:
             check_agreement(context, plan)
             return plan, None
         plan = resolve(context, request)
-        state = usable_state(context, plan)
+        state = known_rows.usable(context, plan)
         check_agreement(context, plan)
         refuse_loud_noise(plan)
         return with_ways_checked(context, plan, state), state
@@ -137,7 +140,10 @@ class Execution:
     def _commit(self, solved: _Solved) -> tuple[str, ...]:
         """Move the weights; the old checkpoints that were deleted after it."""
         plan, decided, clean = solved.plan, solved.decided, self.request.save_to
-        bound = None if solved.rest is None else prepared_file.bind(plan, solved.rest)
+        with plan.processes.together():
+            bound = None
+            if solved.rest is not None:
+                bound = prepared_file.bind(plan, solved.rest, solved.asked)
         began = self.context.callback.record
         commit(
             plan, decided, self.context.callback, clean, bound, self.request.overwrite
@@ -284,7 +290,8 @@ class Unlearn:
 
 def _step(plan: Plan, state: BoundState | None) -> tuple[Step, PreparedHead | None]:
     """The step, and what of the prepared state may be kept after it."""
-    if state is None:
-        return plan.step(plan.retained), None
-    state.check_data(plan)
-    return plan.step_from(state.state)
+    if state is not None:
+        return plan.step_from(state.state)
+    if isinstance(plan, HeadPlan):  # its rows are kept for the next one
+        return plan.step_from(plan.nothing())
+    return plan.step(plan.retained), None

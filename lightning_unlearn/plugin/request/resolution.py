@@ -12,7 +12,6 @@ from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee
 from lightning_unlearn.plugin.data.drawn import drawn_positions
-from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
@@ -20,7 +19,6 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
     check_not_released,
     known,
 )
-from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.which_guarantee import (
@@ -182,36 +180,6 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
         options=repr(context.callback.options),
         l2=plan.l2,
     )
-
-
-def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
-    """The prepared state, if there is any and it is of this model."""
-    state, file = context.callback.bound_state, context.callback.options.prepared_path
-    if context.processes.world > 1:
-        if state is not None or (file is not None and file.exists()):
-            rank_zero_warn(
-                "what was prepared is used on one device only: this request goes "
-                "without it"
-            )
-        return None
-    if state is None and file is not None and file.exists():
-        state = prepared_file.read(file)
-    if state is None:
-        return None
-    if not state.fits(plan):
-        rank_zero_warn(
-            "what was prepared is of another model, l2, scope or set of samples than "
-            "this request's: it is not used; call lightning_unlearn.prepare again"
-        )
-        return None
-    elsewhere = state.elsewhere(plan)
-    if elsewhere:  # its rows have other last bits than those of this place
-        rank_zero_warn(
-            f"what was prepared was computed in another environment ({elsewhere}): it "
-            "is not used, and all samples are read again"
-        )
-        return None
-    return state
 
 
 def check_newest_known(

@@ -26,13 +26,13 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     resolve,
     share_record,
-    usable_state,
 )
 from lightning_unlearn.plugin.request.retrain_request import (
     check_current,
@@ -233,7 +233,7 @@ def preflight(
                 check_current(context, request, job)  # else a part of `resolve`
                 return _without_step(context, job, str(problem), val_dataloaders)
             plan = compared(plan, context.callback.record.certificate)
-            state = usable_state(context, plan)
+            state = known_rows.usable(context, plan)
             plan = with_ways_checked(context, plan, state)
             copies = None
             if find_duplicates:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.errors import DataError
 from lightning_unlearn.plugin.files import prepared_file
-from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
     LightningModule,
@@ -17,11 +15,10 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import quiet
-from lightning_unlearn.plugin.plan.head_plan import HeadPlan
-from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
-from lightning_unlearn.plugin.run import progress, strategies
+from lightning_unlearn.plugin.run import progress
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 
@@ -102,7 +99,6 @@ def prepare(
         StrategyError: If the Trainer has several processes.
         UnlearningError: If a request would be refused, or does not reach its tolerance.
     """
-    strategies.check_alone(trainer, "prepare")
 
     def stage(context: StageContext) -> Preparation:
         with isolate_rng(), quiet(context.module, restore=True):
@@ -122,16 +118,14 @@ def prepare(
 def _prepare(context: StageContext, afresh: bool) -> Preparation:
     begin = time.perf_counter()
     callback, path = context.callback, context.callback.options.prepared_path
-    if path is not None:
-        prepared_file.check_target(path)  # before the work, not after it
     share_record(context)
     run = context.trainer, context.module, context.processes
     with progress.shown(*run, what="Preparing", logs=False) as display:
         plan = replace(resolve(context, None), display=display)
-        bound, passes = _bound(plan, None if afresh else callback.bound_state)
+        bound, passes = known_rows.prepared(context, plan, afresh)
         display.end()
     if path is not None:
-        prepared_file.write(path, bound)
+        prepared_file.keep(path, plan, bound)
     callback.adopt(context.module, context.loader, bound)
     done = Preparation(
         what=_what(bound.state),
@@ -144,37 +138,6 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
     if context.trainer.is_global_zero:
         _log.info(str(done))
     return done
-
-
-def _bound(plan: Plan, known: BoundState | None) -> tuple[BoundState, float]:
-    """What is prepared, and passes that were spent: nothing is read that is known.
-
-    After a fit of a certified module all of it is there already, after a request the
-    rows of the retained samples.
-    """
-    if known is None or not _covers(known, plan):
-        bound = prepared_file.bind(plan, plan.prepare())
-        return bound, bound.state.passes
-    state = known.state
-    if not (isinstance(plan, HeadPlan) and isinstance(state, PreparedHead)):
-        return known, 0.0
-    if state.start is not None:
-        return known, 0.0
-    bound = prepared_file.bind(plan, plan.solved(state.rows))
-    return bound, bound.state.passes
-
-
-def _covers(known: BoundState, plan: Plan) -> bool:
-    """Whether it is of this model and environment, and of just these samples."""
-    if known.positions != plan.retained or not known.fits(plan):
-        return False
-    if known.elsewhere(plan):
-        return False
-    try:
-        known.check_data(plan)
-    except DataError:
-        return False
-    return True
 
 
 def _what(state: PreparedHead | PreparedNetwork) -> str:

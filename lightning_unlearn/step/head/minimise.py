@@ -150,6 +150,7 @@ def minimise(
         ),
         claim=strongly_convex_claim(Tolerance(tolerance), objective.l2),
         measured=(reported("feature_norm", objective.feature_norm),),
+        gradient=at.gradient,
     )
 
 

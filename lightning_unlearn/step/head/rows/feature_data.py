@@ -67,6 +67,34 @@ class FeatureData:
             weights = weights[places.to(weights.device)].to(device)
         return FeatureData(features, targets, weights)
 
+    @staticmethod
+    def of_parts(
+        n: int, *parts: tuple["FeatureData", Tensor, Tensor], device: torch.device
+    ) -> "FeatureData":
+        """Rows put together from some of others.
+
+        Args:
+            n: Rows of the result; the parts must fill all of them.
+            parts: Rows, places among them (m,), and places they take in the result.
+            device: Where the result goes, if it fits there.
+        """
+        first = parts[0][0]
+        shape = n, *first.features.shape[1:]
+        features = large_arrays.empty(shape, first.features.dtype, device)
+        targets = first.targets.new_empty(n, *first.targets.shape[1:], device=device)
+        weights = first.weights
+        if weights is not None:
+            weights = weights.new_empty(n, *weights.shape[1:], device=device)
+        for rows, source, to in parts:
+            for start in range(0, len(to), _CHUNK):
+                some, at = source[start : start + _CHUNK], to[start : start + _CHUNK]
+                taken = rows[some]
+                features[at.to(features.device)] = taken.features.to(features.device)
+                targets[at.to(device)] = taken.targets.to(device)
+                if weights is not None and taken.weights is not None:
+                    weights[at.to(device)] = taken.weights.to(device)
+        return FeatureData(features, targets, weights)
+
     def split(self, size: int) -> Iterator["FeatureData"]:
         """The rows, at most `size` at a time; one empty part if there are none."""
         for start in range(0, max(self.n, 1), size):
