@@ -46,7 +46,7 @@ class BoundState:
         state: What was prepared.
         made_from: Digest of the model's parts it depends on.
         salt: Random key of `data`.
-        data: Fingerprint of the samples, or None if they have none.
+        data: Fingerprints of the samples (`data_digest`), or None if they have none.
         environment: In which it was computed; empty if that is not known.
         asked: Whether somebody asked for it, and so is told if the samples are others;
             what a request keeps by itself is left out then.
@@ -90,7 +90,7 @@ class BoundState:
         All are compared if they are plain tensors; else some, and of a head what some
         blocks of them give.
         """
-        if data_digest(plan, self.positions, self.salt) != self.data:
+        if not _same(self.data, data_digest(plan, self.positions, self.salt)):
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
                 "now: call lightning_unlearn.prepare(trainer) again, or delete the "
@@ -140,18 +140,30 @@ def bind(
 
 
 def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
-    """Salted digest of some samples: of all if they are plain tensors, else of 32."""
+    """Salted digests of some samples, in words: of 32, and of all if these are plain.
+
+    Returns:
+        None if they have no fingerprint.
+    """
     dataset: Any = plan.loader.dataset
+    some = fingerprint(Subset(dataset, positions), salt)
     pick = None
     if plan.loader.collate_fn is default_collate:
         pick = plain_batches(dataset, positions[:1] + positions[-2:])
-    if pick is None:
-        return fingerprint(Subset(dataset, positions), salt)
+    if some is None or pick is None:
+        return some
     sha = hashlib.sha256(salt.encode())
     for start in range(0, len(positions), _CHUNK):
         part = pick(positions[start : start + _CHUNK])
         sha.update(tensors_digest((str(i), t) for i, t in enumerate(part)).encode())
-    return sha.hexdigest()
+    return f"{some} {sha.hexdigest()}"
+
+
+def _same(before: str | None, now: str | None) -> bool:
+    """Whether two digests are of the same samples, as far as both know them."""
+    if before is None or now is None:
+        return before is now
+    return all(a == b for a, b in zip(before.split(), now.split(), strict=False))
 
 
 def made_from(plan: Plan) -> str:
@@ -267,14 +279,20 @@ def write(path: Path, bound: BoundState) -> None:
 
     Raises:
         DataError: If something else stands there.
-        SetupError: If the folder is missing.
+        SetupError: If the folder is missing, or the disk is full.
     """
     check_target(path)
     text = {"made_from": bound.made_from, "salt": bound.salt}
     text["environment"] = json.dumps(bound.environment, sort_keys=True)
     if bound.data is not None:
         text["data"] = bound.data
-    _FILE.write(path, text, _tensors(bound.state))
+    try:
+        _FILE.write(path, text, _tensors(bound.state))
+    except OSError as problem:
+        raise SetupError(
+            f"expected room for {bound.nbytes / 2**20:,.0f} MiB at prepared={path}, "
+            f"got {problem!s:.200}: free some, or name a place on another disk"
+        ) from None
 
 
 def read(path: Path) -> BoundState:

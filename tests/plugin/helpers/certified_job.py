@@ -38,7 +38,8 @@ def main(folder, name):
         kind = Sharded if name == "fsdp2" else ShardedWhole
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
     net = kind(backbone(), 5)
-    callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8)
+    store = folder / "rows.store"
+    callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8, prepared=store)
     own = trainer(callback, strategy=strategy, devices=2, limit_val_batches=0)
     data = loader(private(), 50)
     own.fit(net, data)
