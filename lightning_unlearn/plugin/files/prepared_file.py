@@ -232,7 +232,9 @@ def whole(plan: HeadPlan, bound: BoundState) -> BoundState | None:
     with processes.together():
         if rows is None:
             return None
-        return bind(plan, replace(state, rows=rows, positions=every))
+        data = data_digest(plan, plan.retained, bound.salt)
+        state = replace(state, rows=rows, positions=every)
+        return replace(bound, state=state, data=data)
 
 
 def keep(path: Path, plan: Plan, bound: BoundState) -> None:

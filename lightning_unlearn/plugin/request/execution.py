@@ -63,8 +63,7 @@ class _Solved:
     plan: Plan
     decided: Decided
     solution: Solution
-    rest: PreparedHead | None
-    asked: bool
+    kept: BoundState | None
     measured: BeforeAndAfter | None
     copies: tuple[int, ...] | None
 
@@ -109,6 +108,7 @@ class Execution:
             plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
+        kept = self._bound(plan, rest, state)
         refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
@@ -120,9 +120,16 @@ class Execution:
         if decided.certificate.noise_std > 0:  # or it would give away the step
             here = plan.scope.flatten(decided.weights.dtype)
             solution = replace(solution, x=here.sub_(decided.weights))
-        asked = context.callback.options.prepared_path is not None
-        asked = asked or (state is not None and state.asked)
-        return _Solved(plan, decided, solution, rest, asked, measured, copies)
+        return _Solved(plan, decided, solution, kept, measured, copies)
+
+    def _bound(
+        self, plan: Plan, rest: PreparedHead | None, before: BoundState | None
+    ) -> BoundState | None:
+        """What is kept for the next request, bound to what it was made from."""
+        asked = self.context.callback.options.prepared_path is not None
+        asked = asked or (before is not None and before.asked)
+        with plan.processes.together():
+            return None if rest is None else prepared_file.bind(plan, rest, asked)
 
     def _planned(self) -> tuple[Plan, BoundState | None]:
         """The plan, checked, and the prepared state that it begins with."""
@@ -139,19 +146,16 @@ class Execution:
 
     def _commit(self, solved: _Solved) -> tuple[str, ...]:
         """Move the weights; the old checkpoints that were deleted after it."""
-        plan, decided, clean = solved.plan, solved.decided, self.request.save_to
-        with plan.processes.together():
-            bound = None
-            if solved.rest is not None:
-                bound = prepared_file.bind(plan, solved.rest, solved.asked)
-        began = self.context.callback.record
+        plan, decided, context = solved.plan, solved.decided, self.context
+        clean = self.request.save_to
+        began = context.callback.record
         commit(
-            plan, decided, self.context.callback, clean, bound, self.request.overwrite
+            plan, decided, context.callback, clean, solved.kept, self.request.overwrite
         )
         deleted = ()
         if self.request.delete_stale and clean is not None:
             with progress.told("the request is done, but old checkpoints were left"):
-                deleted, _ = self.context.processes.first(
+                deleted, _ = context.processes.first(
                     lambda: stale_checkpoints.delete(
                         decided.stale, began, plan.chosen, clean
                     )
