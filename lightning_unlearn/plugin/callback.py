@@ -100,8 +100,8 @@ class UnlearningCallback(Callback):
         log_gradient: Measure |grad F| over the training data when training ends (one
             pass) and keep it in the record: how far the model is from an optimum, and
             so how much of a Newton step only finishes the training.
-        prepared: File for what `prepare` stores, for requests in other processes: as
-            secret as the data, and deleted after a request.
+        prepared: File of what is read and solved (of a head: its row store, which lives
+            on), for requests in other processes. As secret as the data.
         state_file: File for where a solve stands, written every ``state_every`` steps
             (and at each Newton step of a head), for ``unlearn(resume_from=)``. As
             secret as the data, and deleted after a request.

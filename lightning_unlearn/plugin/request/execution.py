@@ -187,7 +187,17 @@ class Execution:
             duplicates=solved.copies,
             stale=solved.decided.stale,
             leaves=solved.decided.leaves,
+            store=self._stored(solved.kept, len(plan.retained)),
         )
+
+    def _stored(self, kept: BoundState | None, n: int) -> str:
+        """The row store and its size, in words; "" if there is none."""
+        path = self.context.callback.options.prepared_path
+        if path is None or kept is None:
+            return ""
+        with progress.told(f"the request is done, but {path} cannot be looked at"):
+            return f"{path} ({n:,} samples, {path.stat().st_size / 2**20:,.1f} MiB)"
+        return str(path)
 
     def _duplicates(self, plan: Plan) -> tuple[int, ...] | None:
         if not self.request.find_duplicates:

@@ -70,6 +70,7 @@ class UnlearningResult:
     duplicates: tuple[int, ...] | None = None
     stale: Stale = NOTHING_STALE
     leaves: tuple[Leaf, ...] = ()
+    store: str = ""
 
     def __str__(self) -> str:
         rows = [f"  {name:<9} {text}" for name, text in self._rows()]
@@ -98,6 +99,8 @@ class UnlearningResult:
             written = (
                 f"{clean}, {certificate_path(clean).name}; for you alone: {secret}"
             )
+        if self.store:
+            written += f"; the row store, as secret as the data: {self.store}"
             then = "result.receipts(...) for the person"
         return [
             ("samples", f"{self.n_forget:,} forgotten, {self.n_retain:,} retained"),

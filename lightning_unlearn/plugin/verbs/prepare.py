@@ -36,6 +36,7 @@ class Preparation:
         seconds: Wall time.
         nbytes: Size of what is stored.
         path: The file it was written to, or None if it is in memory only.
+        stays: Whether the retained samples' part of it lives on after a request.
     """
 
     what: str
@@ -44,14 +45,18 @@ class Preparation:
     seconds: float
     nbytes: int
     path: Path | None
+    stays: bool = False
 
     def __str__(self) -> str:
         where = "in memory" if self.path is None else f"in {self.path}"
+        kept = "the retained samples' part of it stays after a request"
+        if not self.stays:
+            kept = "it is dropped once a request is done"
         return (
             f"PREPARED for requests over {self.n:,} samples: {self.what}. It took "
             f"{self.seconds:.2g} s ({self.passes:.0f} passes) and "
-            f"{self.nbytes / 2**20:,.0f} MiB {where}. It is as secret as the samples, "
-            "and dropped once a request is done"
+            f"{self.nbytes / 2**20:,.1f} MiB {where}. It is as secret as the samples; "
+            f"{kept}"
         )
 
 
@@ -66,22 +71,24 @@ def prepare(
 ) -> Preparation:
     """Store what makes the next requests on a trained model cheap.
 
-    For a `ConvexHead`: the features of every sample, the optimum on all of them and a
-    Cholesky factor of the Hessian there; a request then needs a handful of gradients.
+    For a `ConvexHead`: the features of every sample, the optimum on all of them and,
+    where that costs less than it saves, a Cholesky factor of the Hessian there.
     For an ordinary network: the gradient over all samples, how much each curves the
     objective, and the ends of the spectrum; a request needs one pass and the spectrum
     less. It changes no weights and no certificate.
 
     What is stored depends on every sample, those to be forgotten among them. It is
     kept by the callback in memory, and in the file of its option ``prepared`` if that
-    is set; never in a checkpoint. After a request only the features of the retained
-    samples stay, in memory; the file is deleted. Call `prepare` again for the next one.
+    is set; never in a checkpoint. A request leaves of it the features of the retained
+    samples and the optimum on them, to the tolerance: they are all it keeps. So a head
+    needs no `prepare` after the first request. What is kept of a network is dropped.
     It is not used, with a warning, once the model, ``l2`` or the scope is another.
 
     Rows that are known already are not read again (a certified module has prepared all
-    when it was fitted), unless they are found to be of other samples: plain tensors are
-    all compared, of others 32 and some blocks. Changes to retained samples that this
-    does not find are in the next request only with ``afresh=True``.
+    when it was fitted, a request keeps them), unless they are found to be of other
+    samples: plain tensors are all compared, of others 32 and some blocks. Changes to
+    retained samples that this does not find are in the next request only with
+    ``afresh=True``. Samples that are new are read, with those of their blocks.
 
     Args:
         trainer: With an `UnlearningCallback`.
@@ -96,7 +103,7 @@ def prepare(
         What was stored and what it cost, which is logged too.
 
     Raises:
-        StrategyError: If the Trainer has several processes.
+        StrategyError: If the Trainer has several processes, for an ordinary network.
         UnlearningError: If a request would be refused, or does not reach its tolerance.
     """
 
@@ -134,6 +141,7 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
         seconds=time.perf_counter() - begin,
         nbytes=bound.nbytes,
         path=path,
+        stays=isinstance(bound.state, PreparedHead),
     )
     if context.trainer.is_global_zero:
         _log.info(str(done))
@@ -143,5 +151,7 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
 def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
         return "the gradient, what curves it, the ends of the spectrum"
-    factor = "" if state.factor is None else ", a factor of the Hessian there"
-    return f"the features, the optimum on them{factor}"
+    factor = "a factor of the Hessian there"
+    if state.factor is None:
+        factor = "no factor of the Hessian, which would cost more than it saves"
+    return f"the features, the optimum on them, {factor}"
