@@ -181,4 +181,5 @@ def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
         return "the gradient, what curves it, the ends of the spectrum"
     factor = "" if state.factor is None else ", a factor of the Hessian there"
-    return f"the features, the optimum on them{factor}"
+    gram = "" if state.gram is None else ", their Gram matrix"
+    return f"the features, the optimum on them{factor}{gram}"

@@ -1,5 +1,8 @@
 r"""What can be computed before a request is known: it speeds up, it proves nothing.
 
+Of a squared error the Gram matrix of the rows is kept beside them. That does prove: it
+is these rows' own, to the last bit, and knows of no others (`quadratic.gram`).
+
 Everything here depends on the samples that may be asked to be forgotten. It is kept
 apart from the model's checkpoint, bound to what it was made from, and dropped once a
 request is done.
@@ -16,6 +19,8 @@ from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.quadratic.gram import Gram, gram_of
+from lightning_unlearn.step.head.quadratic.ridge import Ridge, ridge_step
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step, places, retained_gradient
 from lightning_unlearn.weights import large_arrays
@@ -43,6 +48,8 @@ class PreparedHead:
         gradient: Of F there, (p,).
         factor: Of the Hessian there; None if it would be too large, or single precision
             cannot hold it.
+        gram: Of just these rows, where one serves (`gram_of`): a request is then
+            solved from it, and the proof is made from it.
         passes: Over the rows that were spent.
     """
 
@@ -52,6 +59,7 @@ class PreparedHead:
     start: Vector | None = None
     gradient: Vector | None = None
     factor: Factor | None = None
+    gram: Gram | None = None
     passes: float = 0.0
 
     def of(self, positions: list[int]) -> FeatureData:
@@ -62,13 +70,9 @@ class PreparedHead:
 
     def touched(self, forgotten: list[int]) -> list[int]:
         """Samples that were read in one block with forgotten ones, without these."""
-        blocks = {position // self.block for position in forgotten}
-        gone = set(forgotten)
-        return [
-            position
-            for position in self.positions.tolist()
-            if position // self.block in blocks and position not in gone
-        ]
+        gone, positions = torch.tensor(forgotten, dtype=torch.int64), self.positions
+        read_again = torch.isin(positions // self.block, gone // self.block)
+        return positions[read_again & ~torch.isin(positions, gone)].tolist()
 
     def after(self, forgotten: list[int], fresh: FeatureData | None) -> "PreparedHead":
         """The rows of all other samples: what may be kept once some are forgotten.
@@ -90,7 +94,27 @@ class PreparedHead:
             if rows.weights is not None and fresh.weights is not None:
                 weights = rows.weights
                 weights[at.to(weights.device)] = fresh.weights.to(weights.device)
-        return PreparedHead(rows=rows, positions=positions, block=self.block)
+        return PreparedHead(
+            rows=rows,
+            positions=positions,
+            block=self.block,
+            gram=self._gram_after(forgotten, fresh, rows),
+        )
+
+    def _gram_after(
+        self, forgotten: list[int], fresh: FeatureData | None, rest: FeatureData
+    ) -> Gram | None:
+        """That of the rest: what is gone is subtracted, or it is made anew."""
+        found = self.gram
+        if found is None:
+            return None
+        bias, gone = found.bias, list(forgotten)
+        if fresh is not None:
+            gone += self.touched(forgotten)
+            found = found.plus(fresh)
+        if found is not None and gone:
+            found = found.without(self.of(gone))
+        return Gram.of(rest, bias) if found is None else found
 
     def step(
         self,
@@ -107,8 +131,9 @@ class PreparedHead:
     ) -> Step:
         """`minimise` over all rows but the forgotten ones, from what is known.
 
-        The claim rests on the gradient at the end, which is computed from the rows,
-        and on nothing else that was prepared: any start and any direction may be used.
+        The claim rests on the gradient at the end, which is computed from the rows, or
+        from the Gram matrix of just these, and on nothing else that was prepared: any
+        start and any direction may be used.
 
         Args:
             head: The head; only its shape and loss are read.
@@ -118,7 +143,7 @@ class PreparedHead:
             l2: Coefficient of the regulariser; that of the preparation.
             tolerance: tau.
             max_steps: Newton steps at most.
-            solver: Used in place of the factor.
+            solver: Used in place of the factor and the Gram matrix.
             observer: Looks on, from Newton step to Newton step.
 
         Returns:
@@ -129,6 +154,17 @@ class PreparedHead:
             SolverError: As `minimise`.
         """
         retained = ConvexObjective(head, rest.rows, l2)
+        if rest.gram is not None and solver is None:
+            known = ridge_step(
+                rest.gram,
+                retained,
+                w0,
+                tolerance=tolerance,
+                passes=len(forgotten) / retained.n,
+                observer=observer,
+            )
+            if known is not None:
+                return known
         if self.start is None or self.gradient is None:
             return minimise(
                 retained,
@@ -178,6 +214,9 @@ def prepare_head(
 ) -> PreparedHead:
     """Solve the head on all its rows, and factor the Hessian there.
 
+    A squared error needs neither Newton steps nor a factor where the Gram matrix of the
+    rows resolves the tolerance.
+
     A request may start from that optimum in place of the trained weights: it ends at
     the same tolerance from wherever it starts.
 
@@ -199,7 +238,21 @@ def prepare_head(
         GuaranteeError: As `minimise`.
         SolverError: As `minimise`.
     """
-    objective = ConvexObjective(head, rows, l2)
+    objective, gram = ConvexObjective(head, rows, l2), gram_of(head, rows)
+    if gram is not None:
+        step = ridge_step(
+            gram, objective, w0, tolerance=tolerance, passes=1.0, observer=observer
+        )
+        if step is not None:
+            return PreparedHead(
+                rows=rows,
+                positions=torch.tensor(positions),
+                block=block,
+                start=step.weights,
+                gradient=Ridge(gram, l2).gradient(step.weights.cpu())[0],
+                gram=gram,
+                passes=step.solution.matvecs,
+            )
     step = minimise(
         objective,
         w0,
