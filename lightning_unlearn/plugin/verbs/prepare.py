@@ -71,6 +71,8 @@ def prepare(
 
     For a `ConvexHead`: the features of every sample, the optimum on all of them and a
     Cholesky factor of the Hessian there; a request then needs a handful of gradients.
+    Of a squared error the Gram matrix of the rows in place of the factor: a request
+    subtracts the forgotten rows and solves, and so do those after it.
     For an ordinary network: the gradient over all samples, how much each curves the
     objective, and the ends of the spectrum; a request needs one pass and the spectrum
     less. It changes no weights and no certificate.
@@ -78,8 +80,9 @@ def prepare(
     What is stored depends on every sample, those to be forgotten among them. It is
     kept by the callback in memory, and in the file of its option ``prepared`` if that
     is set; never in a checkpoint. After a request only the features of the retained
-    samples stay, in memory; the file is deleted. Call `prepare` again for the next one.
-    It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    samples (and their Gram matrix) stay, in memory; the file is deleted. Call `prepare`
+    again for the next one. It is not used, with a warning, once the model, ``l2`` or
+    the scope is another.
 
     Rows that are known already are not read again (a certified module has prepared all
     when it was fitted), unless they are found to be of other samples: plain tensors are

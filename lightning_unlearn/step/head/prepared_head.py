@@ -104,15 +104,20 @@ class PreparedHead:
     def _gram_after(
         self, forgotten: list[int], fresh: FeatureData | None, rest: FeatureData
     ) -> Gram | None:
-        """That of the rest: what is gone is subtracted, or it is made anew."""
-        found = self.gram
+        """That of the rest: what is gone or changed is subtracted, or all made anew."""
+        found, gone = self.gram, list(forgotten)
         if found is None:
             return None
-        bias, gone = found.bias, list(forgotten)
+        bias = found.bias
         if fresh is not None:
-            gone += self.touched(forgotten)
-            found = found.plus(fresh)
-        if found is not None and gone:
+            again = self.touched(forgotten)
+            changed = self.of(again).changed(fresh).nonzero()[:, 0]
+            gone += [again[i] for i in changed.tolist()]
+            if len(changed) and 2 * len(gone) < rest.n:
+                found = found.plus(fresh[changed])
+        if 2 * len(gone) >= rest.n:
+            found = None  # quicker
+        elif found is not None and gone:
             found = found.without(self.of(gone))
         return Gram.of(rest, bias) if found is None else found
 

@@ -76,6 +76,7 @@ NUMBERS = st.one_of(
     st.floats(-1e8, 1e8, width=32),
     st.floats(-1e30, 1e30),
     st.floats(-1, 1),
+    st.floats(1000, 1023, width=32),  # nothing of them is cut off
     st.sampled_from([0.0, 1.0, 1024.0, 5e-324, 1e-200, -1e30, 2.0**-40]),
 )
 

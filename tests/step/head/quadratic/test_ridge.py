@@ -126,6 +126,33 @@ def test_it_is_made_anew_where_a_row_of_another_scale_goes(monkeypatch):
     assert np.linalg.norm(step.weights.numpy() - oracle(rest.rows)) < 1e-12
 
 
+def test_rows_that_are_read_again_and_are_the_same_are_left_in(monkeypatch):
+    state, gone, counted = head_of(block=8), [3, 17, 201], []
+    without = Gram.without
+    monkeypatch.setattr(
+        Gram,
+        "without",
+        lambda gram, rows: counted.append(rows.n) or without(gram, rows),
+    )
+    fresh = state.of(state.touched(gone))
+    _, rest = request(state, gone, fresh=fresh)
+    assert counted == [3]
+    assert equal(rest.gram, Gram.of(rest.rows, True))
+    fresh.features[5, 1] += 1e-6
+    fresh.targets[9, 0] += 1e-6
+    _, rest = request(state, gone, fresh=fresh)
+    assert counted == [3, 5]
+    assert equal(rest.gram, Gram.of(rest.rows, True))
+
+
+def test_it_is_made_anew_where_that_is_quicker(monkeypatch):
+    state, gone = head_of(), list(range(150))
+    monkeypatch.setattr(Gram, "without", None)
+    step, rest = request(state, gone)
+    assert equal(rest.gram, Gram.of(rest.rows, True))
+    assert np.linalg.norm(step.weights.numpy() - oracle(rest.rows)) < 1e-12
+
+
 def test_a_tolerance_it_does_not_resolve_is_left_to_the_rows():
     state = head_of()
     ridge_rounding = Ridge(state.gram, L2).gradient(state.start)[1]
