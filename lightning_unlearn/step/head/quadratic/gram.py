@@ -182,7 +182,7 @@ def _counts(rows: FeatureData, bias: bool) -> Tensor | None:
     for part in _parts(rows, bias):
         D = rows.features.shape[1] + bias
         for kind, entries in enumerate((part[:, :D], part[:, D:])):
-            largest = torch.frexp(entries.abs().amax(1)).exponent.cpu().long()
+            largest = torch.frexp(entries.abs().amax(1)).exponent.long()
             rung = ((largest + _RUNG - 1) // _RUNG - 1).clamp_min(0)
             if bool((rung >= RUNGS).any()):
                 return None
@@ -204,16 +204,18 @@ def _limbs(rows: FeatureData, bias: bool, counts: Tensor) -> Tensor:
     D, K = rows.features.shape[1] + bias, rows.targets.shape[1]
     x, y = _exponents(counts)
     scale = torch.tensor([2.0**-x] * D + [2.0**-y] * K, dtype=torch.float64)
-    scale = scale.to(rows.features.device)
-    return exact_sum((T * scale for T in _parts(rows, bias)), D, D + K).cpu()
+    return exact_sum((T * scale for T in _parts(rows, bias)), D, D + K)
 
 
 def _parts(rows: FeatureData, bias: bool) -> Iterator[Tensor]:
-    """Rows sqrt(a) (x, y) in float64, some at a time."""
+    """Rows sqrt(a) (x, y) in float64, some at a time, on the CPU.
+
+    A kernel of an accelerator may make products of float64 out of others.
+    """
     for part in rows.split(ROWS):
         if not part.n:
             continue
-        X = part.features.double()
+        X = part.features.cpu().double()
         one = [X.new_ones(part.n, 1)] if bias else []
         T = torch.cat([X, *one, part.targets.to(X)], dim=1)
         if part.weights is not None:

@@ -162,6 +162,9 @@ def test_a_tolerance_it_does_not_resolve_is_left_to_the_rows():
     assert Ridge(false, L2).minimised(1e-9) is None
     negative = Gram(limbs=-state.gram.limbs, counts=state.gram.counts, bias=True)
     assert Ridge(negative, L2).minimised(1.0) is None  # not positive definite
+    beyond = usual(9, dtype=torch.float64)
+    beyond.features[3] = 1e85  # squares of its squares are beyond float64
+    assert Ridge(Gram.of(beyond, True), L2).minimised(1e9) is None
     _, rest = request(state, [3])
     objective = ConvexObjective(HEAD, rest.rows, L2)
     nothing = ridge_step(negative, objective, state.start, tolerance=1.0, passes=0.0)
