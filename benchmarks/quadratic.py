@@ -155,10 +155,14 @@ def main():
     publish(
         "quadratic",
         "A deletion from a head with squared error",
-        "Seconds. The ordinary way is that of other losses.",
+        "Seconds. The ordinary way is that of other losses: before every request it "
+        "needs a `prepare` of its own, which is not counted. A Gram matrix needs one.",
         table(["samples", "forgotten", "Gram matrix", "step", "ordinary step"], parts),
         table(["samples", "forgotten", "request", "ordinary request"], whole),
         table(["samples", "`prepare`, s", "the ordinary one, s"], prepares),
+        "What still grows with the samples is not the solve: rows are copied without "
+        "those that go, and the longest is looked for (step); all samples are compared "
+        "with those that were prepared, and the rest gets a fingerprint (request).",
     )
 
 
