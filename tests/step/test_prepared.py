@@ -15,10 +15,12 @@ from lightning_unlearn.step.network.damped_step import damped_step
 from lightning_unlearn.step.network.prepared_network import prepare_network
 from lightning_unlearn.step.step import retained_gradient
 from tests.helpers.oracles import dense_gradient_and_hessian, retrain_softmax_head
+from tests.helpers.prepared import prepare_head, step_of, touched, without
 from tests.helpers.problems import classification, mlp, objective_of, value_of_weights
 
 L2 = 0.01
 GONE = [3, 17, 60, 61, 199]
+HEAD = ConvexHead(6, 3)
 SETTINGS = {"tolerance": 1e-9, "max_steps": 50}
 # With gaps: an earlier request has removed some.
 POSITIONS = [*range(100), *range(150, 450)]
@@ -32,29 +34,16 @@ def rows():
 
 def prepared_head(w0=None):
     w0 = torch.randn(21, dtype=torch.float64) if w0 is None else w0
-    nothing = PreparedHead.nothing(8)
-    assert nothing.stale(POSITIONS) == POSITIONS
-    state = nothing.on(POSITIONS, rows(), 400)
-    objective = state.objective(ConvexHead(6, 3), L2)
-    step = state.step(objective, ConvexHead(6, 3), w0, nothing, **SETTINGS)
-    return state.at_optimum(step).with_factor(objective)
+    return prepare_head(HEAD, rows(), POSITIONS, w0, block=8, l2=L2, **SETTINGS)
 
 
 def retained(gone=GONE):
     return [i for i, position in enumerate(POSITIONS) if position not in gone]
 
 
-def without(state, gone=GONE):
-    """The state of the others; reading samples again gives the same rows."""
-    left = [p for p in state.positions.tolist() if p not in gone]
-    again = state.stale(left)
-    return state.on(left, state.of(again) if again else None, len(left))
-
-
-def step_of(state, w0, gone=GONE, **options):
-    head, rest = ConvexHead(6, 3), without(state, gone)
-    objective = rest.objective(head, L2)
-    return rest.step(objective, head, w0, state, **{**SETTINGS, **options})
+def request(state, w0, gone=GONE, **options):
+    rest = without(state, gone, HEAD)
+    return step_of(state, rest, HEAD, w0, l2=L2, **{**SETTINGS, **options})
 
 
 def test_the_gradient_of_the_rest_is_exact_anywhere():
@@ -74,7 +63,7 @@ def test_the_gradient_of_the_rest_is_exact_anywhere():
 @pytest.mark.parametrize("gone", [[3], GONE, list(range(50, 100))])
 def test_a_prepared_head_ends_at_the_retrained_one(gone):
     w0 = torch.randn(21, dtype=torch.float64)
-    step = step_of(prepared_head(), w0, gone)
+    step = request(prepared_head(), w0, gone)
     keep = retained(gone)
     X, y = rows().features.double().numpy(), rows().targets.numpy()
     oracle = retrain_softmax_head(X[keep], y[keep], 3, L2)
@@ -87,7 +76,7 @@ def test_it_saves_passes_and_changes_no_claim():
     some = torch.tensor(retained())
     data = FeatureData(rows().features[some], rows().targets[some])
     cold = minimise(ConvexObjective(ConvexHead(6, 3), data, L2), w0, tolerance=1e-9)
-    fast = step_of(prepared_head(), w0)
+    fast = request(prepared_head(), w0)
     assert fast.constants == cold.constants
     assert fast.claim == cold.claim
     assert fast.solution.method == "Newton by a stored factor"
@@ -95,7 +84,7 @@ def test_it_saves_passes_and_changes_no_claim():
 
 
 def test_an_own_solver_is_used_in_place_of_the_factor():
-    step = step_of(prepared_head(), torch.zeros(21).double(), solver=CG(1e-3))
+    step = request(prepared_head(), torch.zeros(21).double(), solver=CG(1e-3))
     assert step.solution.method == "Newton by conjugate gradients"
 
 
@@ -104,37 +93,34 @@ def test_where_a_factor_does_not_pay_a_head_is_solved_from_its_optimum(monkeypat
     monkeypatch.setattr(prepared, "_SAVED", 1e-3)
     state = prepared_head()
     assert state.factor is None
-    step = step_of(state, torch.zeros(21).double())
+    step = request(state, torch.zeros(21).double())
     assert step.solution.residual <= 1e-9
     assert "stored" not in step.solution.method
 
 
 def test_what_stays_after_a_request_are_the_other_rows():
     state = prepared_head()
-    rest = without(state)
+    rest = without(state, GONE, HEAD)
     assert (rest.start, rest.gradient, rest.factor) == (None, None, None)
     assert rest.positions.tolist() == [p for p in POSITIONS if p not in GONE]
     assert torch.equal(rest.rows.features, rows().features[retained()])
-    again = without(rest, [150])
+    again = without(rest, [150], HEAD)
     assert again.rows.n == 400 - 5 - 1
-    step = step_of(rest, torch.zeros(21).double(), [150])
+    step = request(rest, torch.zeros(21).double(), [150])
     assert step.solution.residual <= 1e-9
 
 
 def test_samples_read_with_forgotten_ones_are_taken_afresh():
     state = prepared_head()
-    left = [p for p in POSITIONS if p not in GONE]
-    touched = state.stale(left)
+    left, again = [p for p in POSITIONS if p not in GONE], touched(state, GONE)
     # Blocks of 8: 0 to 7, 16 to 23, 56 to 63, 192 to 199.
-    assert touched == [
+    assert again == [
         0, 1, 2, 4, 5, 6, 7, 16, *range(18, 24), *range(56, 60), 62, 63,
         *range(192, 199),
     ]  # fmt: skip
-    new = FeatureData(
-        torch.full((len(touched), 6), 7.0), torch.zeros(len(touched)).long()
-    )
+    new = FeatureData(torch.full((len(again), 6), 7.0), torch.zeros(len(again)).long())
     rest = state.on(left, new, len(left))
-    replaced = torch.isin(rest.positions, torch.tensor(touched))
+    replaced = torch.isin(rest.positions, torch.tensor(again))
     assert torch.equal((rest.rows.features == 7).all(1), replaced)
     assert not rest.rows.targets[replaced].any()
     old = state.rows.features[retained()]
@@ -144,9 +130,9 @@ def test_samples_read_with_forgotten_ones_are_taken_afresh():
 
 
 def test_the_optimum_lives_on_and_its_gradient_is_known_without_a_pass():
-    state, head, w0 = prepared_head(), ConvexHead(6, 3), torch.zeros(21).double()
+    state, head, w0 = prepared_head(), HEAD, torch.zeros(21).double()
     for gone in ([3], [150, 151], [449]):
-        rest = without(state, gone)
+        rest = without(state, gone, HEAD)
         objective = rest.objective(head, L2)
         gradient, moved = state._gradient_on(rest, objective, head, state.start)
         torch.testing.assert_close(

@@ -23,6 +23,7 @@ from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.step.head.capture import check_rows
 from lightning_unlearn.step.head.factor import Factor
 from lightning_unlearn.step.head.prepared_head import PreparedHead
+from lightning_unlearn.step.head.quadratic.gram import Gram, check_limbs
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.head.rows.gathering import gathered
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
@@ -204,6 +205,8 @@ def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
             "start": state.start,
             "gradient": state.gradient,
             "factor": None if state.factor is None else state.factor.inverse,
+            "gram": None if state.gram is None else state.gram.limbs,
+            "gram_counts": None if state.gram is None else state.gram.counts,
         }
     else:
         found = {
@@ -383,7 +386,18 @@ def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
         gradient=gradient,
         factor=None if inverse is None else Factor(inverse),
         n=n,
+        gram=None if "gram" not in tensors else _gram(tensors),
     )
+
+
+def _gram(tensors: dict[str, Tensor]) -> Gram:
+    limbs, counts = tensors["gram"], tensors["gram_counts"]
+    (n, d), K = tensors["features"].shape, tensors["targets"].shape[-1]
+    bias = limbs.dim() == 3 and limbs.shape[2] == d + 2
+    wrong = check_limbs(limbs, counts, d + bias, K, n)
+    if wrong:
+        raise DataError(wrong)
+    return Gram(limbs=limbs, counts=counts, bias=bias)
 
 
 def _check(

@@ -117,6 +117,7 @@ class HeadPlan(Plan):
             reading = again if own else self.retained
             fresh = self._rows(self.blocks(reading) if reading else None)
         rest = before.on(own, fresh, len(self.retained))
+        rest = rest.with_gram(self.head, before)
         objective = rest.objective(self.head, self.l2, self.processes, self.retained)
         step = rest.step(
             objective,

@@ -73,6 +73,8 @@ def prepare(
 
     For a `ConvexHead`: the features of every sample, the optimum on all of them and,
     where that costs less than it saves, a Cholesky factor of the Hessian there.
+    Of a squared error the Gram matrix of the rows in place of the factor: a request
+    subtracts the forgotten rows and solves, and so do those after it.
     For an ordinary network: the gradient over all samples, how much each curves the
     objective, and the ends of the spectrum; a request needs one pass and the spectrum
     less. It changes no weights and no certificate.
@@ -80,9 +82,9 @@ def prepare(
     What is stored depends on every sample, those to be forgotten among them. It is
     kept by the callback in memory, and in the file of its option ``prepared`` if that
     is set; never in a checkpoint. A request leaves of it the features of the retained
-    samples and the optimum on them, to the tolerance: they are all it keeps. So a head
-    needs no `prepare` after the first request. What is kept of a network is dropped.
-    It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    samples (their Gram matrix) and the optimum on them, to the tolerance, and no more.
+    So a head needs no `prepare` after the first request. What is kept of a network is
+    dropped. It is not used, with a warning, once the model, ``l2`` or the scope is another.
 
     Rows that are known already are not read again (a certified module has prepared all
     when it was fitted, a request keeps them), unless they are found to be of other
@@ -152,6 +154,8 @@ def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
         return "the gradient, what curves it, the ends of the spectrum"
     factor = "a factor of the Hessian there"
-    if state.factor is None:
+    if state.gram is not None:
+        factor = "their Gram matrix"
+    elif state.factor is None:
         factor = "no factor of the Hessian, which would cost more than it saves"
     return f"the features, the optimum on them, {factor}"

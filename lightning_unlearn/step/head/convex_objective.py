@@ -106,7 +106,7 @@ class ConvexObjective:
         softmax = self.K > 1 and self.link is LINKS["cross_entropy"]
         return -(-self.size // (self.K - softmax))
 
-    def _chunks(self) -> Iterator[FeatureData]:
+    def _chunks(self, keep: bool = True) -> Iterator[FeatureData]:
         """The rows in float64, a chunk at a time; kept if all of them fit."""
         if self._double is not None:
             yield from self._double
@@ -114,7 +114,7 @@ class ConvexObjective:
         kept: list[FeatureData] = []
         for part in self.data.split(_CHUNK):
             chunk = self._here_as(part, torch.float64)
-            if self._fits:
+            if keep and self._fits:
                 kept.append(chunk)
             yield chunk
         self._double = kept or None
@@ -144,7 +144,8 @@ class ConvexObjective:
         found = self._row_norm
         if found is None:
             with self._summed(self.processes.world) as (longest,):
-                rows = [_largest(c.features.norm(dim=1)) for c in self._chunks()]
+                parts = self._chunks(keep=False)  # wanted once, if nothing else is
+                rows = [_largest(c.features.norm(dim=1)) for c in parts]
                 longest[self.processes.rank] = torch.stack(rows).max()
             found = float(longest.max() ** 2 + self.bias) ** 0.5
         self._row_norm = found

@@ -18,6 +18,8 @@ from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import Factor, cheap_factor, try_factorise
 from lightning_unlearn.step.head.minimise import minimise
+from lightning_unlearn.step.head.quadratic.gram import Gram, gram_of
+from lightning_unlearn.step.head.quadratic.ridge import ridge_step
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step, places
 from lightning_unlearn.weights.processes import ALONE, Processes
@@ -47,6 +49,8 @@ class PreparedHead:
         factor: Of the Hessian there; None where it does not pay, or single precision
             cannot hold it. Of all samples that were in when it was made, so that it
             serves one request.
+        gram: Of just these rows, to the last bit, where one serves (`gram_of`): a
+            request is then solved from it, and the proof is made from it.
         passes: Over the rows that were spent.
     """
 
@@ -57,6 +61,7 @@ class PreparedHead:
     start: Vector | None = None
     gradient: Vector | None = None
     factor: Factor | None = None
+    gram: Gram | None = None
     passes: float = 0.0
 
     @staticmethod
@@ -124,6 +129,38 @@ class PreparedHead:
         assert rows is not None
         return PreparedHead(rows=rows, positions=at, block=self.block, n=n)
 
+    def with_gram(self, head: ConvexHead, before: "PreparedHead") -> "PreparedHead":
+        """The same with their Gram matrix, if they are all the rows and one serves.
+
+        Args:
+            head: The head; only its shape and loss are read.
+            before: What was known: of its matrix rows that are gone are subtracted.
+        """
+        if len(self.positions) < self.n:
+            return self
+        gram, read = before._gram_on(self)
+        if gram is None:
+            gram, read = gram_of(head, self.rows), self.n
+        return self if gram is None else replace(self, gram=gram, passes=read / self.n)
+
+    def _gram_on(self, rest: "PreparedHead") -> tuple[Gram | None, int]:
+        """That of other rows, from this one; None if it is quicker made anew."""
+        if self.gram is None:
+            return None, 0
+        again = torch.tensor(self.stale(rest.positions.tolist()), dtype=torch.int64)
+        again = again[torch.isin(again, self.positions)].tolist()
+        changed = self.of(again).changed(rest.of(again)) if again else torch.empty(0)
+        moved = [again[i] for i in changed.nonzero()[:, 0].tolist()]
+        gone = self.positions[~torch.isin(self.positions, rest.positions)].tolist()
+        new = rest.positions[~torch.isin(rest.positions, self.positions)].tolist()
+        gone, new = sorted(gone + moved), sorted(new + moved)
+        if 2 * (len(gone) + len(new)) >= rest.n:
+            return None, 0
+        found = self.gram.plus(rest.of(new)) if new else self.gram
+        if found is not None and gone:
+            found = found.without(self.of(gone))
+        return found, len(gone) + len(new)
+
     def objective(
         self,
         head: ConvexHead,
@@ -160,8 +197,9 @@ class PreparedHead:
     ) -> Step:
         """`minimise` over these rows, from what was known before.
 
-        The claim rests on the gradient at the end, which is computed from the rows,
-        and on nothing else that was known: any start and any direction may be used.
+        The claim rests on the gradient at the end, which is computed from the rows, or
+        from the Gram matrix of just these, and on nothing else that was known: any
+        start and any direction may be used.
 
         Args:
             objective: F over these rows, see `objective`.
@@ -170,7 +208,7 @@ class PreparedHead:
             before: What was known, of these samples and others.
             tolerance: tau.
             max_steps: Newton steps at most.
-            solver: Used in place of the factor.
+            solver: Used in place of the factor and the Gram matrix.
             observer: Looks on, from Newton step to Newton step.
 
         Returns:
@@ -180,6 +218,17 @@ class PreparedHead:
             GuaranteeError: As `minimise`.
             SolverError: As `minimise`.
         """
+        if self.gram is not None and solver is None:
+            known = ridge_step(
+                self.gram,
+                objective,
+                w0,
+                tolerance=tolerance,
+                passes=self.passes,
+                observer=observer,
+            )
+            if known is not None:
+                return known
         start, gradient, factor, moved = w0, None, None, 0
         if before.start is not None and before.start.shape == w0.shape:
             start = before.start.to(w0.device)
@@ -197,7 +246,7 @@ class PreparedHead:
             refactor=cheap_factor(objective),
             observer=observer,
         )
-        passes = step.solution.matvecs + moved / objective.n
+        passes = self.passes + step.solution.matvecs + moved / objective.n
         solution = replace(step.solution, x=w0 - step.weights, matvecs=passes)
         return replace(step, solution=solution)
 
@@ -246,7 +295,7 @@ class PreparedHead:
     def with_factor(self, objective: ConvexObjective) -> "PreparedHead":
         """The same with a factor of the Hessian at the optimum, where that pays."""
         assert self.start is not None
-        rows = _rows_that_pay(objective)
+        rows = None if self.gram is not None else _rows_that_pay(objective)
         if rows is None:
             return self
         objective.set_hessian_at(self.start.to(objective.device))

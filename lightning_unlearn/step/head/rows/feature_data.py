@@ -40,18 +40,23 @@ class FeatureData:
 
     def different(self, other: "FeatureData") -> int:
         """How many rows are not those of `other`, to the last bit."""
-        pairs = list(zip(self.parts, other.parts, strict=True))
+        pairs = zip(self.parts, other.parts, strict=True)
         if any(own.shape != its.shape for own, its in pairs):
             return max(self.n, other.n)
-        count = 0
+        return int(self.changed(other).sum())
+
+    def changed(self, other: "FeatureData") -> Tensor:
+        """Which rows are not those of `other`, (n,) bool on the CPU; shapes are one."""
+        pairs = list(zip(self.parts, other.parts, strict=True))
+        masks = [torch.zeros(0, dtype=torch.bool)]
         for start in range(0, self.n, _CHUNK):
             found = torch.zeros((), dtype=torch.bool)
             for own, its in pairs:
                 mine = own[start : start + _CHUNK]
                 theirs = its[start : start + _CHUNK].to(mine.device)
                 found = found | (mine != theirs).reshape(len(mine), -1).any(1).cpu()
-            count += int(found.sum())
-        return count
+            masks.append(found)
+        return torch.cat(masks)
 
     def select(self, places: Tensor, device: torch.device) -> "FeatureData":
         """A copy of some rows (m,), on a device if they fit there."""
