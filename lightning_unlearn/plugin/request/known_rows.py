@@ -78,7 +78,7 @@ def prepared(
     """
     known = None if afresh else _known(context)
     if not isinstance(plan, HeadPlan):
-        strategies.check_alone(plan.trainer, "prepare (of an ordinary network)")
+        strategies.check_alone(plan.trainer, "prepare")
         same = known is not None and known.positions == plan.retained
         if known is not None and same and _fits_here(plan, known):
             return known, 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
@@ -18,7 +19,8 @@ from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
-from lightning_unlearn.plugin.run import progress
+from lightning_unlearn.plugin.run import compat, progress, strategies
+from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 
@@ -84,7 +86,8 @@ def prepare(
     is set; never in a checkpoint. A request leaves of it the features of the retained
     samples (their Gram matrix) and the optimum on them, to the tolerance, and no more.
     So a head needs no `prepare` after the first request. What is kept of a network is
-    dropped. It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    dropped. It is not used, with a warning, once the model, ``l2`` or the scope is
+    another.
 
     Rows that are known already are not read again (a certified module has prepared all
     when it was fitted, a request keeps them), unless they are found to be of other
@@ -105,9 +108,22 @@ def prepare(
         What was stored and what it cost, which is logged too.
 
     Raises:
-        StrategyError: If the Trainer has several processes, for an ordinary network.
+        StrategyError: If the Trainer has several processes, for an ordinary network; if
+            they are launched for this call alone.
         UnlearningError: If a request would be refused, or does not reach its tolerance.
     """
+    given = trainer.lightning_module if model is None else model
+    heads = given is not None and any(
+        isinstance(m, ConvexHead) for m in given.modules()
+    )
+    if not heads:
+        strategies.check_alone(trainer, "prepare")
+    elif compat.is_spawning(trainer):
+        raise StrategyError(
+            "expected processes that stay for prepare, got "
+            f"{type(trainer.strategy).__name__}, whose processes end with it: use "
+            'strategy="ddp", or one device; or let the first request fill prepared='
+        )
 
     def stage(context: StageContext) -> Preparation:
         with isolate_rng(), quiet(context.module, restore=True):
