@@ -2,24 +2,36 @@
 
 import os
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.certificate import receipts
+from lightning_unlearn.certificate.inbox import inbox
 from lightning_unlearn.certificate.receipts import Leaf
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.excluded import Guard
 from lightning_unlearn.plugin.files import checkpoint, journal, replacement
 from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
 from lightning_unlearn.plugin.options import Options
-from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request import pending_rows
+from lightning_unlearn.plugin.request.pending_rows import Pending
+from lightning_unlearn.plugin.request.stage import StageContext, drawn_in_training
 from lightning_unlearn.plugin.retrain.retrained import Retrained
 from lightning_unlearn.plugin.run import compat
-from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.plugin.training.training_record import (
+    TrainingRecord,
+    check_same_data,
+)
+
+_WAIT = 60.0  # seconds
+#: A process that has one of these runs beside others.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +39,13 @@ class Request:
     """See `unlearn`, which documents each.
 
     `retrained` is what a retraining left, `not_covered` what the certificate must say
-    besides: whoever asks knows of more than this one model.
+    besides: whoever asks knows of more than this one model. `pending` is what the file
+    `requests` asks for, in the place of `forget`, once it is `opened`.
     """
 
     forget: Forget = ()
+    requests: Path | None = None
+    pending: Pending | None = None
     by: str | None = None
     save_to: Path | None = None
     overwrite: bool = False
@@ -94,6 +109,84 @@ class Request:
                 "checkpoint the model would be lost with the old ones"
             )
 
+    def check_requests(self, options: Options) -> None:
+        """Raise `SetupError` unless a file of requests can be completed after a kill.
+
+        Args:
+            options: Of the callback.
+        """
+        if self.requests is not None and (
+            self.save_to is None or options.ledger is None
+        ):
+            raise SetupError(
+                "expected save_to= and UnlearningCallback(ledger=) with requests=, got "
+                f"{self.save_to} and {options.ledger}: without them nobody could tell "
+                "after a kill which requests were done"
+            )
+
+    def nothing_pending(self, options: Options) -> bool:
+        """Whether all in the file of requests is done, in a process without others.
+
+        Such a process need not find checkpoint or data. With others, the first decides
+        for all where they meet: in the Trainer's run.
+
+        Args:
+            options: Of the callback.
+
+        Raises:
+            UnlearningError: If the file cannot be read, or a request that was stopped
+                cannot be finished.
+        """
+        if self.requests is None or any(name in os.environ for name in _RANKS):
+            return False
+        if options.ledger_path is not None:
+            with journal.locked(options.ledger_path):
+                pass  # what was stopped is finished, or undone
+        return not inbox.Inbox(self.requests).pending
+
+    @contextmanager
+    def opened(self, context: StageContext, keeps: bool = True) -> Iterator["Request"]:
+        """The request, with its file read by the first process; kept from others.
+
+        Args:
+            context: The Trainer's run.
+            keeps: Whether the file may be written.
+
+        Raises:
+            NothingPendingError: If nothing in it is pending.
+            UnlearningError: If it cannot be read, or none of it can be done.
+        """
+        path, processes = self.requests, context.processes
+        if path is None:
+            yield self
+            return
+        with ExitStack() as stack:
+            with processes.together():
+                if keeps and processes.rank == 0:
+                    # What was retrained is not given up for another's moment.
+                    wait = 0.0 if self.pending is None else _WAIT
+                    stack.enter_context(inbox.locked(path, wait))
+            found = self.pending
+            if found is None:
+                found = processes.first(lambda: self._read(context, path, keeps))
+            yield replace(self, pending=found)
+
+    def _read(self, context: StageContext, path: Path, keeps: bool) -> Pending:
+        record, dataset = context.callback.record, context.loader.dataset
+        check_same_data(dataset, record)  # else nobody would be found
+        drawn = list(range(len(dataset)))  # type: ignore[arg-type]
+        if not record.others_before:
+            with suppress(DataError):  # whoever needs to know says so
+                drawn = drawn_in_training(context)
+        found = pending_rows.looked_up(
+            path, dataset, drawn, record.removed, self.by, _hook(context)
+        )
+        pending_rows.tell(found)
+        if keeps and not found.found:
+            found.refusals().complete(())
+        pending_rows.check_some(found)
+        return found
+
     def check_replaced(self, record: TrainingRecord, gone: list[int]) -> None:
         """Raise `SetupError` if `overwrite` would replace anything but what it may.
 
@@ -121,6 +214,9 @@ class Request:
         """
         dataset, hook = context.loader.dataset, _hook(context)
         removed = record.removed
+        if self.pending is not None:
+            found = forget_set.resolve(self.pending.positions, dataset, removed)
+            return forget_set.trained_on(found, drawn, removed, by_id=True)
         found = forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
         if record.others_before:  # an earlier training may have drawn whatever it is
             drawn = sorted({*drawn, *found})
@@ -156,3 +252,23 @@ def _hook(context: StageContext) -> Hook | None:
         if callable(hook):
             return hook
     return None
+
+
+def file_of_requests(forget: Forget, requests: str | Path | None) -> Path | None:
+    """The file of requests, where one was passed in place of what to forget.
+
+    Args:
+        forget: What to forget, or None.
+        requests: The file, or None.
+
+    Raises:
+        SetupError: If both were passed, or neither.
+    """
+    if (forget is None) == (requests is None):
+        raise SetupError(
+            "expected what to forget, or requests= with a .csv file of requests, got "
+            + ("neither" if forget is None else "both: leave one out")
+        )
+    if requests is None:
+        return None
+    return Path(requests) if is_remote(requests) else Path(requests).resolve()
