@@ -82,7 +82,7 @@ class Inbox:
     def __init__(self, path: Path) -> None:
         self.table = InboxTable(path)
         self.rows = [
-            _row(number, values, len(self.table.names), path)
+            _row(number, values, self.table.needed, path)
             for number, values in self.table.rows().items()
         ]
         ids = Counter(row.request for row in self.rows)
@@ -175,7 +175,7 @@ def mark(
                 left.append(request)
             elif row.state == PENDING:
                 changes[row.number] = dict.fromkeys(OWN, "") | dict(values)
-            elif not dict(values).items() <= values_of[row.number].items():
+            elif not values.items() <= values_of[row.number].items():
                 left.append(request)
         if not changes:
             return left
@@ -188,7 +188,7 @@ def mark(
     )
 
 
-def _row(number: int, values: dict[str, str], columns: int, path: Path) -> Row:
+def _row(number: int, values: dict[str, str], needed: int, path: Path) -> Row:
     where = f"row {number} of {path}"
     request = values.get("request", "").strip()
     if not request:
@@ -208,9 +208,9 @@ def _row(number: int, values: dict[str, str], columns: int, path: Path) -> Row:
         person=values.get("person", ""),
         positions=values.get("positions", "").strip(),
         state=state,
-        problem=_problem(values, columns),
+        problem=_problem(values, needed),
     )
-    if state != PENDING or len(values) < columns:
+    if state != PENDING or len(values) < needed:
         return row
     received, due = (
         _date(values.get(name, "").strip(), name, where) for name in ("received", "due")
@@ -224,13 +224,13 @@ def _row(number: int, values: dict[str, str], columns: int, path: Path) -> Row:
     return Row(**vars(row) | {"due": until, "derived": due is None})
 
 
-def _problem(values: dict[str, str], columns: int) -> str:
+def _problem(values: dict[str, str], needed: int) -> str:
     """Why a row cannot be done, whatever the data."""
     person = bool(values.get("person", "").strip())
     positions = _parts(values.get("positions", ""))
-    if len(values) < columns:
+    if len(values) < needed:
         return (
-            f"expected {columns} columns, got {len(values)}: half a line may mean "
+            f"expected {needed} columns, got {len(values)}: half a line may mean "
             f"somebody else; complete it and {_AGAIN}"
         )
     if person == bool(positions):

@@ -40,6 +40,9 @@ class InboxTable:
             name.casefold() for name in header_of([self.records[self._first][0]])
         ]
         self._check_names()
+        theirs = [i for i, name in enumerate(self.names) if name not in WRITTEN]
+        #: Columns that a whole row has: whoever adds rows may not know of ours.
+        self.needed = theirs[-1] + 1
 
     def rows(self) -> dict[int, dict[str, str]]:
         """Number of a row, from 1 on, as a spreadsheet counts -> its values by column.

@@ -33,6 +33,7 @@ from tests.helpers.nets import (
     weights,
 )
 from tests.plugin.helpers.kill_job import at_file, in_child, stop
+from tests.plugin.retrain.test_retraining import training
 
 TODAY = date.today()
 LATER = (TODAY + timedelta(days=9)).isoformat()
@@ -341,6 +342,87 @@ def test_a_file_that_cannot_be_written_at_the_end_is_completed_by_the_next_run(
         assert own.unlearn(**asked) is None
     assert states(file) == ["done"] * 20
     assert not (tmp_path / ".ledger.jsonl.pending").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_is_told_and_loses_nothing(
+    when, project, file, tmp_path, monkeypatch, capsys
+):
+    _, own, _ = project
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    if when == "before":
+        monkeypatch.setattr("lightning_unlearn.plugin.request.commit.journal.announce",
+                            interrupt)  # fmt: skip
+    else:
+        monkeypatch.setattr(inbox, "rewrite_file", interrupt)
+    asked = {"requests": file, "by": "user_id", "save_to": tmp_path / "clean.ckpt"}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        own.unlearn(**asked)
+    monkeypatch.undo()
+    told = {
+        "before": "Interrupted: nothing was changed",
+        "after": "Interrupted after the request was done",
+    }
+    assert told[when] in capsys.readouterr().err
+    assert states_of_nobody(file)
+    if when == "before":
+        assert own.unlearn(**asked).n_forget == 120
+    else:
+        with pytest.warns(UserWarning, match="has been completed"):
+            assert own.unlearn(**asked) is None
+    assert states(file) == ["done"] * 20
+    assert len(ledgers.read(tmp_path / "ledger.jsonl").entries) == 1
+
+
+def test_receipts_stay_when_a_clean_checkpoint_is_replaced(project, file, tmp_path):
+    _, own, _ = project
+    asked = {"requests": file, "by": "user_id", "save_to": tmp_path / "clean.ckpt"}
+    own.unlearn(**asked)
+    first = read(file)[0]
+    with file.open("a") as open_file:
+        open_file.write(f"T-0b,u1,,{LATER},\n")  # by who does not know of our columns
+    assert own.unlearn(**asked, overwrite=True).n_forget == 6
+    assert read(file)[-1]["release"] == "2"
+    assert read(file)[0] == first
+    kept = receipts.read_receipts((tmp_path / first["receipt"]).read_text())
+    assert {r.request_id for r in kept} == {first["certificate"]}
+    assert first["certificate"] != read(file)[-1]["certificate"]
+
+
+def test_a_retraining_answers_what_was_pending_when_it_began(tmp_path, capsys):
+    path = tmp_path / "inbox.csv"
+    write(path, [
+        {"request": "A", "person": "u1", "due": LATER},
+        {"request": "B", "person": "nobody", "due": f"{TODAY - timedelta(2)}"},
+    ])  # fmt: skip
+    data = people(300)
+
+    def make(part):
+        if path.stat().st_size:  # others write meanwhile
+            with path.open("a") as file:
+                file.write(f"C,u2,,{LATER},\n")
+        return training(part)
+
+    own, net, first = training(data, retrain=make, ledger=tmp_path / "ledger.jsonl")
+    own.fit(net, first)
+    asked = {
+        "requests": path, "by": "user_id", "save_to": tmp_path / "clean.ckpt",
+        "how": "retrain",
+    }  # fmt: skip
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = own.unlearn(**asked)
+    texts = [str(w.message) for w in told]
+    assert sum("overdue: 1 of 2" in text for text in texts) == 1
+    assert sum("cannot be done" in text for text in texts) == 1
+    assert result.n_forget == 6
+    assert result.certificate.grade.value == "exact"
+    assert states(path) == ["done", "refused", ""]
+    opened = verified(tmp_path, read(path)[0], capsys)
+    assert opened == {("u1", p) for p in range(6, 12)}
 
 
 def test_a_request_that_fails_leaves_the_file_alone(
