@@ -3,6 +3,7 @@
 import os
 import re
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_a_path_that_is_no_file(tmp_path):
     with (
         pytest.raises(SetupError, match="found none there"),
         inbox.locked(tmp_path / "no" / "inbox.csv"),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_written():
+    with (
+        pytest.raises(SetupError, match="its folder must be writable"),
+        inbox.locked(Path("/proc/inbox.csv")),
     ):
         pass
 

@@ -69,9 +69,8 @@ class Answers:
 
     def receipt_path(self, answer: Answer) -> Path:
         """Where the receipt of a request that was done stands."""
-        clean, safe = Path(self.checkpoint), _as_name(answer.request)
-        name = f"{safe}.{self.certificate[:8]}.jsonl"
-        return clean.with_name(f"{clean.stem}.receipts") / name
+        name = f"{_as_name(answer.request)}.{self.certificate[:8]}.jsonl"
+        return receipts_folder(Path(self.checkpoint)) / name
 
     def complete(self, leaves: Sequence[Leaf]) -> list[str]:
         """Write the receipts, then what became of each request into the file.
@@ -132,6 +131,11 @@ class Answers:
             )
         with inbox.locked(file, _WAIT):
             return self.complete(leaves)
+
+
+def receipts_folder(clean: Path) -> Path:
+    """Where the receipts of requests stand, beside a clean checkpoint."""
+    return clean.with_name(f"{clean.stem}.receipts")
 
 
 def parse(text: str, what: str) -> Answers:

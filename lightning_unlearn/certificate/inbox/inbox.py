@@ -122,13 +122,15 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     Raises:
         SetupError: If another does, or nothing can be written beside it.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    name = path.with_name(f".{path.name}.lock")
+    lock = FileLock(name)
     try:
         if not path.parent.is_dir():  # FileLock would make it
             raise SetupError(
                 f"expected a .csv file of requests at {str(path)[:200]}, found none "
                 "there"
             )
+        name.touch()  # FileLock takes a folder it cannot write for a lock of others
         lock.acquire(timeout=wait)
         part_of(path).unlink(missing_ok=True)  # of a process that was killed
     except Timeout:

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.inbox import inbox
+from lightning_unlearn.certificate.inbox.answers import receipts_folder
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
@@ -74,6 +75,9 @@ class Request:
         """
         ledger = options.ledger_path
         Guard.of(options)
+        if self.requests is not None and ledger is not None and trainer.is_global_zero:
+            with journal.locked(ledger):
+                pass  # who was answered is known once what was stopped is finished
         if callable(self.forget) and compat.pickles(trainer):
             try:
                 pickle.dumps(self.forget)
@@ -84,20 +88,7 @@ class Request:
                     "top of a module, or pass positions"
                 ) from None
         if self.save_to is not None:
-            if not self.save_to.name:
-                raise SetupError(
-                    f"expected save_to= to name a new file, got the folder "
-                    f"{self.save_to}: give the checkpoint a name in it, such as "
-                    f"{self.save_to / 'clean.ckpt'}"
-                )
-            taken = any(map(os.path.lexists, checkpoint.targets(self.save_to)))
-            if taken and ledger is not None and trainer.is_global_zero:
-                with journal.locked(ledger):
-                    pass  # that is where it is finished, or undone
-            if self.overwrite and trainer.is_global_zero:
-                replacement.finish(self.save_to)
-            if not (self.overwrite and os.path.lexists(self.save_to)):
-                checkpoint.check_target(self.save_to)
+            self._check_save_to(self.save_to, trainer, ledger)
         elif self.overwrite:
             raise SetupError(
                 "expected save_to= with overwrite=True, got None: name the clean "
@@ -108,6 +99,27 @@ class Request:
                 "expected save_to= with delete_stale=True, got None: without a new "
                 "checkpoint the model would be lost with the old ones"
             )
+
+    def _check_save_to(
+        self, clean: Path, trainer: Trainer, ledger: Path | None
+    ) -> None:
+        if not clean.name:
+            raise SetupError(
+                f"expected save_to= to name a new file, got the folder {clean}: give "
+                f"the checkpoint a name in it, such as {clean / 'clean.ckpt'}"
+            )
+        taken = any(map(os.path.lexists, checkpoint.targets(clean)))
+        if taken and ledger is not None and trainer.is_global_zero:
+            with journal.locked(ledger):
+                pass  # that is where it is finished, or undone
+        if self.overwrite and trainer.is_global_zero:
+            replacement.finish(clean)
+        if self.requests is None or not _has_company():
+            self._check_free(clean)
+
+    def _check_free(self, clean: Path) -> None:
+        if not (self.overwrite and os.path.lexists(clean)):
+            checkpoint.check_target(clean)
 
     def check_requests(self, options: Options) -> None:
         """Raise `SetupError` unless a file of requests can be completed after a kill.
@@ -123,6 +135,12 @@ class Request:
                 f"{self.save_to} and {options.ledger}: without them nobody could tell "
                 "after a kill which requests were done"
             )
+        folder = None if self.save_to is None else receipts_folder(self.save_to)
+        if folder is not None and os.path.lexists(folder) and not _is_folder(folder):
+            raise SetupError(
+                f"expected a folder or nothing at {folder}, where the receipts of "
+                f"save_to={self.save_to} go, got a file or a link: choose another name"
+            )
 
     def nothing_pending(self, options: Options) -> bool:
         """Whether all in the file of requests is done, in a process without others.
@@ -137,7 +155,7 @@ class Request:
             UnlearningError: If the file cannot be read, or a request that was stopped
                 cannot be finished.
         """
-        if self.requests is None or any(name in os.environ for name in _RANKS):
+        if self.requests is None or _has_company():
             return False
         if options.ledger_path is not None:
             with journal.locked(options.ledger_path):
@@ -181,6 +199,8 @@ class Request:
         found = pending_rows.looked_up(
             path, dataset, drawn, record.removed, self.by, _hook(context)
         )
+        if keeps and self.save_to is not None:
+            self._check_free(self.save_to)
         pending_rows.tell(found)
         if keeps and not found.found:
             found.refusals().complete(())
@@ -252,6 +272,15 @@ def _hook(context: StageContext) -> Hook | None:
         if callable(hook):
             return hook
     return None
+
+
+def _has_company() -> bool:
+    """Whether this process may run beside others, which decide with it."""
+    return any(name in os.environ for name in _RANKS)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def file_of_requests(forget: Forget, requests: str | Path | None) -> Path | None:

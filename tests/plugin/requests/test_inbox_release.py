@@ -237,6 +237,30 @@ def test_a_header_alone_is_nothing_to_do(project, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_where_processes_may_be_beside_it_the_first_decides_in_the_run(
+    project, file, tmp_path, monkeypatch
+):
+    """As under torchrun: each process asks, and no process may return alone."""
+    _, own, callback = project
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    asked = {"requests": file, "by": "user_id", "save_to": tmp_path / "clean.ckpt"}
+    assert own.unlearn(**asked).n_forget == 120
+    assert own.unlearn(**asked) is None
+    assert callback.requests == 1
+    with file.open("a") as open_file:
+        open_file.write(f"T-new,u1,,{LATER},\n")
+    with pytest.raises(SetupError, match="save_to= to name a new file, got .*exists"):
+        own.unlearn(**asked)
+    assert own.unlearn(**asked | {"save_to": tmp_path / "b.ckpt"}).n_forget == 6
+
+
+def test_a_file_where_receipts_go_is_named_before_the_work(project, file, tmp_path):
+    (tmp_path / "clean.receipts").write_text("mine")
+    with pytest.raises(SetupError, match="a folder or nothing at .*clean.receipts"):
+        project[1].unlearn(requests=file, by="user_id", save_to=tmp_path / "clean.ckpt")
+    assert states_of_nobody(file)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
