@@ -13,7 +13,7 @@ from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.inbox import inbox
 from lightning_unlearn.certificate.inbox.answers import receipts_folder
 from lightning_unlearn.certificate.receipts import Leaf
-from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn.errors import DataError, ForgetSetError, SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.excluded import Guard
@@ -108,6 +108,12 @@ class Request:
                 f"expected save_to= to name a new file, got the folder {clean}: give "
                 f"the checkpoint a name in it, such as {clean / 'clean.ckpt'}"
             )
+        folder = receipts_folder(clean)
+        if self.requests is not None and _is_something_else(folder):
+            raise SetupError(
+                f"expected a folder or nothing at {folder}, where the receipts of "
+                f"save_to={clean} go, got a file or a link: choose another name"
+            )
         taken = any(map(os.path.lexists, checkpoint.targets(clean)))
         if taken and ledger is not None and trainer.is_global_zero:
             with journal.locked(ledger):
@@ -134,12 +140,6 @@ class Request:
                 "expected save_to= and UnlearningCallback(ledger=) with requests=, got "
                 f"{self.save_to} and {options.ledger}: without them nobody could tell "
                 "after a kill which requests were done"
-            )
-        folder = None if self.save_to is None else receipts_folder(self.save_to)
-        if folder is not None and os.path.lexists(folder) and not _is_folder(folder):
-            raise SetupError(
-                f"expected a folder or nothing at {folder}, where the receipts of "
-                f"save_to={self.save_to} go, got a file or a link: choose another name"
             )
 
     def nothing_pending(self, options: Options) -> bool:
@@ -279,8 +279,8 @@ def _has_company() -> bool:
     return any(name in os.environ for name in _RANKS)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _is_something_else(folder: Path) -> bool:
+    return os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir())
 
 
 def file_of_requests(forget: Forget, requests: str | Path | None) -> Path | None:
@@ -291,12 +291,18 @@ def file_of_requests(forget: Forget, requests: str | Path | None) -> Path | None
         requests: The file, or None.
 
     Raises:
-        SetupError: If both were passed, or neither.
+        SetupError: If both were passed.
+        ForgetSetError: If neither was.
     """
-    if (forget is None) == (requests is None):
+    if forget is None and requests is None:
+        raise ForgetSetError(
+            "expected the forget set as indices, a path, a Subset or a DataLoader over "
+            "one, or requests= with a .csv file of requests, got neither"
+        )
+    if forget is not None and requests is not None:
         raise SetupError(
             "expected what to forget, or requests= with a .csv file of requests, got "
-            + ("neither" if forget is None else "both: leave one out")
+            "both: leave one out"
         )
     if requests is None:
         return None

@@ -265,7 +265,7 @@ def test_a_file_where_receipts_go_is_named_before_the_work(project, file, tmp_pa
     ("given", "kind", "message"),
     [
         ({"forget": [1]}, SetupError, "got both: leave one out"),
-        ({"requests": None}, SetupError, "got neither"),
+        ({"requests": None}, ForgetSetError, "got neither"),
         ({"save_to": None}, SetupError, "save_to= and UnlearningCallback.ledger="),
         ({"by": None}, SetupError, "expected by= with the persons in"),
         ({"by": "customer"}, ForgetSetError, "attribute 'customer' of"),
