@@ -216,8 +216,8 @@ class _Lookup:
             found = set(self.places.get(person, ()))
         if not found:
             raise ForgetSetError(
-                "expected a person that occurs in the training data, got another: not "
-                "trained on, or written differently (case and spaces count)"
+                "expected a person that occurs in the training data, got one that does "
+                "not: never trained on, or written differently (case and spaces count)"
             )
         if outside := [i for i in found if not 0 <= i < self.n]:
             raise _outside(outside[0], self.n)
