@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.files import prepared_file, solve_file, stale_checkpoints
@@ -86,15 +87,29 @@ class Execution:
         ):
             display.stage("reading")
             share_record(context)
-            with context.strategy.gathered(context.module):
-                solved = self._solve(display)
-            seconds = time.perf_counter() - start + solved.plan.seconds_before
-            display.stage("writing")
-            deleted = self._commit(solved)
-            # The model has moved: nothing may raise any more.
-            decided, matvecs = solved.decided, solved.solution.matvecs
-            display.finish(decided.certificate, matvecs, seconds)
-            return self._result(solved, display, seconds, deleted)
+            with self.request.opened(context) as request:
+                return replace(self, request=request)._run(display, start)
+
+    def _run(self, display: Display, start: float) -> UnlearningResult:
+        context = self.context
+        with context.strategy.gathered(context.module):
+            solved = self._solve(display)
+        seconds = time.perf_counter() - start + solved.plan.seconds_before
+        display.stage("writing")
+        answers = self._answers(solved.decided)
+        deleted = self._commit(solved, answers)
+        # The model has moved: nothing may raise any more.
+        decided, matvecs = solved.decided, solved.solution.matvecs
+        display.finish(decided.certificate, matvecs, seconds)
+        result = self._result(solved, display, seconds, deleted)
+        return replace(result, answers=answers)
+
+    def _answers(self, decided: Decided) -> Answers | None:
+        """What becomes of the requests in a file, if there is one."""
+        pending, clean = self.request.pending, self.request.save_to
+        if pending is None or clean is None:
+            return None
+        return pending.answers(decided.certificate, clean, decided.leaves)
 
     def _solve(self, display: Display) -> _Solved:
         context, request = self.context, self.request
@@ -144,13 +159,19 @@ class Execution:
         refuse_loud_noise(plan)
         return with_ways_checked(context, plan, state), state
 
-    def _commit(self, solved: _Solved) -> tuple[str, ...]:
+    def _commit(self, solved: _Solved, answers: Answers | None) -> tuple[str, ...]:
         """Move the weights; the old checkpoints that were deleted after it."""
         plan, decided, context = solved.plan, solved.decided, self.context
         clean = self.request.save_to
         began = context.callback.record
         commit(
-            plan, decided, context.callback, clean, solved.kept, self.request.overwrite
+            plan,
+            decided,
+            context.callback,
+            clean,
+            solved.kept,
+            self.request.overwrite,
+            answers,
         )
         deleted = ()
         if self.request.delete_stale and clean is not None:

@@ -8,10 +8,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
-from lightning_unlearn.errors import DataError, ModelError
+from lightning_unlearn.errors import ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee
-from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
@@ -28,7 +27,7 @@ from lightning_unlearn.plugin.plan.which_guarantee import (
 )
 from lightning_unlearn.plugin.plan.which_plan import plan_for
 from lightning_unlearn.plugin.request.request import Request
-from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.stage import StageContext, drawn_in_training
 from lightning_unlearn.plugin.run import guests
 from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.training.other_callbacks import check_others
@@ -196,23 +195,6 @@ def check_newest_known(
         here = "a request in this process"
         files.append(Known(here, Standing.LATER, named=True, forgotten=since))
     check_newest(files, record, chosen)
-
-
-def drawn_in_training(context: StageContext) -> list[int]:
-    """Positions the training could draw: of its record, else of this loader.
-
-    Raises:
-        DataError: If that is not known.
-    """
-    record, loader = context.callback.record, context.loader
-    if record.n_train is None:
-        drawn = drawn_positions(loader)
-    elif record.drawn_problem is not None:
-        raise DataError(record.drawn_problem)
-    else:
-        drawn = record.drawn
-    every = range(len(loader.dataset))  # type: ignore[arg-type]
-    return list(every if drawn is None else drawn)
 
 
 def _scope(
