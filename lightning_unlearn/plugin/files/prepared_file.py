@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
 from lightning_unlearn._base.files import check_writable
@@ -21,13 +20,13 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.step.head.capture import check_rows
-from lightning_unlearn.step.head.factor import Factor
 from lightning_unlearn.step.head.prepared_head import PreparedHead
-from lightning_unlearn.step.head.quadratic.gram import Gram, check_limbs
-from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.head.rows.gathering import gathered
-from lightning_unlearn.step.network.prepared_network import PreparedNetwork
-from lightning_unlearn.step.network.spectrum import Ends
+from lightning_unlearn.step.head.stored_head import head_from
+from lightning_unlearn.step.network.prepared_network import (
+    PreparedNetwork,
+    network_from,
+)
 from lightning_unlearn.step.step import places
 from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.environment import changes, environment
@@ -68,7 +67,7 @@ class BoundState:
     @property
     def nbytes(self) -> int:
         """Size of its tensors."""
-        return sum(t.nbytes for t in _tensors(self.state).values())
+        return sum(t.nbytes for t in self.state.tensors.values())
 
     def fits(self, plan: Plan) -> bool:
         """Whether it is true of this request's model, and of use for its samples."""
@@ -194,30 +193,6 @@ def made_from(plan: Plan) -> str:
     )
 
 
-def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
-    if isinstance(state, PreparedHead):
-        found = {
-            "features": state.rows.features,
-            "targets": state.rows.targets,
-            "weights": state.rows.weights,
-            "positions": state.positions,
-            "block": torch.tensor(state.block),
-            "start": state.start,
-            "gradient": state.gradient,
-            "factor": None if state.factor is None else state.factor.inverse,
-            "gram": None if state.gram is None else state.gram.limbs,
-            "gram_counts": None if state.gram is None else state.gram.counts,
-        }
-    else:
-        found = {
-            "positions": state.positions,
-            "gradient": state.gradient,
-            "importance": state.importance,
-            "ends": torch.tensor(state.ends, dtype=torch.float64),
-        }
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-
 def whole(plan: HeadPlan, bound: BoundState) -> BoundState | None:
     """The rows of all processes, bound together; the first process has them, only.
 
@@ -292,7 +267,7 @@ def write(path: Path, bound: BoundState) -> None:
     if bound.data is not None:
         text["data"] = bound.data
     try:
-        _FILE.write(path, text, _tensors(bound.state))
+        _FILE.write(path, text, bound.state.tensors)
     except OSError as problem:
         raise SetupError(
             f"expected room for {bound.nbytes / 2**20:,.0f} MiB at prepared={path}, "
@@ -320,7 +295,8 @@ def read(path: Path) -> BoundState:
         made_in = strict_object(text.get("environment", "{}"), DataError, "its head")
         if not all(isinstance(value, str) for value in made_in.values()):
             raise DataError("its environment is not in words")
-        state = _state(tensors)
+        head = "features" in tensors
+        state = head_from(tensors) if head else network_from(tensors)
     except Exception as problem:  # whatever a damaged or forged file provokes
         raise DataError(
             f"expected prepared state in {path}, got something else ({problem!s:.300}):"
@@ -333,78 +309,3 @@ def read(path: Path) -> BoundState:
         data=text.get("data"),
         environment=made_in,
     )
-
-
-def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
-    found = tensors.get
-    positions, gradient = tensors["positions"], found("gradient")
-    for name, tensor in tensors.items():
-        parts = tensor.flatten().split(_CHUNK**2)
-        if not all(bool(part.isfinite().all()) for part in parts):
-            raise DataError(f"its {name} is not finite")
-    n, p = len(positions), 0 if gradient is None else gradient.numel()
-    _check("positions", positions, torch.int64, (n,))
-    if not bool((positions.diff() > 0).all()):
-        raise DataError("its positions are not increasing")
-    if gradient is not None:
-        _check("gradient", gradient, torch.float64, (p,))
-    if "features" not in tensors:
-        if gradient is None:
-            raise DataError("it has no gradient")
-        importance, ends = found("importance"), tensors["ends"]
-        if importance is not None:
-            _check("importance", importance, torch.float64, (n,))
-        _check("ends", ends, torch.float64, (4,))
-        return PreparedNetwork(
-            positions=positions,
-            gradient=gradient,
-            importance=importance,
-            ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
-        )
-    features, targets = tensors["features"], tensors["targets"]
-    block = tensors["block"]
-    _check("block", block, torch.int64, ())
-    if not int(block) >= 1:
-        raise DataError(f"its block is {int(block)}")
-    start, inverse = found("start"), found("factor")
-    if start is not None:
-        _check("start", start, torch.float64, (p,))
-    if inverse is not None:
-        _check("factor", inverse, torch.float32, (p, p))
-    if features.dim() != 2 or len(features) != n or len(targets) != n:
-        raise DataError(f"it does not have {n} rows of features and targets")
-    weights = found("weights")
-    if weights is not None and not (
-        weights.dim() == 2 and len(weights) == n and bool((weights >= 0).all())
-    ):
-        raise DataError(f"it does not have {n} weights >= 0")
-    return PreparedHead(
-        rows=FeatureData(features, targets, weights),
-        positions=positions,
-        block=int(block),
-        start=start,
-        gradient=gradient,
-        factor=None if inverse is None else Factor(inverse),
-        n=n,
-        gram=None if "gram" not in tensors else _gram(tensors),
-    )
-
-
-def _gram(tensors: dict[str, Tensor]) -> Gram:
-    limbs, counts = tensors["gram"], tensors["gram_counts"]
-    (n, d), K = tensors["features"].shape, tensors["targets"].shape[-1]
-    bias = limbs.dim() == 3 and limbs.shape[2] == d + 2
-    wrong = check_limbs(limbs, counts, d + bias, K, n)
-    if wrong:
-        raise DataError(wrong)
-    return Gram(limbs=limbs, counts=counts, bias=bias)
-
-
-def _check(
-    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape:
-        raise DataError(
-            f"its {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype} "
-            f"of {shape}"
-        )

@@ -64,6 +64,23 @@ class PreparedHead:
     gram: Gram | None = None
     passes: float = 0.0
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name; `stored_head.head_from` makes it of them again."""
+        found = {
+            "features": self.rows.features,
+            "targets": self.rows.targets,
+            "weights": self.rows.weights,
+            "positions": self.positions,
+            "block": torch.tensor(self.block),
+            "start": self.start,
+            "gradient": self.gradient,
+            "factor": None if self.factor is None else self.factor.inverse,
+            "gram": None if self.gram is None else self.gram.limbs,
+            "gram_counts": None if self.gram is None else self.gram.counts,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     @staticmethod
     def nothing(block: int) -> "PreparedHead":
         """What is known before a sample was read."""
