@@ -38,19 +38,22 @@ def usable(context: StageContext, plan: Plan) -> BoundState | None:
         )
         return None
     if not _all_say(plan, lambda: state.fits(plan)):
-        rank_zero_warn(
-            "what was prepared is of another model, l2, scope or set of samples than "
-            "this request's: it is not used; call lightning_unlearn.prepare again"
-        )
+        if state.asked:
+            rank_zero_warn(
+                "what was prepared is of another model, l2, scope or set of samples "
+                "than this request's: it is not used; call lightning_unlearn.prepare "
+                "again"
+            )
         return None
     elsewhere = processes.first(lambda: state.elsewhere(plan))
     if not _all_say(plan, lambda: not state.elsewhere(plan)):
         # Its rows have other last bits than those of this place.
-        rank_zero_warn(
-            "what was prepared was computed in another environment "
-            f"({elsewhere or 'of another process'}): it is not used, and all samples "
-            "are read again"
-        )
+        if state.asked:
+            rank_zero_warn(
+                "what was prepared was computed in another environment "
+                f"({elsewhere or 'of another process'}): it is not used, and all "
+                "samples are read again"
+            )
         return None
     if state.asked:
         with processes.together(), isolate_rng(), quiet(plan.module, restore=True):
