@@ -94,8 +94,8 @@ def minimise(
             needed. It cannot change the claim: the loop ends only at the tolerance.
         proxy_samples: Of the default solver; for a forecast on a part of the data,
             what the whole will use.
-        start: The gradient at w0 if it is known, for the first step: it saves a pass
-            and proves nothing.
+        start: The gradient at w0 if it is known, as it is near the optimum: it saves a
+            pass and a step, and proves nothing.
         factor: Solves with a matrix near the Hessian at w0 without products; it is
             used as long as it halves the gradient, then as a preconditioner.
         refactor: Makes such a factor where curvature is taken, or None if there is
@@ -120,22 +120,20 @@ def minimise(
             InnerSolve(solver, proxy_samples, at_start, tolerance),
         )
 
-    at, stored = Iterate(objective, w0), StoredFactor(factor, start)
+    at, stored = Iterate(objective, w0, start), StoredFactor(factor)
     observer.stage("gradient")
     state = observer.start()
     if state is not None:
         at.go_on_from(state, max_steps)
         stored.works = False
     try:
-        if state is None:
-            stored.leap(at)
         _descend(at, directions(stored), tolerance, max_steps, observer)
     except (GuaranteeError, SolverError):
         if not bool(w0.any()):
             raise
         again = Iterate(objective, torch.zeros_like(w0))
         again.passes, before = at.passes, at.steps
-        at, nothing = again, StoredFactor(None, None)
+        at, nothing = again, StoredFactor(None)
         _descend(at, directions(nothing), tolerance, max_steps, observer)
         at.steps += before
     return Step(
@@ -161,7 +159,7 @@ def _descend(
     observer: Observer,
 ) -> None:
     """Go on until the tolerance is proved."""
-    if not at.evaluated:
+    if not at.known:
         at.evaluate()
     if not math.isfinite(at.norm):
         raise SolverError(
@@ -182,7 +180,7 @@ def _descend(
 
 
 def _check_worthwhile(at: Iterate, tolerance: float, max_steps: int) -> None:
-    if at.exact and not at.rounding < max(tolerance, at.norm / 10):
+    if at.sharp and not at.rounding < max(tolerance, at.norm / 10):
         raise GuaranteeError(
             f"expected a tolerance above the rounding error of float64 sums, "
             f"{at.rounding:.3g}, got tolerance={tolerance:.3g}: raise the tolerance"
