@@ -16,7 +16,6 @@ from lightning_unlearn.solvers.observer import NOBODY, Observer, watched
 from lightning_unlearn.weights.scope import Vector
 
 _ROOM = 1 << 28  # bytes of directions that are kept in the inner solve
-_WORTH, _MORE = 0.6, 4.0  # passes of an inner solve; samples may grow so many times
 _BEGIN = 16  # of them that are made room for at first
 
 
@@ -61,7 +60,7 @@ class FlexibleCG:
 
     def solve(self, A: Operator, b: Vector, observer: Observer = NOBODY) -> Solution:
         """Solve A x = b from x = 0, with one more product for the residual."""
-        inner = _Inner(self, A, observer)
+        inner = ProxySolve(self, A, observer)
         if inner.proxy is None:
             return CG(self.rtol, self.max_steps).solve(A, b, observer)
         found = solve_preconditioned(
@@ -82,7 +81,7 @@ class FlexibleCG:
         )
 
 
-class _Inner:
+class ProxySolve:
     """A few steps of conjugate gradients with the proxy.
 
     Right-hand sides that follow each other are near each other. So directions of
@@ -93,26 +92,20 @@ class _Inner:
 
     def __init__(self, solver: FlexibleCG, A: Operator, observer: Observer) -> None:
         self.solver, self.A, self.observer = solver, A, observer
-        self.spent, self.fresh = 0.0, True
-        self._draw(min(solver.samples, A.n // solver.share))
-
-    def _draw(self, samples: int) -> None:
-        generator = torch.Generator().manual_seed(self.solver.seed)
-        self.proxy, self.samples = proxy_of(self.A, samples, generator), samples
-        self.cost, self._kept, self.inverse = samples / self.A.n, None, None
+        self.spent = 0.0
+        self.samples = min(solver.samples, A.n // solver.share)
+        generator = torch.Generator().manual_seed(solver.seed)
+        self.proxy = proxy_of(A, self.samples, generator)
+        self.cost, self.inverse = self.samples / A.n, None
         if isinstance(self.proxy, Preconditioned):
             self.cost, self.inverse = self.proxy.cost, self.proxy.inverse
-            self.spent += self.proxy.built
+            self.spent = self.proxy.built
+        self._kept: _Conjugate | None = None
 
     def __call__(self, b: Vector) -> Vector:
+        """An approximation of A^-1 b."""
         x, taken = self._solve(b)
         self.spent += taken * self.cost
-        if self.fresh and self.inverse is not None:
-            # So few steps that more samples are worth their while.
-            more = min(_WORTH / (max(taken, 1) * self.cost), _MORE)
-            if more > 1.5:
-                self._draw(int(more * self.samples))
-        self.fresh = False
         return x if bool(x.any()) else b
 
     def _solve(self, b: Vector) -> tuple[Vector, int]:

@@ -150,7 +150,8 @@ def seconds(
 def _timed(plan: Plan, n: int) -> float:
     stride = max(1, len(plan.retained) // n)  # spread over the data, not its start
     start = time.perf_counter()
-    proxy = proxy_rows(len(plan.retained))
+    outputs = plan.head.out_features if isinstance(plan, HeadPlan) else 1
+    proxy = proxy_rows(len(plan.retained), outputs)
     plan.step(plan.retained[::stride][:n], proxy_samples=proxy)
     return time.perf_counter() - start
 

@@ -21,7 +21,7 @@ from lightning_unlearn.step.head.drawn_rows import (
     rough_inverse,
     spread,
 )
-from lightning_unlearn.step.head.links import LINKS, LogitHessian
+from lightning_unlearn.step.head.links import LogitHessian
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.processes import ALONE, Processes
 from lightning_unlearn.weights.scope import Vector, plain_dot
@@ -111,15 +111,6 @@ class ConvexObjective:
     def is_rough(self) -> bool:
         """Whether `rough_gradient` is cheaper than `gradient`."""
         return self.data.features.dtype != torch.float64
-
-    @property
-    def rows_to_span(self) -> int:
-        """Rows whose Hessians together can have full rank: each has one of K at most.
-
-        That of a softmax has one less: adding a constant to all logits changes nothing.
-        """
-        softmax = self.K > 1 and self.link is LINKS["cross_entropy"]
-        return -(-self.size // (self.K - softmax))
 
     def _chunks(self) -> Iterator[FeatureData]:
         """The rows in float64, a chunk at a time; kept if all of them fit."""

@@ -11,14 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from lightning_unlearn.guarantee.proofs import is_stationary
-from lightning_unlearn.solvers.base import (
-    Damped,
-    Preconditioned,
-    Solution,
-    Solver,
-    Status,
-    proxy_of,
-)
+from lightning_unlearn.solvers.base import Damped, Solution, Solver, Status
 from lightning_unlearn.solvers.cg import solve_preconditioned
 from lightning_unlearn.solvers.flexible import FlexibleCG
 from lightning_unlearn.solvers.observer import (
@@ -34,16 +27,17 @@ from lightning_unlearn.weights.scope import Vector
 _SHORTER = 0.5  # what a direction of a factor must make of the gradient
 _PATIENCE = 20  # products with a stored factor as the preconditioner
 # Measured on MNIST pixels, 64 features of CIFAR-100 with 100 classes, and 768 with 200.
-_SHARE = 16  # one of so many rows makes the proxy: a step of it costs that of a pass
+_SHARE, _MOST = 16, 4  # one row of so many makes the proxy, and at most
+_PER_OUTPUT = 50  # rows at least, where there are many outputs
 _INNER_STEPS, _INNER_RTOL = 30, 0.15
 _LOOSEST = 0.3  # rtol of an inner solve: a part of the rows gives it
 _NEAR = 0.02  # rtol of the first near the optimum: what is not linear leaves half of it
 _AIM = 0.7  # of the tolerance, where an inner solve is to be the last
 
 
-def proxy_rows(n: int) -> int:
+def proxy_rows(n: int, outputs: int) -> int:
     """Rows of the proxy of n rows."""
-    return max(1, n // _SHARE)
+    return max(1, n // _SHARE, min(n // _MOST, _PER_OUTPUT * outputs))
 
 
 @runtime_checkable
@@ -60,6 +54,7 @@ class StronglyConvexObjective(Protocol):
     """A strongly convex F that can be evaluated anywhere (`ConvexObjective`)."""
 
     l2: float
+    K: int
 
     @property
     def feature_norm(self) -> float:
@@ -304,10 +299,10 @@ class InnerSolve:
         last = rtol * at.norm <= self.tolerance
         at.before, at.near = at.norm, False
         inner = self._by_factor(at, rtol)
-        if inner is None and rtol >= _LOOSEST:
-            inner = self._by_proxy(at)
         if inner is None:
-            solver = self.solver or self._default(at, rtol)
+            solver = self.solver or by_products(
+                at.objective.n, rtol, self.proxy_samples
+            )
             inner = solver.solve(Damped(at.objective, 0.0), at.gradient, NOBODY)
             at.passes += inner.matvecs
         at.method = f"Newton by {inner.method}"
@@ -330,38 +325,19 @@ class InnerSolve:
             inner = self.stored.factor = None
         return inner
 
-    def _by_proxy(self, at: Iterate) -> Solution | None:
-        """What a part of the rows says: enough where F is far from a quadratic."""
-        if self.solver is not None:
-            return None
-        generator = torch.Generator().manual_seed(0)
-        near = proxy_of(Damped(at.objective, 0.0), self._samples(at), generator)
-        if not isinstance(near, Preconditioned):
-            return None
-        inner = solve_preconditioned(
-            near,
-            at.gradient,
-            near.inverse,
-            rtol=_INNER_RTOL,
-            max_steps=_INNER_STEPS,
-            method="conjugate gradients on samples drawn by their curvature",
-            check=False,
-        )
-        at.passes += near.built + inner.matvecs * near.cost
-        return inner
 
-    def _samples(self, at: Iterate) -> int:
-        return self.proxy_samples or proxy_rows(at.objective.n)
-
-    def _default(self, at: Iterate, rtol: float) -> Solver:
-        return FlexibleCG(
-            rtol=rtol,
-            inner_steps=_INNER_STEPS,
-            inner_rtol=_INNER_RTOL,
-            samples=self._samples(at),
-            share=1,
-            check=False,
-        )
+def by_products(
+    objective: StronglyConvexObjective, rtol: float, proxy_samples: int | None
+) -> FlexibleCG:
+    """The default solver of a Newton system."""
+    return FlexibleCG(
+        rtol=rtol,
+        inner_steps=_INNER_STEPS,
+        inner_rtol=_INNER_RTOL,
+        samples=proxy_samples or proxy_rows(objective.n, objective.K),
+        share=1,
+        check=False,
+    )
 
 
 def _forcing(at: Iterate, tolerance: float) -> float:

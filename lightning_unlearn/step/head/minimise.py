@@ -21,6 +21,7 @@ from lightning_unlearn.step.head.descent import (
     StoredFactor,
     StronglyConvexObjective,
 )
+from lightning_unlearn.step.head.proxy_steps import ProxySteps
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.scope import Vector
 
@@ -117,6 +118,7 @@ def minimise(
         return (
             at_start,
             FreshFactor(None if solver is not None else refactor, at_start),
+            *([] if solver else [ProxySteps(proxy_samples, tolerance)]),
             InnerSolve(solver, proxy_samples, at_start, tolerance),
         )
 

@@ -120,19 +120,6 @@ def test_curvature_is_kept_where_it_was_taken(loss, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("loss", LINKS)
-def test_so_many_rows_span_the_weights(loss):
-    head, *_ = problem(loss)
-    X, y = data_for(loss, n=8)
-    objective = ConvexObjective(head, FeatureData(X, y), 1e-9)
-    rows = objective.rows_to_span
-    assert rows == 7 if loss != "cross_entropy" else 11
-    few = ConvexObjective(head, FeatureData(X[: rows - 1], y[: rows - 1]), 1e-9)
-    few.set_hessian_at(torch.randn(21, dtype=torch.float64))
-    H = torch.stack([few.hvp(e) for e in torch.eye(21).double()])
-    assert int(torch.linalg.matrix_rank(H, rtol=1e-7)) < 21
-
-
 def test_the_regulariser_covers_the_bias():
     # Without it the softmax head is not strongly convex: adding a constant to all
     # biases changes no probability.
