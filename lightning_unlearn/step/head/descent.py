@@ -300,9 +300,7 @@ class InnerSolve:
         at.before, at.near = at.norm, False
         inner = self._by_factor(at, rtol)
         if inner is None:
-            solver = self.solver or by_products(
-                at.objective.n, rtol, self.proxy_samples
-            )
+            solver = self.solver or by_products(at.objective, rtol, self.proxy_samples)
             inner = solver.solve(Damped(at.objective, 0.0), at.gradient, NOBODY)
             at.passes += inner.matvecs
         at.method = f"Newton by {inner.method}"
