@@ -118,7 +118,7 @@ def minimise(
         return (
             at_start,
             FreshFactor(None if solver is not None else refactor, at_start),
-            *([] if solver else [ProxySteps(proxy_samples, tolerance)]),
+            *([] if solver else [ProxySteps(proxy_samples, at_start, tolerance)]),
             InnerSolve(solver, proxy_samples, at_start, tolerance),
         )
 

@@ -3,7 +3,7 @@
 from lightning_unlearn.solvers.base import Damped, Preconditioned
 from lightning_unlearn.solvers.flexible import ProxySolve
 from lightning_unlearn.solvers.observer import NOBODY
-from lightning_unlearn.step.head.descent import Iterate, by_products
+from lightning_unlearn.step.head.descent import Iterate, StoredFactor, by_products
 from lightning_unlearn.weights.scope import Vector
 
 _SLOW = 0.55  # of the gradient's norm, left by a step: curvature is taken anew
@@ -23,18 +23,25 @@ class ProxySteps:
 
     Args:
         proxy_samples: Rows of the proxy, or None for its own choice.
+        stored: Its factor goes before, while there is one.
         tolerance: tau.
     """
 
-    def __init__(self, proxy_samples: int | None, tolerance: float) -> None:
+    def __init__(
+        self, proxy_samples: int | None, stored: StoredFactor, tolerance: float
+    ) -> None:
         self.proxy_samples, self.tolerance = proxy_samples, tolerance
+        self.stored = stored
+        self.close = False  # started near the optimum: curvature hardly changes
         self.near: ProxySolve | None = None
         self.pairs: list[tuple[Vector, Vector, float]] = []
         self.ended, self.slow, self.left, self.since = False, 0, 1.0, 0.0
 
     def go(self, at: Iterate) -> bool:
         """See `Direction`."""
-        if self.ended or at.steps > _STEPS or not self._draw(at):
+        if self.ended or self.stored.factor is not None or at.steps > _STEPS:
+            return False
+        if not self._draw(at):
             return False
         fresh = not self.pairs
         w, gradient, norm = at.w, at.gradient, at.norm
@@ -45,13 +52,14 @@ class ProxySteps:
                 return self.go(at)
             self.ended = not at.sharpen()
             return not self.ended
+        self.close = self.close or at.near
         at.before, at.near = norm, False
         at.method = "limited-memory BFGS from samples drawn by their curvature"
         self.left = at.norm / norm
         self._learn(at.w - w, at.gradient - gradient)
         self.slow = self.slow + 1 if self.left > _SLOW else 0
         stale = self.slow > 1 or at.norm > _STALE * self.since
-        if self.slow and stale:
+        if self.slow and stale and not self.close:
             self.near = None
         self.ended = self.slow >= _SLOW_STEPS
         return True
