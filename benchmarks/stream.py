@@ -397,18 +397,16 @@ def _figure(found) -> None:
         1, len(found), figsize=(4 * len(found), 3.6), squeeze=False
     )
     for axis, (case, seen) in zip(axes[0], found.items(), strict=True):
-        wall = [one["wall"] for one in seen["requests"]]
-        own = [one["seconds"] for one in seen["requests"]]
-        number = range(1, len(wall) + 1)
-        axis.semilogy(number, wall, "o-", color="#4477aa", label="whole process")
-        axis.semilogy(number, own, "o:", color="#66ccee", label="request itself")
-        axis.axhline(
-            seen["retrain"]["wall"], color="#ee6677", label="retrained, whole process"
-        )
+        cpu = [one["cpu"] for one in seen["requests"]]
+        idle = min(one["cpu"] for one in seen["idle"])
+        number, anew = range(1, len(cpu) + 1), seen["retrain"]["cpu"]
+        axis.semilogy(number, cpu, "o-", color="#4477aa", label="request, CPU")
+        axis.axhline(anew, color="#ee6677", label="retrained, CPU")
+        axis.axhline(idle, color="#ccbb44", label="a process that does nothing, CPU")
         for way, style in (("lbfgs", "--"), ("newton-cg", ":")):
             if way in seen["sklearn"]:
                 alone = seen["sklearn"][way]["seconds"]
-                label = f"scikit-learn {way}, solve alone"
+                label = f"scikit-learn {way}, solve alone, wall"
                 axis.axhline(alone, color="#888888", linestyle=style, label=label)
         axis.set_title(TITLES[case], fontsize=9)
         axis.set_xlabel("request")

@@ -230,7 +230,7 @@ def test_numbers_that_vanish_beside_a_row_s_largest_are_zero():
     rows = net.body(X.float()).detach()
     assert torch.equal(data.features[:, [0, 4]], rows[:, [0, 4]])
     assert torch.equal(data.features[:, 1], rows[:, 1] * 1e-20)  # it stays
-    assert not data.features[:, 2:4].any()  # subnormal products take 20 times longer
+    assert not data.features[:, 2:4].any()  # subnormal products are slow
 
 
 @pytest.mark.parametrize(
