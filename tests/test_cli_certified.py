@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_unlearn import CertifiedClassifier
+from lightning_unlearn import CertifiedClassifier, PublicBackbone
 from lightning_unlearn.cli import LightningCLI
 from tests.helpers.lightning import LightningDataModule, pl
 from tests.plugin.helpers.publics import held_out, private, split
@@ -72,10 +72,16 @@ def config(**init):
     }  # fmt: skip
 
 
-def run(*arguments):
-    return LightningCLI(
-        CertifiedClassifier, Private, args=list(arguments), save_config_callback=None
-    )
+class Own(CertifiedClassifier):
+    """A project's own class, which makes the backbone and names the classes."""
+
+    def __init__(self, hidden: int, l2: float = 1e-3):
+        backbone = PublicBackbone(Net(hidden), taps=["2", "3"], public_data=Public())
+        super().__init__(backbone, 5, l2=l2)
+
+
+def run(*arguments, model=CertifiedClassifier):
+    return LightningCLI(model, Private, args=list(arguments), save_config_callback=None)
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
@@ -97,3 +103,17 @@ def test_fit_and_unlearn_from_a_configuration(tmp_path, capsys, monkeypatch):
     assert part["note"].startswith("Net read at 2, 3")
     after = run("validate", "--config", "config.yaml", "--ckpt_path", "clean.ckpt")
     assert after.trainer.callback_metrics["val_acc"] > 0.8
+
+
+def test_a_class_of_the_project_s_own_with_arguments_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    described = {**config(), "model": {"hidden": 16, "l2": 3e-3}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
+    fit = run("fit", "--config", "config.yaml", model=Own)
+    assert (fit.model.l2, fit.model.hparams["l2"]) == (3e-3, 3e-3)
+    run(
+        "unlearn", "--config", "config.yaml", "--ckpt_path", "run.ckpt",
+        "--forget", "[1, 2, 3]", "--save_to", "clean.ckpt", model=Own,
+    )  # fmt: skip
+    again = Own.load_from_checkpoint("clean.ckpt", hidden=16)
+    assert again.l2 == 3e-3

@@ -95,6 +95,25 @@ def test_requests_in_fresh_processes_read_the_rows_once(kind, tmp_path):
     assert oct(os.stat("rows.store").st_mode & 0o777) == "0o600"
 
 
+def test_the_look_at_a_store_leaves_out_the_ends(tmp_path, monkeypatch):
+    dataset, seen, real = digits(640), [], prepared_file.check_rows
+    _, first, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    first.save_checkpoint("0.ckpt")
+    prepare(first)
+    block = prepared_file.read(tmp_path / "rows.store").state.block
+
+    def look(loss, head, batches, rows):
+        seen.extend(batches.indices)
+        real(loss, head, batches, rows)
+
+    monkeypatch.setattr(prepared_file, "check_rows", look)
+    _, _, ask = elsewhere("0.ckpt", dataset, [3])
+    ask()
+    blocks, last = {position // block for position in seen}, 639 // block
+    assert len(blocks) == 3
+    assert 0 < min(blocks) < max(blocks) < last  # the last may hold the longest texts
+
+
 def test_the_next_request_ends_at_the_retrained_head(tmp_path):
     options = {"noise_std": 0.0, "tolerance": 1e-8}
     dataset = digits(600)
