@@ -88,9 +88,11 @@ class BoundState:
         """Raise `DataError` if the dataset holds other samples now.
 
         All are compared if they are plain tensors; else some, and of a head what some
-        blocks of them give.
+        blocks of them give, those of the samples to be forgotten among them: what is
+        taken out must be theirs, and they may have moved to another's place.
         """
-        if not _same(self.data, data_digest(plan, self.positions, self.salt)):
+        now = data_digest(plan, self.positions, self.salt)
+        if not _same(self.data, now):
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
                 "now: call lightning_unlearn.prepare(trainer) again, or delete the "
@@ -101,6 +103,8 @@ class BoundState:
             return
         blocks = sorted({position // state.block for position in self.positions})
         some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
+        if not (_of_all(self.data) and _of_all(now)):
+            some |= {position // state.block for position in plan.chosen}
         known = [p for p in self.positions if p // state.block in some]
         with passes(plan.module, plan.scope, plan.dtype):
             batches = plan.batches(plan.loader, known, by_position=True, alone=True)
@@ -164,6 +168,11 @@ def _same(before: str | None, now: str | None) -> bool:
     if before is None or now is None:
         return before is now
     return all(a == b for a, b in zip(before.split(), now.split(), strict=False))
+
+
+def _of_all(digest: str | None) -> bool:
+    """Whether a digest is of every sample."""
+    return digest is not None and len(digest.split()) > 1
 
 
 def made_from(plan: Plan) -> str:

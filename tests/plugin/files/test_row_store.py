@@ -247,3 +247,59 @@ def test_a_kill_leaves_a_usable_store_or_none(tmp_path):
         assert case["store_after"] == ([117, False] if made else [118, False]), case
         assert not case["hidden"], case
     assert {case["store"][0] for case in cases} == {118, 120}
+
+
+class Ordered(Plain):
+    """Samples in an order that files on a disk may have."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.order = list(range(len(data)))
+
+    def __getitem__(self, i):
+        return super().__getitem__(self.order[i])
+
+    def rename(self):
+        """A sample goes some places up: none that is compared stands between."""
+        self.order.insert(200, self.order.pop(180))
+
+
+def test_a_forgotten_sample_that_stands_elsewhere_now_is_noticed(tmp_path):
+    dataset = Ordered(digits(1797))
+    net, own, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    own.unlearn([1], save_to="1.ckpt")
+    dataset.rename()  # 191 was 192, which is of the next block
+    with torch.no_grad():
+        row = net.backbone(dataset[191][0][None]).numpy().tobytes()
+    _, _, ask = elsewhere("1.ckpt", dataset, [191], "2.ckpt")
+    with pytest.raises(DataError, match="the samples that were prepared, got others"):
+        ask()
+    assert not Path("2.ckpt").exists()
+    Path("rows.store").unlink()
+    _, _, ask = elsewhere("1.ckpt", dataset, [191], "2.ckpt")
+    assert ask().certificate.grade is Grade.CERTIFIED
+    assert not found_in(tmp_path, [row])
+
+
+def test_in_memory_too_a_forgotten_sample_that_stands_elsewhere_is_noticed():
+    dataset = Ordered(digits(1797))
+    net, own, callback, _ = fitted(Counting(), dataset)
+    own.unlearn([1])
+    dataset.rename()
+    with pytest.warns(UserWarning, match="samples are others than at the request"):
+        own.unlearn([191])
+    with torch.no_grad():
+        row = net.backbone(dataset[191][0][None])
+    rows = callback.bound_state.state.rows.features
+    assert not bool(((rows - row).abs().amax(1) < 1e-6).any())
+
+
+def test_a_store_that_is_deleted_is_gone_from_memory_too():
+    _, own, _, dataset = fitted(Counting(), prepared="rows.store")
+    own.unlearn([1])
+    dataset.tensors[0][123] += 1
+    with pytest.raises(DataError, match="delete the file"):
+        own.unlearn([2])
+    Path("rows.store").unlink()
+    assert own.unlearn([2]).certificate.n_retain == 598
+    assert Path("rows.store").exists()
