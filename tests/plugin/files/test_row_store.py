@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_unlearn import CertifiedClassifier, UnlearningCallback, prepare
 from lightning_unlearn.errors import DataError, SetupError
@@ -303,3 +308,59 @@ def test_a_store_that_is_deleted_is_gone_from_memory_too():
     Path("rows.store").unlink()
     assert own.unlearn([2]).certificate.n_retain == 598
     assert Path("rows.store").exists()
+
+
+class Same(Plain):
+    """Gives what another dataset gives."""
+
+    def __getitem__(self, i):
+        return self.data[i]
+
+
+@pytest.mark.parametrize("relabel", [False, True])
+@pytest.mark.parametrize("kind", ["own class", "own collate"])
+def test_plain_tensors_are_all_compared_in_whatever_they_come(kind, relabel, tmp_path):
+    dataset = digits(1797)
+    _, first, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    first.unlearn([1], save_to="1.ckpt")
+    if relabel:
+        dataset.tensors[1][700] = (dataset.tensors[1][700] + 1) % 10
+    given = loader(Same(dataset) if kind == "own class" else dataset)
+    if kind == "own collate":
+        given.collate_fn = list_of_two
+    own = trainer(UnlearningCallback(prepared="rows.store"))
+
+    def ask():
+        return own.unlearn(
+            [1100], model=Counting(), train_dataloaders=given, ckpt_path="1.ckpt"
+        )
+
+    if relabel:
+        with pytest.raises(DataError, match="the samples that were prepared"):
+            ask()
+    else:
+        read, result = samples_read(ask)
+        assert result.certificate.grade is Grade.CERTIFIED
+        assert read < 1797
+
+
+def list_of_two(samples):
+    return default_collate(samples)
+
+
+def test_plain_tensors_that_change_are_noticed_when_others_are_added(tmp_path):
+    every = digits(1200)
+    old, new = (TensorDataset(*(t[a:b].clone() for t in every.tensors))
+                for a, b in ((0, 1000), (1000, 1200)))  # fmt: skip
+    net, first, _, _ = fitted(Counting(), old, prepared="rows.store")
+    prepare(first)
+    old.tensors[1][300] = (old.tensors[1][300] + 1) % 10
+    first.fit_loop.max_epochs = 3
+    first.fit(net, loader(ConcatDataset([old, new])))
+    with pytest.raises(DataError, match="the samples that were prepared"):
+        first.unlearn([1100])
+    prepare(first)
+    assert first.unlearn([1100]).certificate.grade is Grade.CERTIFIED
+    old.tensors[1][900] = (old.tensors[1][900] + 1) % 10  # they are bound anew
+    with pytest.raises(DataError, match="the samples that were prepared"):
+        first.unlearn([1101])
