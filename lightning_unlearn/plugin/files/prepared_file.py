@@ -22,7 +22,7 @@ from lightning_unlearn.plugin.data.training_data import fingerprint
 from lightning_unlearn.plugin.files.secret_file import SecretFile
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
-from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.plugin.training.outside_digests import outside_digests, settings
 from lightning_unlearn.step.head.capture import check_rows
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.head.rows.gathering import gathered
@@ -245,6 +245,7 @@ def made_from(plan: Plan) -> str:
     return canonical_digest(
         {
             "outside": outside_digests(plan.module, scope.parameters),
+            "settings": settings(plan.module, plan.loader.collate_fn),
             "scope": [
                 [name, *p.shape]
                 for name, p in zip(scope.names, scope.parameters, strict=True)

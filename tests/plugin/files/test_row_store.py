@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from array import array
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -318,16 +319,13 @@ class Same(Plain):
 
 
 @pytest.mark.parametrize("relabel", [False, True])
-@pytest.mark.parametrize("kind", ["own class", "own collate"])
-def test_plain_tensors_are_all_compared_in_whatever_they_come(kind, relabel, tmp_path):
+def test_plain_tensors_are_all_compared_in_a_class_of_their_own(relabel, tmp_path):
     dataset = digits(1797)
     _, first, _, _ = fitted(Counting(), dataset, prepared="rows.store")
     first.unlearn([1], save_to="1.ckpt")
     if relabel:
         dataset.tensors[1][700] = (dataset.tensors[1][700] + 1) % 10
-    given = loader(Same(dataset) if kind == "own class" else dataset)
-    if kind == "own collate":
-        given.collate_fn = list_of_two
+    given = loader(Same(dataset))
     own = trainer(UnlearningCallback(prepared="rows.store"))
 
     def ask():
@@ -342,10 +340,6 @@ def test_plain_tensors_are_all_compared_in_whatever_they_come(kind, relabel, tmp
         read, result = samples_read(ask)
         assert result.certificate.grade is Grade.CERTIFIED
         assert read < 1797
-
-
-def list_of_two(samples):
-    return default_collate(samples)
 
 
 def test_plain_tensors_that_change_are_noticed_when_others_are_added(tmp_path):
@@ -364,3 +358,64 @@ def test_plain_tensors_that_change_are_noticed_when_others_are_added(tmp_path):
     old.tensors[1][900] = (old.tensors[1][900] + 1) % 10  # they are bound anew
     with pytest.raises(DataError, match="the samples that were prepared"):
         first.unlearn([1101])
+
+
+class Cut(Counting):
+    """Halves what is large: where that begins is a setting."""
+
+    def __init__(self, limit=27):
+        super().__init__()
+        self.save_hyperparameters()
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1  # another process begins with 0 again
+        return super().training_step(cut(batch, self.hparams.limit), batch_idx)
+
+
+def cut(batch, limit):
+    x, y = batch
+    return torch.where(x.sum(1, keepdim=True) > limit, x / 2, x), y
+
+
+def collated(samples, limit):
+    return cut(default_collate(samples), limit)
+
+
+@pytest.mark.parametrize("where", ["module", "collate"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_settings_that_move_few_samples_are_noticed(where, moved, tmp_path):
+    dataset, own = digits(1797), UnlearningCallback(prepared="rows.store")
+
+    def made(limit):
+        net = Cut(limit) if where == "module" else Counting()
+        given = loader(dataset)
+        if where == "collate":
+            given.collate_fn = partial(collated, limit=limit)
+        return net, given
+
+    (net, given), first = made(27), trainer(own)
+    first.fit(net, given)
+    first.unlearn([1], save_to="1.ckpt")
+    (net, given), own = (
+        made(26 if moved else 27),
+        UnlearningCallback(prepared="rows.store"),
+    )
+
+    def ask():
+        return trainer(own).unlearn(
+            [191], model=net, train_dataloaders=given, ckpt_path="1.ckpt"
+        )
+
+    if moved:
+        with pytest.warns(UserWarning, match="another model.*it is not used"):
+            read, result = samples_read(ask)
+    else:
+        read, result = samples_read(ask)
+    assert result.certificate.grade is Grade.CERTIFIED
+    assert (read >= 1795) == moved
+    positions = own.bound_state.positions
+    x, _ = cut(dataset[positions], 26 if moved else 27)
+    with torch.no_grad():
+        rows = net.backbone(x)
+    torch.testing.assert_close(own.bound_state.state.rows.features, rows)
