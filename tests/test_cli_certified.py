@@ -87,7 +87,9 @@ def run(*arguments, model=CertifiedClassifier):
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_fit_and_unlearn_from_a_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(l2=3e-3)))
+    described = config(l2=3e-3)
+    described["unlearning"]["prepared"] = "rows.store"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
     fit = run("fit", "--config", "config.yaml")
     assert fit.model.l2 == 3e-3
     assert fit.trainer.callback_metrics["val_acc"] > 0.8
@@ -97,6 +99,8 @@ def test_fit_and_unlearn_from_a_configuration(tmp_path, capsys, monkeypatch):
     )  # fmt: skip
     out = capsys.readouterr().out
     assert out.startswith("CERTIFIED")
+    assert "wrote the row store, as secret as the data: " in out
+    assert "rows.store (597 samples, " in out
     written = json.loads((tmp_path / "clean.certificate.json").read_text())
     (part,) = written["public_parts"]
     assert part["name"] == "backbone"
