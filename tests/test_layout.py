@@ -73,6 +73,7 @@ ROOMS = {
 PLUGIN = (
     *("which_lightning", "lightning"),
     *("plain_state", "data", "mixin", "options", "training", "run", "excluded", "plan"),
+    "private",
     *("files", "stages", "attachment"),
     *("callback", "retrain", "request", "certified", "verbs", "sharded"),
 )
@@ -233,7 +234,7 @@ def test_a_reviewer_of_the_guarantee_reads_what_the_page_says():
         "guarantee/accounting/private_training",
     )
     total = guarantee + sum(len(FILES[p].read_text().splitlines()) for p in rest)
-    assert guarantee < 1120
+    assert guarantee < 1150
     page = (ROOT.parent / "docs/architecture.md").read_text()
     assert f"about {round(total, -2):,} lines" in page
 

@@ -20,7 +20,11 @@ from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
-from lightning_unlearn.plugin.request import ledger_entry, run_caveats
+from lightning_unlearn.plugin.request import (
+    ledger_entry,
+    private_request,
+    run_caveats,
+)
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
@@ -126,6 +130,10 @@ class Execution:
         context, request = self.context, self.request
         if request.retrained is not None:
             plan = plan_of(context, request, request.retrained)
+            check_agreement(context, plan)
+            return plan, None
+        if context.callback.record.private is not None:
+            plan = private_request.plan_of(context, request)
             check_agreement(context, plan)
             return plan, None
         plan = resolve(context, request)
