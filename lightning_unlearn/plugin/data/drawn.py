@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -34,10 +34,19 @@ class PoissonBatches:
         positions: That may be drawn, sorted.
         rate: q, the probability of each, for each batch.
         batches: Of an epoch.
+        refresh: Called before each is read: augmentation by a known seed would tell
+            how many samples were read before.
     """
 
-    def __init__(self, positions: list[int], rate: float, batches: int) -> None:
+    def __init__(
+        self,
+        positions: list[int],
+        rate: float,
+        batches: int,
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
         self.positions, self.rate, self.batches = positions, rate, batches
+        self.refresh = refresh
         self.ahead: deque[list[int]] = deque()
 
     def __len__(self) -> int:
@@ -52,6 +61,7 @@ class PoissonBatches:
             places = torch.nonzero(coins < below).flatten().tolist()
             drawn = [self.positions[i] for i in places]
             ahead.append(drawn)
+            self.refresh()
             yield drawn or self.positions[:1]
 
 

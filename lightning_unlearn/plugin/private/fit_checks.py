@@ -10,9 +10,6 @@ from torch.utils.data.sampler import SubsetRandomSampler
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.errors import DataError, ModelError, SetupError, StrategyError
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
-from lightning_unlearn.plugin.private.per_sample import rows_of
-from lightning_unlearn.plugin.run import compat, strategies
-from lightning_unlearn.plugin.run.coins import own_coins
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
     was_trained,
@@ -133,89 +130,3 @@ def _check_sampler(trainer: Trainer, loader: DataLoader) -> None:
             f"PrivateTraining, got {type(sampler).__name__}: each sample is drawn with "
             "one probability, by coins that replace the loader's sampler"
         )
-
-
-def check_monitors(trainer: Trainer) -> None:
-    """Refuse decisions made on what the training logs, which is not private.
-
-    Raises:
-        SetupError: If a callback or a schedule goes by it.
-    """
-    logged = compat.logged_in_training(trainer)
-    watched = [
-        (type(callback).__name__, getattr(callback, "monitor", None))
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-    ]
-    watched += [
-        (type(config.scheduler).__name__, config.monitor)
-        for config in trainer.lr_scheduler_configs
-        if config.reduce_on_plateau
-    ]
-    found = [f"{who} by {what!r}" for who, what in watched if what in logged]
-    if found:
-        raise SetupError(
-            "expected no decision by what the training steps log for "
-            f"PrivateTraining, got {', '.join(found)}: it is computed on private "
-            "samples without noise; monitor a metric of validation data that are no "
-            "training data"
-        )
-
-
-def check_company(
-    trainer: Trainer, loader: DataLoader, batch: Any, positions: list[int]
-) -> None:
-    """Refuse batches whose rows depend on more than the sample they are of.
-
-    Some samples are put together again, with others in their company, by the loader's
-    collate function and the module's transfer hooks: their rows must stay. Where
-    reading is repeatable, the batch must have the very rows of the drawn samples.
-
-    Args:
-        trainer: In a training step.
-        loader: Of the training.
-        batch: As the step has it.
-        positions: Of its samples.
-
-    Raises:
-        DataError: If a row changes with its company, or is another sample's.
-    """
-    dataset: Any = loader.dataset
-    few = positions[:16]
-    samples = [dataset[i] for i in few]
-    half = (len(few) + 1) // 2
-    others = [*samples[:half], *(samples[i % half] for i in range(half, len(few)))]
-    strategy = strategies.adapter(trainer)
-
-    def together(parts: list[Any], seed: int) -> list[Any]:
-        with own_coins(seed):
-            made = strategy.transfer(loader.collate_fn(parts))
-        return rows_of(made)[0]
-
-    first, again = together(samples, 1), together(others, 1)
-    if any(not _same(a[:half], b[:half]) for a, b in zip(first, again, strict=True)):
-        raise DataError(
-            "expected batches in which each row depends on one sample for "
-            "PrivateTraining, got rows that change with the others of their batch: "
-            "leave mixtures of samples (mixup, cutmix, padding to the longest) out of "
-            "collate_fn and of the transfer hooks"
-        )
-    alone = [together([sample], 2) for sample in samples]
-    rereading = [dataset[i] for i in few]
-    repeatable = all(
-        _same(a, b)
-        for a, b in zip(first, together(rereading, 3), strict=True)
-    )  # fmt: skip
-    if not repeatable:
-        return
-    for place, rows in enumerate(alone):
-        for a, b in zip(rows_of(batch)[0], rows, strict=True):
-            if not _same(a[place], b[0]):
-                raise DataError(
-                    "expected the drawn samples in the batch for PrivateTraining, got "
-                    f"another row at place {place}: something between the sampler and "
-                    "the step (a callback, another sampler, a hook) has changed it"
-                )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)

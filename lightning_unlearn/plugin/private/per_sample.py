@@ -1,9 +1,11 @@
 """The sum of clipped gradients, each a function of one sample alone."""
 
+import random
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -84,7 +86,11 @@ def clipped_sum(
     total = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in weights.items()}
     with isolate_rng(), unlogged(module):
         torch.manual_seed(secrets.randbits(63))
+        shared = secrets.randbits(32)
         for start in range(0, len(leaves[0]), chunk):
+            # One draw is for all samples that are computed at once: for all, then.
+            np.random.seed(shared)
+            random.seed(shared)
             part = [x[start : start + chunk] for x in leaves]
             found = _gradients(each, weights, part)
             _add(total, found, clip * _SHORT)

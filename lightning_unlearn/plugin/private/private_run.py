@@ -4,6 +4,8 @@ All of it happens as the last thing before the optimizer moves the weights, so t
 callback or hook comes between; and nothing else may move them.
 """
 
+import functools
+import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
+from lightning_unlearn.errors import (
+    DataError,
+    GuaranteeError,
+    ModelError,
+    SetupError,
+)
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
     capacity,
@@ -24,14 +31,24 @@ from lightning_unlearn.guarantee.accounting.private_training import (
 from lightning_unlearn.guarantee.kinds import PrivateTraining
 from lightning_unlearn.plugin.data.drawn import PoissonBatches
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
-from lightning_unlearn.plugin.private import fit_checks
+from lightning_unlearn.plugin.private import decision_checks, fit_checks
+from lightning_unlearn.plugin.private.company_checks import (
+    Leaves,
+    LossProbe,
+    StateWatch,
+    check_company,
+)
 from lightning_unlearn.plugin.private.per_sample import clipped_sum, rows_of
 from lightning_unlearn.plugin.run import compat
+from lightning_unlearn.plugin.run.coins import FreshWorker, fresh_coins
 from lightning_unlearn.plugin.training.training_record import (
     PrivateSteps,
     TrainingRecord,
 )
 from lightning_unlearn.step.noise import add_noise
+
+#: Steps that are looked at closely: the first of every epoch, and of the others some.
+_FIRST, _ONE_IN = 3, 16
 
 
 @dataclass
@@ -58,7 +75,10 @@ class PrivateRun:
     _batch: Any = None
     _positions: list[int] | None = None
     _stepped: bool = False
-    _looked: bool = False
+    _leaves: Leaves | None = None
+    _probe: LossProbe | None = None
+    _state: StateWatch | None = None
+    _settings: list[dict[str, Any]] = field(default_factory=list)
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -89,6 +109,7 @@ class PrivateRun:
         drawn = list(range(n)) if record.drawn is None else record.drawn
         if record.drawn_problem is not None:
             raise DataError(record.drawn_problem)
+        decision_checks.check_validation(trainer, loader, record)
         rate = min(1.0, size / len(drawn))
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
         if left < 1:
@@ -97,13 +118,16 @@ class PrivateRun:
         steps = cls._steps(settings, record, rate, left, names, terms)
         record.private = steps
         before = loader.batch_sampler
-        sampler = PoissonBatches(drawn, rate, len(loader))
+        sampler = PoissonBatches(drawn, rate, len(loader), fresh_coins)
         optimizer = trainer.optimizers[0]
         run = cls(trainer, module, loader, sampler, before, record, optimizer)
         object.__setattr__(loader, "batch_sampler", sampler)
+        loader.worker_init_fn = FreshWorker(loader.worker_init_fn)
         compat.restart_loader(trainer)
         run._own_step, run._patched = optimizer.step, vars(optimizer).get("step")
-        optimizer.step = run._step  # type: ignore[method-assign]
+        # With the marks by which a schedule knows the step that it has wrapped.
+        step = functools.update_wrapper(functools.partial(run._step), run._own_step)
+        optimizer.step = step  # type: ignore[method-assign]
         run._remember()
         return run
 
@@ -175,6 +199,8 @@ class PrivateRun:
                 f"each, got {rows} rows: collate_fn or a hook drops or repeats some"
             )
         self._batch, self._positions, self._stepped = batch, positions, False
+        self._leaves = Leaves(batch)
+        self._state = self._state or StateWatch(self.module)
 
     def batch_done(self) -> None:
         """It has been: with one step, and nothing moved the weights but that.
@@ -188,12 +214,14 @@ class PrivateRun:
                 "training, got none: training_step returned None, or an "
                 "optimizer_step hook left it out"
             )
-        fit_checks.check_monitors(self.trainer)
-        self._batch = self._positions = None
+        decision_checks.check_monitors(self.trainer)
+        self._batch = self._positions = self._leaves = self._probe = None
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         """In place of the optimizer's: the gradient it sees is private."""
-        loss = None
+        loss, looks = None, self._looks_closer()
+        if looks and self._batch is not None:
+            self._probe = LossProbe(self.module, self._batch)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -203,12 +231,13 @@ class PrivateRun:
                 "training, got another: each step must draw samples of its own"
             )
         self._check_untouched()
-        if not self._looked and self._positions:
-            fit_checks.check_company(
-                self.trainer, self.loader, self._batch, self._positions
-            )
-            self._looked = True
+        assert self._leaves is not None  # since `batch_started`
+        self._leaves.check()
+        if looks:
+            self._look(self._positions)
         self._make_private(self._positions)
+        if looks and self._state is not None:
+            self._state.check()
         if self._private.done >= self._private.steps:
             raise GuaranteeError(
                 f"expected at most {self._private.steps} steps, as the training began "
@@ -219,6 +248,18 @@ class PrivateRun:
         self._own_step()
         self._remember()
         return loss
+
+    def _looks_closer(self) -> bool:
+        """Whether this step is looked at closely: the first, and some by chance."""
+        first = self.trainer.fit_loop.epoch_loop.batch_idx < _FIRST
+        return first or secrets.randbelow(_ONE_IN) == 0
+
+    def _look(self, positions: list[int]) -> None:
+        """Refuse what mixes samples, in rows or in what the loss reads."""
+        if positions:
+            check_company(self.trainer, self.loader, self._batch, positions)
+        if self._probe is not None:
+            self._probe.check()
 
     def _make_private(self, positions: list[int]) -> None:
         private, named = self._private, dict(self.module.named_parameters())
@@ -249,6 +290,7 @@ class PrivateRun:
                 "expected the same trainable weights in every step of a private "
                 "training, got others: freeze and unfreeze before it, not in it"
             )
+        decision_checks.check_settings(self.trainer, self.optimizer, self._settings)
         moved = self._moved()
         if moved:
             raise ModelError(
@@ -276,7 +318,11 @@ class PrivateRun:
         ]
 
     def note_moved(self) -> None:
-        """Note in the record if something but a private step has moved the weights."""
+        """Note in the record what is not private and was seen too late to refuse."""
+        try:  # what an epoch's end logs
+            decision_checks.check_monitors(self.trainer)
+        except SetupError as problem:
+            self._private.problem = f"a decision by it: {problem}"
         moved = self._moved()
         if moved:
             self._private.problem = (
@@ -284,6 +330,7 @@ class PrivateRun:
             )
 
     def _remember(self) -> None:
+        self._settings = decision_checks.settings_of(self.optimizer)
         named = dict(self.module.named_parameters())
         self._weights = {
             name: named[name].detach().clone() for name in self._private.names
@@ -297,11 +344,18 @@ class PrivateRun:
     def end(self) -> None:
         """The training is over: loader and optimizer are as before."""
         self.note_moved()
+        early = decision_checks.stopped_early(
+            self.trainer, self._private.done, self._private.steps
+        )
+        self._private.problem = self._private.problem or early
         object.__setattr__(self.loader, "batch_sampler", self.before)
+        if isinstance(self.loader.worker_init_fn, FreshWorker):
+            self.loader.worker_init_fn = self.loader.worker_init_fn.own
         del self.optimizer.step  # type: ignore[attr-defined]
         if self._patched is not None:  # a schedule counts the steps
             self.optimizer.step = self._patched  # type: ignore[method-assign]
-        self._batch, self._weights = None, {}
+        self._batch = self._leaves = self._probe = self._state = None
+        self._weights = {}
 
     _own_step: Callable[..., Any] = field(init=False, repr=False, default=bool)
     _patched: Any = field(init=False, repr=False, default=None)
