@@ -31,6 +31,17 @@ def check_monitors(trainer: Trainer) -> None:
     Raises:
         SetupError: If a callback or a schedule goes by it.
     """
+    finders = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if "LearningRateFinder" in {kind.__name__ for kind in type(callback).__mro__}
+    ]
+    if finders:
+        raise SetupError(
+            f"expected a learning rate that is known before for PrivateTraining, got "
+            f"{finders[0]}, which looks for one by losses of the training samples: set "
+            "lr by hand, or look for it on other data"
+        )
     logged = compat.logged_in_training(trainer)
     found = [f"{who} by {what!r}" for who, what in _watched(trainer) if what in logged]
     if found:
@@ -50,6 +61,7 @@ def check_validation(
     Raises:
         SetupError: If a callback or a schedule goes by them.
     """
+    check_monitors(trainer)
     found = [f"{who} by {what!r}" for who, what in _watched(trainer)]
     if not found:
         return
@@ -93,6 +105,12 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
         }
         for group in optimizer.param_groups
     ]
+
+
+def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:
+    """What tells whether the tensors of an optimizer's state were written to."""
+    kept = [x for state in optimizer.state.values() for x in tree_leaves(state)]
+    return [(id(x), x._version) for x in kept if isinstance(x, torch.Tensor)]
 
 
 def check_settings(

@@ -7,6 +7,7 @@ callback or hook comes between; and nothing else may move them.
 import functools
 import secrets
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,7 @@ class PrivateRun:
     _probe: LossProbe | None = None
     _state: StateWatch | None = None
     _settings: list[dict[str, Any]] = field(default_factory=list)
+    _memory: list[Any] = field(default_factory=list)
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -125,9 +127,13 @@ class PrivateRun:
         loader.worker_init_fn = FreshWorker(loader.worker_init_fn)
         compat.restart_loader(trainer)
         run._own_step, run._patched = optimizer.step, vars(optimizer).get("step")
+
         # With the marks by which a schedule knows the step that it has wrapped.
-        step = functools.update_wrapper(functools.partial(run._step), run._own_step)
-        optimizer.step = step  # type: ignore[method-assign]
+        def step(_: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            return run._step(closure)
+
+        step = functools.update_wrapper(step, run._own_step)
+        optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
         run._remember()
         return run
 
@@ -297,15 +303,25 @@ class PrivateRun:
                 "expected weights that nothing moves but the private steps, got "
                 f"{', '.join(moved[:3])}, which a callback or a hook has changed"
             )
+        if decision_checks.memory_of(self.optimizer) != self._memory:
+            raise ModelError(
+                "expected an optimizer whose state (momentum) only its private steps "
+                "change, got another: a callback or a hook has written to it"
+            )
         module_of = sys.modules[Optimizer.__module__]
         pre = [
-            *getattr(self.optimizer, "_optimizer_step_pre_hooks", ()),
-            *getattr(module_of, "_global_optimizer_pre_hooks", ()),
+            hook
+            for when in ("pre", "post")
+            for hook in (
+                *getattr(self.optimizer, f"_optimizer_step_{when}_hooks", ()),
+                *getattr(module_of, f"_global_optimizer_{when}_hooks", ()),
+            )
         ]
         if pre:
             raise ModelError(
                 "expected no hook before the optimizer's step in a private training, "
-                f"got {len(pre)}: it could change the private gradient"
+                f"nor after it, got {len(pre)}: it could change the private gradient, "
+                "or the weights"
             )
 
     def _moved(self) -> list[str]:
@@ -331,6 +347,7 @@ class PrivateRun:
 
     def _remember(self) -> None:
         self._settings = decision_checks.settings_of(self.optimizer)
+        self._memory = decision_checks.memory_of(self.optimizer)
         named = dict(self.module.named_parameters())
         self._weights = {
             name: named[name].detach().clone() for name in self._private.names

@@ -316,3 +316,38 @@ def test_a_checkpoint_chosen_by_what_the_epochs_end_logs(tmp_path):
     made = fit(LogsLate(), [saves], epochs=1, enable_checkpointing=True)
     with pytest.raises(GuaranteeError, match="ModelCheckpoint by 'late'"):
         made.unlearn([3])
+
+
+class WithMomentum(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+class Writes(Callback):
+    """Adds the raw gradient to the momentum."""
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        for p in module.parameters():
+            if p in optimizer.state:
+                optimizer.state[p]["momentum_buffer"].add_(p.grad)
+
+
+class HooksAfter(Callback):
+    def on_train_start(self, trainer, module):
+        trainer.optimizers[0].register_step_post_hook(lambda *args: None)
+
+
+def test_only_private_steps_move_an_optimizer():
+    assert certified(WithMomentum())
+    with pytest.raises(ModelError, match="state .momentum. only its private steps"):
+        fit(WithMomentum(), [Writes()])
+    with pytest.raises(ModelError, match="nor after it"):
+        fit(Net(), [HooksAfter()])
+
+
+def test_a_learning_rate_found_by_private_losses():
+    class LearningRateFinder(Callback):
+        """Of its name alone: Lightning's writes a checkpoint where it runs."""
+
+    with pytest.raises(SetupError, match="LearningRateFinder.*losses of the training"):
+        fit(Net(), [LearningRateFinder()])
