@@ -14,7 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from lightning_unlearn._base.files import close_output
-from lightning_unlearn._base.text import one_line
+from lightning_unlearn._base.text import one_line, printable
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.report.page import check_path
 from lightning_unlearn.errors import ForgetSetError, SetupError, UnlearningError
 from lightning_unlearn.plugin.callback import UnlearningCallback
@@ -28,6 +29,8 @@ from lightning_unlearn.plugin.lightning import (
     Trainer,
     check_package,
 )
+from lightning_unlearn.plugin.request.request import Request, file_of_requests
+from lightning_unlearn.plugin.request.stage import callback_of
 from lightning_unlearn.plugin.retrain.retained import Retained
 from lightning_unlearn.plugin.verbs.preflight import preflight
 from lightning_unlearn.plugin.verbs.unlearn import unlearn
@@ -120,12 +123,13 @@ class LightningCLI(_LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
-            times = sum(str(a).split("=")[0] == "--forget" for a in given)
-            if times > 1:
-                parser.error(
-                    f"expected --forget once, got it {times} times: only the last "
-                    "would be forgotten; put all in one file or list"
-                )
+            for once in ("--forget", "--requests"):
+                times = sum(str(a).split("=")[0] == once for a in given)
+                if times > 1:
+                    parser.error(
+                        f"expected {once} once, got it {times} times: only the last "
+                        "would be forgotten; put all in one file or list"
+                    )
         super().parse_arguments(parser, args)
 
     def _check_group(self, group: UnlearningCallback) -> None:
@@ -138,29 +142,35 @@ class LightningCLI(_LightningCLI):
     def unlearn(
         self,
         model: LightningModule,
-        forget: str,
         save_to: str,
+        forget: str | None = None,
+        requests: str | None = None,
         report: str | None = None,
         overwrite: bool = False,
         **options: Any,
     ) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
-            if report is not None:
-                _check_report(
-                    report, save_to, overwrite
-                )  # before the work, not after it
+            asked: dict[str, Any] = {"requests": requests}
+            if forget is not None:
+                asked["forget"] = _listed(forget)
+            if report is not None and not self._is_idle(model, forget, requests):
+                # Before the work, not after it.
+                _check_report(report, save_to, overwrite)
             if options.get("how") == "retrain":
                 self._offer_training()
             result = unlearn(
                 self.trainer,
                 model=model,
-                forget=_listed(forget),
+                **asked,
                 save_to=save_to,
                 overwrite=overwrite,
                 evaluate=report is not None,
                 **options,
             )
+            if result is None:
+                _say(f"nothing to do: no request in {requests} is pending")
+                return
             clean = Path(save_to)
             written = [save_to, str(checkpoint.certificate_path(clean))]
             problem = None
@@ -171,7 +181,8 @@ class LightningCLI(_LightningCLI):
                 except Exception as error:  # the model has moved all the same
                     problem = error
             secret = ", ".join(map(str, checkpoint.secrets(clean)))
-            told = [f"wrote {', '.join(written)}"]
+            told = [] if result.answers is None else _answered(result.answers)
+            told += [f"wrote {', '.join(written)}"]
             told += [f"wrote {secret}: as secret as the data"]
             told += [f"deleted {path}" for path in result.deleted]
             told += [
@@ -186,6 +197,13 @@ class LightningCLI(_LightningCLI):
                     f"not: {problem}"
                 ) from problem
 
+    def _is_idle(
+        self, model: LightningModule, forget: str | None, requests: str | None
+    ) -> bool:
+        """Whether it is known that nothing is to be done."""
+        asked = Request(requests=file_of_requests(forget, requests))
+        return asked.nothing_pending(callback_of(self.trainer, model).options)
+
     def _offer_training(self) -> None:
         """Let the request train again what the config describes."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -199,13 +217,13 @@ class LightningCLI(_LightningCLI):
         data.load_in(again.datamodule or again.model)
         return again.trainer, again.model, again.datamodule
 
-    def preflight(self, model: LightningModule, forget: str, **options: Any) -> None:
+    def preflight(
+        self, model: LightningModule, forget: str | None = None, **options: Any
+    ) -> None:
         """Run the subcommand."""
         with self._failing_in_one_line():
-            look = preflight(
-                self.trainer, model=model, forget=_listed(forget), **options
-            )
-            _say(look)
+            listed = None if forget is None else _listed(forget)
+            _say(preflight(self.trainer, model=model, forget=listed, **options))
 
 
 class _Verbs:
@@ -213,8 +231,9 @@ class _Verbs:
 
     def unlearn(
         self,
-        forget: str,
         save_to: str,
+        forget: str | None = None,
+        requests: str | None = None,
         by: str | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
@@ -228,13 +247,17 @@ class _Verbs:
         """Remove the influence of some training samples from the model.
 
         Args:
+            save_to: New file for the clean checkpoint; the certificate is written
+                beside it, with the suffix .certificate.json.
             forget: File of positions in the training dataset (.txt, .json, .npy or
                 .csv), or a list of them: '[3, 14]'. With --by, of ids: '[u3, u7]',
                 or '["u3"]' if they hold commas or quotes.
-            save_to: New file for the clean checkpoint; the certificate is written
-                beside it, with the suffix .certificate.json.
+            requests: In place of --forget: a .csv file of requests (columns request,
+                person or positions, received, due). All pending ones go into one
+                release; what became of each is written into the file.
             by: Attribute of the dataset with one id for each sample, and column or key
-                of the file: what --forget lists in place of positions.
+                of the file: what --forget lists in place of positions, and whom
+                --requests names.
             ckpt_path: Checkpoint of the trained model.
             weights_only: Passed to torch.load for the checkpoint.
             delete_stale: Delete the older checkpoints of this training afterwards.
@@ -251,7 +274,8 @@ class _Verbs:
 
     def preflight(
         self,
-        forget: str,
+        forget: str | None = None,
+        requests: str | None = None,
         by: str | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
@@ -261,6 +285,7 @@ class _Verbs:
 
         Args:
             forget: As for unlearn.
+            requests: As for unlearn; nothing is written into it.
             by: As for unlearn.
             ckpt_path: As for unlearn.
             weights_only: As for unlearn.
@@ -298,6 +323,20 @@ def _listed(forget: str) -> str | list[Any]:
             f"got {forget:.60}: mind the quotes of the shell"
         )
     return [int(part) if _NUMBER.fullmatch(part) else part for part in parts]
+
+
+def _answered(answers: Answers) -> list[str]:
+    """What became of the requests in a file."""
+    told = [f"release {answers.release} in {answers.file}:"]
+    for row in answers.rows:
+        became = f"refused: {row.why}" if row.why else answers.receipt_path(row)
+        told.append(printable(f"  {row.request}  {became}"))
+    clean = checkpoint.certificate_path(Path(answers.checkpoint)).name
+    return [
+        *told,
+        "each of these receipts is for that person alone: lightning-unlearn verify "
+        f"{clean} --receipt FILE",
+    ]
 
 
 def _check_report(report: str, save_to: str, overwrite: bool) -> None:

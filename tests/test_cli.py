@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from lightning_unlearn import NewtonStep, NormBall, NystromCG, Trainer, cli
+from lightning_unlearn.certificate import console
 from tests.helpers.cli_project import (
     QUIET,
     ROOT,
@@ -315,3 +317,71 @@ def test_noise_that_would_destroy_the_model_is_asked_for(project, capsys):
     assert not Path("clean.ckpt").exists()
     verb("unlearn", *loud, "--unlearning.accept_noise", "true")
     assert Path("clean.ckpt").exists()
+
+
+def ask(*extra, ckpt="run.ckpt", name="unlearn", file="inbox.csv", **options):
+    return run(
+        name, "--config", "config.yaml", "--ckpt_path", ckpt, "--requests", file,
+        "--by", "user_id", *QUIET, *extra, **options,
+    )  # fmt: skip
+
+
+def test_twenty_requests_from_one_file_by_one_command(project, capsys):
+    fit()
+    due = (date.today() + timedelta(9)).isoformat()
+    lines = [f"T-{i},user-{i:02d},2020-01-01,{due},{i}" for i in range(20)]
+    lines[4] = "T-4,user-04,2020-01-01,,4"  # long overdue
+    inbox = project / "inbox.csv"
+    inbox.write_text("\n".join(["request,person,received,due,note", *lines]) + "\n")
+    text = inbox.read_bytes()
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="overdue: 1 of 20 .* T-4 by"):
+        ask(name="preflight")
+    assert capsys.readouterr().out.startswith("PREFLIGHT: nothing was changed")
+    assert inbox.read_bytes() == text
+    new = ("--save_to", "clean.ckpt", "--report", "a.html", "--delete_stale=true")
+    with pytest.warns(UserWarning, match="overdue: 1 of 20 .* T-4 by"):
+        ask(*new)
+    out = capsys.readouterr().out
+    assert f"\nrelease 1 in {inbox}:\n  T-4  {project}/clean.receipts/T-4." in out
+    assert "verify clean.certificate.json --receipt FILE\n" in out
+    rows = inbox.read_text().splitlines()[1:]
+    assert sum(",done,1," in row for row in rows) == 20
+    found = sorted((project / "clean.receipts").iterdir())
+    assert len(found) == 20
+    for receipt in found:
+        assert console.main(
+            ["verify", "clean.certificate.json", "--receipt", str(receipt)]
+        ) == 0  # fmt: skip
+    assert len((project / "deletions.jsonl").read_text().splitlines()) == 1
+    capsys.readouterr()
+    # Word for word the same: the old checkpoint is gone, and the new files are there.
+    assert not (project / "run.ckpt").exists()
+    files = {p: p.read_bytes() for p in project.glob("*") if p.is_file()}
+    ask(*new)
+    assert capsys.readouterr().out == (
+        "nothing to do: no request in inbox.csv is pending\n"
+    )
+    assert {p: p.read_bytes() for p in project.glob("*") if p.is_file()} == files
+
+
+def test_requests_that_are_refused_are_one_line(project, capsys):
+    fit()
+    new = ("--save_to", "clean.ckpt")
+    (project / "empty.csv").write_text("")
+    for message, extra in (
+        ("found none there", {"file": "nowhere.csv"}),
+        ("got an empty file", {"file": "empty.csv"}),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            ask(*new, **extra)
+        assert stop.value.code == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    for arguments in ((*new,), ()):
+        with pytest.raises(SystemExit) as stop:
+            run("unlearn", "--config", "config.yaml", *arguments, *QUIET)
+        assert stop.value.code == (1 if arguments else 2)
+    with pytest.raises(SystemExit):
+        ask(*new, "--requests=other.csv")
+    assert "expected --requests once, got it 2 times" in capsys.readouterr().err

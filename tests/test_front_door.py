@@ -57,6 +57,12 @@ def test_a_table_is_held_to_an_exclusion_list_without_torch(tmp_path):
     assert out.startswith("none of 1 rows")
 
 
+def test_what_is_due_is_listed_without_torch(tmp_path):
+    path = tmp_path / "inbox.csv"
+    path.write_text("request,person,due\nT-1,u1,2999-01-01\n")
+    assert console("ledger", "due", path).endswith("1 pending, 0 overdue\n")
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing(option):
     out = run(

@@ -40,6 +40,7 @@ ROOMS = {
         (*BASE, "certificate/exclusions", "certificate/receipts"),
         set(),
     ),
+    "certificate/inbox": ((*BASE, "certificate/receipts"), {"filelock"}),
     "certificate/model_state": (
         (*BASE, "guarantee", *RECORD, "weights/digests"),
         {"torch", "safetensors"},
@@ -48,7 +49,8 @@ ROOMS = {
     "certificate/console": (
         (
             *(*BASE, *RECORD, "certificate/report", "certificate/model_state"),
-            *("certificate/exclusion_commands", "weights/digests"),
+            *("certificate/exclusion_commands", "certificate/inbox/due_command"),
+            "weights/digests",
         ),
         set(),
     ),

@@ -1,7 +1,9 @@
 """Tables as .csv files, read strictly: a row too short or too long is an error."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -14,9 +16,38 @@ def rows_of(path: Path) -> Iterator[list[str]]:
     Raises:
         ForgetSetError: If it is malformed.
     """
+    with (
+        _named(path),
+        path.open(newline="", encoding="utf-8-sig") as file,  # Excel writes a BOM
+    ):
+        yield from (row for row in csv.reader(file, strict=True) if row)
+
+
+def records_of(content: bytes, path: Path) -> list[tuple[list[str], str]]:
+    """(values, text) of every record of a file, blank ones too.
+
+    Args:
+        content: Of the file, in UTF-8; a mark of the byte order is part of no record.
+        path: Its name, for a message.
+
+    Raises:
+        ForgetSetError: If it is malformed.
+    """
+    with _named(path):
+        text = content.decode("utf-8-sig")
+        lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+        reader, found, end = csv.reader(lines, strict=True), [], 0
+        for values in reader:
+            found.append((values, "".join(lines[end : reader.line_num])))
+            end = reader.line_num
+        return found
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A malformed table is named."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a BOM
-            yield from (row for row in csv.reader(file, strict=True) if row)
+        yield
     except (csv.Error, UnicodeError) as problem:
         raise ForgetSetError(
             f"expected a table of comma-separated values in UTF-8 in {path}: "

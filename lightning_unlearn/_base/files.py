@@ -82,6 +82,38 @@ def replace_file(path: Path, text: str, mode: int = 0o666) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def rewrite_file(path: Path, content: bytes, before: bytes) -> bool:
+    """Replace a file of somebody else's in one step: its permissions and group stay.
+
+    Args:
+        path: Of the file.
+        content: What it will hold.
+        before: What it holds.
+
+    Returns:
+        Whether it was done: not, if it holds something else by now.
+    """
+    temporary, kept = part_of(path), path.stat()
+    try:
+        with os.fdopen(new_file(temporary, 0o600), "wb") as file:
+            file.write(content)
+        mode = kept.st_mode & 0o777
+        if temporary.stat().st_gid != kept.st_gid:
+            try:
+                os.chown(temporary, -1, kept.st_gid)
+            except OSError:  # not one of ours: nobody of another group may read it
+                mode &= ~0o070
+        temporary.chmod(mode)
+        sync(temporary)
+        if path.read_bytes() != before:
+            return False
+        temporary.replace(path)
+        sync(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def create_file(path: Path, text: str, mode: int = 0o666) -> None:
     """Write a file that must not be there yet, in one step.
 

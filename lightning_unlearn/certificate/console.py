@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from lightning_unlearn._base.files import close_output, create_file
 from lightning_unlearn._base.text import one_line, printable
 from lightning_unlearn.certificate import exclusion_commands
+from lightning_unlearn.certificate.inbox import due_command
 from lightning_unlearn.errors import (
     CertificateError,
     LedgerError,
@@ -191,7 +192,9 @@ def _add_report(commands: _Commands, debug: argparse.ArgumentParser) -> None:
 
 def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "ledger", help="look at a ledger, or check it", parents=[debug]
+        "ledger",
+        help="look at a ledger, check it, or see which requests are due",
+        parents=[debug],
     )
     parser.set_defaults(run=partial(_help, parser))
     actions = parser.add_subparsers(metavar="action")
@@ -208,6 +211,7 @@ def _add_ledger(commands: _Commands, debug: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, help="the checkpoint of the last request"
     )
     check.set_defaults(run=_check_ledger)
+    due_command.add(actions, debug)
 
 
 def _help(parser: argparse.ArgumentParser, _: argparse.Namespace) -> int:

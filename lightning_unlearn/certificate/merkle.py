@@ -31,6 +31,24 @@ def path(leaves: Sequence[bytes], place: int) -> list[bytes]:
     return [*path(leaves[k:], place - k), root(leaves[:k])]
 
 
+def paths(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """The `path` of every leaf; each hash is computed once."""
+    return _root_and_paths(leaves)[1]
+
+
+def _root_and_paths(leaves: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:
+    if len(leaves) == 1:
+        return leaves[0], [[]]
+    k = _left(len(leaves))
+    left, on_the_left = _root_and_paths(leaves[:k])
+    right, on_the_right = _root_and_paths(leaves[k:])
+    for way in on_the_left:
+        way.append(right)
+    for way in on_the_right:
+        way.append(left)
+    return _inner(left, right), [*on_the_left, *on_the_right]
+
+
 def climb(leaf: bytes, place: int, n: int, path: Sequence[bytes]) -> bytes | None:
     """The root that a leaf and its path lead to.
 

@@ -127,6 +127,20 @@ def receipt(made: Sequence[Leaf], place: int, request_id: str) -> Receipt:
     )
 
 
+def all_receipts(made: Sequence[Leaf], request_id: str) -> tuple[Receipt, ...]:
+    """The receipts for all leaves, by their places."""
+    ways = merkle.paths([leaf.digest for leaf in made])
+    return tuple(
+        Receipt(
+            request_id=request_id,
+            place=place,
+            leaf=leaf,
+            path=tuple(step.hex() for step in way),
+        )
+        for place, (leaf, way) in enumerate(zip(made, ways, strict=True))
+    )
+
+
 def to_text(made: Sequence[Leaf], request_id: str) -> str:
     """All leaves as JSON lines, for who hands out receipts. As secret as the data."""
     head = {"schema": SCHEMA, "request_id": request_id, "leaves": len(made)}

@@ -6,7 +6,8 @@ from lightning_unlearn.errors import GuaranteeError
 UNIT_ROUNDOFF = 2.0**-53  # u of IEEE double precision, round to nearest
 
 
-def _gamma(k: float) -> float:
+def gamma(k: float) -> float:
+    """Relative error of k roundings, ``ku/(1 - ku)`` (Higham 2002, section 3.1)."""
     ku = k * UNIT_ROUNDOFF
     if not ku < 0.01:
         raise GuaranteeError(
@@ -70,7 +71,7 @@ def gradient_rounding_upper(
         l2=l2,
     )
     u, R, W, B = UNIT_ROUNDOFF, row_norm, weight_norm, link_residual_norm
-    logits = link_lipschitz * _gamma(n_features + 2) * R * W
+    logits = link_lipschitz * gamma(n_features + 2) * R * W
     link = (2 * R * W + n_outputs + 10) * u * link_norm
-    total = R * (logits + link + _gamma(n_retain + 4) * B) + 4 * u * (l2 * W + B * R)
+    total = R * (logits + link + gamma(n_retain + 4) * B) + 4 * u * (l2 * W + B * R)
     return 1.01 * total

@@ -92,11 +92,11 @@ class UnlearningCallback(Callback):
         ledger_indices: Write the forgotten positions into the ledger, not only their
             keyed digest.
         log_gradient: Measure |grad F| over the training data when training ends (one
-            pass) and keep it in the record: how far the model is from an optimum.
-        prepared: File for what `prepare` stores: secret, and deleted after a request.
+            pass): how far the model is from an optimum.
+        prepared: File of what is read and solved, for later requests: as secret as the
+            data. Of a head it is the row store, which lives on.
         state_file: File for where a solve stands, written every ``state_every`` steps
-            (and at each Newton step of a head), for ``unlearn(resume_from=)``. Secret,
-            and deleted after a request.
+            (a head: each Newton step), for ``unlearn(resume_from=)``; secret, then deleted.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,

@@ -49,6 +49,27 @@ class Proxied(Protocol):
         ...
 
 
+@runtime_checkable
+class Preconditioned(Protocol):
+    """A proxy that knows a rough inverse of itself, and what either costs.
+
+    Attributes:
+        built: Passes that were spent on making it.
+        cost: Passes that a product and an inverse take together.
+    """
+
+    built: float
+    cost: float
+
+    def __call__(self, v: Vector) -> Vector:
+        """The proxy times v."""
+        ...
+
+    def inverse(self, v: Vector) -> Vector:
+        """A positive definite matrix near the proxy's inverse, times v."""
+        ...
+
+
 _FEWEST = 50  # samples; fewer make no useful proxy
 
 
@@ -140,7 +161,9 @@ class Damped:
     ) -> Callable[[Vector], Vector] | None:
         """Products with a positive definite matrix near H + damping I, if known."""
         near = self.objective.proxy(samples, generator)
-        return None if near is None else lambda v: near(v) + self.damping * v
+        if near is None or self.damping == 0:
+            return near
+        return lambda v: near(v) + self.damping * v
 
 
 @runtime_checkable

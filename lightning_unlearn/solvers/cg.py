@@ -108,7 +108,7 @@ def iterate(
 
 
 def solve_preconditioned(
-    A: Operator,
+    matvec: Callable[[Vector], Vector],
     b: Vector,
     inverse: Callable[[Vector], Vector],
     *,
@@ -122,7 +122,7 @@ def solve_preconditioned(
     """Flexible conjugate gradients from x = 0: `inverse` may differ at every step.
 
     Args:
-        A: The operator.
+        matvec: v -> A v.
         b: Right-hand side (p,).
         inverse: r -> an approximation of A^-1 r.
         rtol: Stop when the residual is at most rtol |b|.
@@ -156,7 +156,7 @@ def solve_preconditioned(
             break
         z = inverse(r)
         p = z - (float(z @ Ap) / pAp) * p  # conjugate to the last direction
-        Ap = A.matvec(p)
+        Ap = matvec(p)
         products += 1
         pAp = float(p @ Ap)
         if not pAp > 0:
@@ -170,7 +170,7 @@ def solve_preconditioned(
         observer.step(products, left, state)
     return Solution(
         x=x,
-        residual=residual_norm(A, x, b) if check else left,
+        residual=float((matvec(x) - b).norm()) if check else left,
         status=status,
         steps=products,
         matvecs=spent + products + check,

@@ -63,7 +63,7 @@ class NystromCG:
         if inverse is None:
             return CG(self.rtol, self.max_steps).solve(A, b, observer)
         return solve_preconditioned(
-            A,
+            A.matvec,
             b,
             inverse,
             rtol=self.rtol,

@@ -23,6 +23,7 @@ class Step:
         claim: What is proved of the weights.
         measured: What else the reader of a certificate is told; no claim rests on it.
         warnings: Besides those of the claim.
+        gradient: Of F at the weights (p,), if it is known. As secret as they are.
     """
 
     weights: Vector
@@ -30,6 +31,7 @@ class Step:
     claim: Claim
     measured: tuple[Constant, ...] = ()
     warnings: tuple[str, ...] = ()
+    gradient: Vector | None = None
 
     @property
     def constants(self) -> tuple[Constant, ...]:

@@ -35,9 +35,14 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     count = torch.Size(shape).numel()
     needed = count * torch.empty(0, dtype=dtype).element_size()
     for place in dict.fromkeys((device, torch.device("cpu"))):
-        if needed <= _SHARE * free_bytes(place):
+        if fits(needed, place):
             return torch.empty(shape, dtype=dtype, device=place)
     return _mapped(count, dtype, needed).view(shape)
+
+
+def fits(needed: int, device: torch.device) -> bool:
+    """Whether so many bytes are at most half of what is free on a device."""
+    return needed <= _SHARE * free_bytes(device)
 
 
 def _mapped(count: int, dtype: torch.dtype, needed: int) -> Tensor:

@@ -9,17 +9,21 @@ from lightning_unlearn.step.head import prepared_head as prepared
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.minimise import minimise
-from lightning_unlearn.step.head.prepared_head import prepare_head
+from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.network.damped_step import damped_step
 from lightning_unlearn.step.network.prepared_network import prepare_network
 from lightning_unlearn.step.step import retained_gradient
 from tests.helpers.oracles import dense_gradient_and_hessian, retrain_softmax_head
+from tests.helpers.prepared import prepare_head, step_of, touched, without
 from tests.helpers.problems import classification, mlp, objective_of, value_of_weights
 
 L2 = 0.01
 GONE = [3, 17, 60, 61, 199]
-SETTINGS = {"l2": L2, "tolerance": 1e-9, "max_steps": 50}
+HEAD = ConvexHead(6, 3)
+SETTINGS = {"tolerance": 1e-9, "max_steps": 50}
+# With gaps: an earlier request has removed some.
+POSITIONS = [*range(100), *range(150, 450)]
 
 
 def rows():
@@ -30,25 +34,16 @@ def rows():
 
 def prepared_head(w0=None):
     w0 = torch.randn(21, dtype=torch.float64) if w0 is None else w0
-    # Positions with gaps: an earlier request has removed some.
-    positions = [*range(100), *range(150, 450)]
-    return prepare_head(ConvexHead(6, 3), rows(), positions, w0, block=8, **SETTINGS)
+    return prepare_head(HEAD, rows(), POSITIONS, w0, block=8, l2=L2, **SETTINGS)
 
 
 def retained(gone=GONE):
-    positions = [*range(100), *range(150, 450)]
-    return [i for i, position in enumerate(positions) if position not in gone]
+    return [i for i, position in enumerate(POSITIONS) if position not in gone]
 
 
-def fresh(state, gone):
-    """What reading the touched samples again gives: the same rows."""
-    return state.of(state.touched(gone)) if state.touched(gone) else None
-
-
-def step_of(state, w0, gone=GONE, **options):
-    head = ConvexHead(6, 3)
-    rest = state.after(gone, fresh(state, gone))
-    return state.step(head, w0, gone, rest=rest, **{**SETTINGS, **options})
+def request(state, w0, gone=GONE, **options):
+    rest = without(state, gone, HEAD)
+    return step_of(state, rest, HEAD, w0, l2=L2, **{**SETTINGS, **options})
 
 
 def test_the_gradient_of_the_rest_is_exact_anywhere():
@@ -68,7 +63,7 @@ def test_the_gradient_of_the_rest_is_exact_anywhere():
 @pytest.mark.parametrize("gone", [[3], GONE, list(range(50, 100))])
 def test_a_prepared_head_ends_at_the_retrained_one(gone):
     w0 = torch.randn(21, dtype=torch.float64)
-    step = step_of(prepared_head(), w0, gone)
+    step = request(prepared_head(), w0, gone)
     keep = retained(gone)
     X, y = rows().features.double().numpy(), rows().targets.numpy()
     oracle = retrain_softmax_head(X[keep], y[keep], 3, L2)
@@ -81,7 +76,7 @@ def test_it_saves_passes_and_changes_no_claim():
     some = torch.tensor(retained())
     data = FeatureData(rows().features[some], rows().targets[some])
     cold = minimise(ConvexObjective(ConvexHead(6, 3), data, L2), w0, tolerance=1e-9)
-    fast = step_of(prepared_head(), w0)
+    fast = request(prepared_head(), w0)
     assert fast.constants == cold.constants
     assert fast.claim == cold.claim
     assert fast.solution.method == "Newton by a stored factor"
@@ -89,52 +84,84 @@ def test_it_saves_passes_and_changes_no_claim():
 
 
 def test_an_own_solver_is_used_in_place_of_the_factor():
-    step = step_of(prepared_head(), torch.zeros(21).double(), solver=CG(1e-3))
+    step = request(prepared_head(), torch.zeros(21).double(), solver=CG(1e-3))
     assert step.solution.method == "Newton by conjugate gradients"
 
 
-def test_a_head_too_large_for_a_factor_is_solved_from_its_optimum(monkeypatch):
-    monkeypatch.setattr(prepared, "_LARGEST", 20)
+def test_where_a_factor_does_not_pay_a_head_is_solved_from_its_optimum(monkeypatch):
+    monkeypatch.setattr(prepared, "_NOTHING", 0)
+    monkeypatch.setattr(prepared, "_SAVED", 1e-3)
     state = prepared_head()
     assert state.factor is None
-    step = step_of(state, torch.zeros(21).double())
+    step = request(state, torch.zeros(21).double())
     assert step.solution.residual <= 1e-9
     assert "stored" not in step.solution.method
 
 
 def test_what_stays_after_a_request_are_the_other_rows():
     state = prepared_head()
-    rest = state.after(GONE, fresh(state, GONE))
+    rest = without(state, GONE, HEAD)
     assert (rest.start, rest.gradient, rest.factor) == (None, None, None)
-    assert rest.positions.tolist() == [
-        p for p in [*range(100), *range(150, 450)] if p not in GONE
-    ]
+    assert rest.positions.tolist() == [p for p in POSITIONS if p not in GONE]
     assert torch.equal(rest.rows.features, rows().features[retained()])
-    again = rest.after([150], fresh(rest, [150]))
+    again = without(rest, [150], HEAD)
     assert again.rows.n == 400 - 5 - 1
-    step = step_of(rest, torch.zeros(21).double(), [150])
+    step = request(rest, torch.zeros(21).double(), [150])
     assert step.solution.residual <= 1e-9
 
 
 def test_samples_read_with_forgotten_ones_are_taken_afresh():
     state = prepared_head()
-    touched = state.touched(GONE)
+    left, again = [p for p in POSITIONS if p not in GONE], touched(state, GONE)
     # Blocks of 8: 0 to 7, 16 to 23, 56 to 63, 192 to 199.
-    assert touched == [
+    assert again == [
         0, 1, 2, 4, 5, 6, 7, 16, *range(18, 24), *range(56, 60), 62, 63,
         *range(192, 199),
     ]  # fmt: skip
-    new = FeatureData(
-        torch.full((len(touched), 6), 7.0), torch.zeros(len(touched)).long()
-    )
-    rest = state.after(GONE, new)
-    replaced = torch.isin(rest.positions, torch.tensor(touched))
+    new = FeatureData(torch.full((len(again), 6), 7.0), torch.zeros(len(again)).long())
+    rest = state.on(left, new, len(left))
+    replaced = torch.isin(rest.positions, torch.tensor(again))
     assert torch.equal((rest.rows.features == 7).all(1), replaced)
     assert not rest.rows.targets[replaced].any()
     old = state.rows.features[retained()]
     assert torch.equal(rest.rows.features[~replaced], old[~replaced])
     with pytest.raises(DataError, match="samples that were prepared, got some that"):
         state.of([0, 120])
+
+
+def test_the_optimum_lives_on_and_its_gradient_is_known_without_a_pass():
+    state, head, w0 = prepared_head(), HEAD, torch.zeros(21).double()
+    for gone in ([3], [150, 151], [449]):
+        rest = without(state, gone, HEAD)
+        objective = rest.objective(head, L2)
+        gradient, moved = state._gradient_on(rest, objective, head, state.start)
+        torch.testing.assert_close(
+            gradient, objective.gradient(state.start)[0], rtol=1e-5, atol=1e-9
+        )
+        assert moved == len(gone)
+        state = rest.at_optimum(rest.step(objective, head, w0, state, **SETTINGS))
+    keep = [i for i, p in enumerate(POSITIONS) if p not in (3, 150, 151, 449)]
+    X, y = rows().features.double().numpy(), rows().targets.numpy()
+    oracle = retrain_softmax_head(X[keep], y[keep], 3, L2)
+    assert np.linalg.norm(state.start.numpy() - oracle) <= 1e-9 / L2 + 1e-10 / L2
+
+
+def test_new_samples_are_added_and_only_their_blocks_are_read():
+    head, w0, every = ConvexHead(6, 3), torch.zeros(21).double(), [*range(400)]
+    old = PreparedHead.nothing(8).on(every[:300], rows()[:300], 300)
+    old = old.at_optimum(
+        old.step(old.objective(head, L2), head, w0, PreparedHead.nothing(8), **SETTINGS)
+    )
+    again = old.stale(every)
+    assert again == [*range(296, 400)]  # the block that was cut short, and new ones
+    grown = old.on(every, rows()[296:], 400)
+    assert torch.equal(grown.rows.features, rows().features)
+    objective = grown.objective(head, L2)
+    gradient, moved = old._gradient_on(grown, objective, head, old.start)
+    assert moved == 100
+    torch.testing.assert_close(
+        gradient, objective.gradient(old.start)[0], rtol=1e-5, atol=1e-8
+    )
 
 
 def network():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import ArgumentError, DataError, SetupError
+from lightning_unlearn.plugin.certified.first_solve import solve_head
 from lightning_unlearn.plugin.data import labels, training_data
 from lightning_unlearn.plugin.files import head_only
 from lightning_unlearn.plugin.lightning import (
@@ -20,7 +21,6 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import UnlearnableMixin, quiet
-from lightning_unlearn.plugin.request.first_solve import solve_head
 from lightning_unlearn.plugin.request.stage import StageContext, callback_of
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead

@@ -1,5 +1,6 @@
 """Batches that read every chosen sample exactly once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -41,8 +42,8 @@ class ExactBatches:
 
     No sampler, no shuffling, no dropped or padded samples. Batches are kept in
     memory after the first complete sweep if they are small enough. Several processes
-    take turns at the batches one process would have; one with a batch less reads the
-    first once more, as a filler that counts for nothing.
+    take turns at the batches one process would have; one with fewer reads the first
+    once more, as a filler that counts for nothing.
 
     Args:
         loader: The training loader: its dataset, collate function, workers and
@@ -55,7 +56,8 @@ class ExactBatches:
             by `batch_size`: what a sample is read with then depends on which samples of
             its block are used, and on no others. Samples of the block that are not used
             are replaced by repeated ones: kernels that round by the size of a batch
-            then give a row the same last bits however many others are left.
+            then give a row the same last bits however many others are left. Processes
+            take turns at blocks, empty ones too: `own_positions`.
         rank: Of this process.
         world: Processes that share the batches.
     """
@@ -77,15 +79,19 @@ class ExactBatches:
         self._collate = loader.collate_fn
         self._keep = keep
         places = range(len(indices))
-        parts = [places[i : i + batch_size] for i in places[::batch_size]]
+        parts = [
+            (i // batch_size, places[i : i + batch_size]) for i in places[::batch_size]
+        ]
         if by_position:
             blocks = groupby(places, lambda place: indices[place] // batch_size)
-            parts = [list(block) for _, block in blocks]
-        own = parts[rank::world]
+            parts = [(block, list(part)) for block, part in blocks]
+        own = [part for block, part in parts if block % world == rank]
         self.places = torch.tensor([p for part in own for p in part], dtype=torch.int64)
         self._weights = [len(part) for part in own]
-        if len(own) * world < len(parts):
-            own, self._weights = [*own, parts[0]], [*self._weights, 0]
+        most = max(Counter(block % world for block, _ in parts).values(), default=0)
+        own, fillers = [*own], most - len(own)
+        own += fillers * [parts[0][1]] if parts else []
+        self._weights += fillers * [0]
         size = min(batch_size, len(self.dataset)) if by_position else 0
         self.parts = [[*part, *_repeated(part, size - len(part))] for part in own]
         self._parts = [[indices[place] for place in part] for part in self.parts]
@@ -145,6 +151,13 @@ class ExactBatches:
             return len(part), self.transfer(self._picked(part))
         samples = [self.dataset[i] for i in part]
         return len(samples), self.transfer(self._collate(samples))
+
+
+def own_positions(
+    positions: Sequence[int], block: int, rank: int, world: int
+) -> list[int]:
+    """Of some positions, those whose samples a process reads where blocks are dealt."""
+    return [p for p in positions if p // block % world == rank]
 
 
 def _repeated(part: Sequence[int], count: int) -> list[int]:

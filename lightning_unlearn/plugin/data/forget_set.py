@@ -76,7 +76,7 @@ def resolve(
     if listed and (by is not None or hook is not None):
         named = _named(forget, by)
         if hook:
-            found = _by_hook(named, hook, len(dataset))
+            found = by_hook(named, hook, len(dataset))
         else:
             found = _by_attribute(named, dataset, by, removed)
         chosen = _checked(_still_in(found, removed), len(dataset), removed)
@@ -152,7 +152,17 @@ def _still_in(found: list[int], removed: Sequence[int]) -> list[int]:
     return left or sorted({*found})  # all gone: `_checked` says so
 
 
-def _by_hook(named: list[Value], hook: Hook, n: int) -> list[int]:
+def by_hook(named: list[Value], hook: Hook, n: int) -> list[int]:
+    """What a user's own hook makes of ids.
+
+    Args:
+        named: The ids.
+        hook: The user's ``forget_indices``.
+        n: Length of the dataset.
+
+    Raises:
+        ForgetSetError: If it fails, or returns no positions.
+    """
     try:
         found = hook(named)
     except Exception as problem:  # the user's own code
@@ -167,17 +177,7 @@ def _by_attribute(
     named: list[Value], dataset: Any, by: str | None, removed: Sequence[int]
 ) -> list[int]:
     assert by is not None  # or there is a hook
-    places: dict[str, list[int]] = {}
-    kinds: dict[str, Value] = {}
-    for position, value in enumerate(_ids_of(dataset, by)):
-        # A file knows text only: 7 and "7" are one id, and must not be two.
-        text = str(value)
-        places.setdefault(text, []).append(position)
-        if kinds.setdefault(text, value) != value:
-            raise ForgetSetError(
-                f"expected ids that differ as text in {by!r}, got {value!r:.60} twice, "
-                "as a number and as text: use one of them"
-            )
+    places, kinds = _places_and_kinds(dataset, by)
     number = next((v for v in named if isinstance(v, int)), None)
     if number is not None and any(isinstance(v, str) for v in kinds.values()):
         raise ForgetSetError(
@@ -190,12 +190,42 @@ def _by_attribute(
             f"{some([repr(u)[:60] for u in unknown])}: they were not trained on, or "
             "are written differently (case and spaces count)"
         )
-    _warn_of_twins({str(value) for value in named}, places)
+    warn_of_twins({str(value) for value in named}, places)
     gone = {*removed}
     forgotten = [v for v in named if gone.issuperset(places[str(v)])]
     if forgotten and len(forgotten) < len(named):
         _say_forgotten([repr(str(v))[:60] for v in forgotten])
     return [i for value in named for i in places[str(value)]]
+
+
+def places_of(dataset: Any, by: str) -> dict[str, list[int]]:
+    """Positions of the samples of every id, as text.
+
+    Args:
+        dataset: The training dataset.
+        by: Attribute or column that holds the ids.
+
+    Raises:
+        ForgetSetError: If it has none such, or two that are one text.
+    """
+    return _places_and_kinds(dataset, by)[0]
+
+
+def _places_and_kinds(
+    dataset: Any, by: str
+) -> tuple[dict[str, list[int]], dict[str, Value]]:
+    places: dict[str, list[int]] = {}
+    kinds: dict[str, Value] = {}
+    for position, value in enumerate(_ids_of(dataset, by)):
+        # A file knows text only: 7 and "7" are one id, and must not be two.
+        text = str(value)
+        places.setdefault(text, []).append(position)
+        if kinds.setdefault(text, value) != value:
+            raise ForgetSetError(
+                f"expected ids that differ as text in {by!r}, got {value!r:.60} twice, "
+                "as a number and as text: use one of them"
+            )
+    return places, kinds
 
 
 def _say_forgotten(names: Sequence[object]) -> None:
@@ -205,7 +235,7 @@ def _say_forgotten(names: Sequence[object]) -> None:
     )
 
 
-def _warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
+def warn_of_twins(wanted: set[str], known: Iterable[str]) -> None:
     """Ids that a person would read as one that is asked for, and that stay."""
 
     def read(text: str) -> str:

@@ -19,8 +19,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.files import remove, replace_file
 from lightning_unlearn._base.strict_json import from_plain, strict_object
+from lightning_unlearn._base.text import printable, some
 from lightning_unlearn.certificate import exclusions, ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.inbox import answers
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import DataError, LedgerError
 from lightning_unlearn.plugin.files import checkpoint, replacement
@@ -79,6 +82,7 @@ class Note:
         secret: Paths of files that are deleted once the request is done.
         exclusions: Path of the exclusion list, or "".
         exclusion: Its line in there.
+        answers: What becomes of requests in a file of them, or "".
     """
 
     checkpoint: str
@@ -88,6 +92,7 @@ class Note:
     secret: list[str]
     exclusions: str = ""
     exclusion: str = ""
+    answers: str = ""
 
 
 def announce(path: Path, note: Note) -> None:
@@ -106,7 +111,8 @@ def recover(path: Path) -> None:
     Raises:
         LedgerError: If its note is damaged, or of another ledger, or if its checkpoint
             was taken away.
-        UnlearningError: If the exclusion list that it was to add to cannot be written.
+        UnlearningError: If the exclusion list that it was to add to, or the file of
+            requests that it was to complete, cannot be written.
     """
     try:
         text = _note(path).read_text(encoding="utf-8")
@@ -135,6 +141,9 @@ def recover(path: Path) -> None:
         if note.exclusions:
             line = exclusions.parse(note.exclusion, f"the note {_note(path)}")
             exclusions.append(Path(note.exclusions), line)
+        if note.answers:
+            given = answers.parse(note.answers, f"the note {_note(path)}")
+            tell_left(given, given.recover())
         rank_zero_warn(
             f"a request was stopped after it had written {clean}: the ledger {path} "
             "has been completed; go on from that checkpoint"
@@ -150,6 +159,16 @@ def recover(path: Path) -> None:
                 "the samples: delete it"
             )
     close(path)
+
+
+def tell_left(given: Answers, left: list[str]) -> None:
+    """Warn of requests whose rows could not say what became of them."""
+    if left:
+        rank_zero_warn(
+            f"{given.file} was changed meanwhile: the rows of "
+            f"{some([printable(one) for one in left])} are left as they are; what they "
+            f"asked for before is done by {given.checkpoint}"
+        )
 
 
 def _made(clean: Path, note: Note) -> bool:
@@ -184,7 +203,7 @@ def _check_not_taken_away(path: Path, clean: Path, note: Note) -> None:
 def _read(path: Path, text: str) -> tuple[Note, Ledger, Certificate]:
     what = f"{_note(path)}, the note of an unfinished request"
     plain = strict_object(text, LedgerError, what)
-    may_lack = frozenset({"exclusions", "exclusion"})
+    may_lack = frozenset({"exclusions", "exclusion", "answers"})
     note = from_plain(Note, plain, LedgerError, what, may_lack)
     longer = Ledger.from_text(note.ledger)
     certificate = Certificate.from_json(note.certificate)

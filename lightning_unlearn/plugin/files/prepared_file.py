@@ -3,13 +3,12 @@
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from lightning_unlearn._base.files import check_writable
 from lightning_unlearn._base.strict_json import canonical_digest, strict_object
@@ -21,11 +20,14 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.training.outside_digests import outside_digests
 from lightning_unlearn.step.head.capture import check_rows
-from lightning_unlearn.step.head.factor import Factor
 from lightning_unlearn.step.head.prepared_head import PreparedHead
-from lightning_unlearn.step.head.rows.feature_data import FeatureData
-from lightning_unlearn.step.network.prepared_network import PreparedNetwork
-from lightning_unlearn.step.network.spectrum import Ends
+from lightning_unlearn.step.head.rows.gathering import gathered
+from lightning_unlearn.step.head.stored_head import head_from
+from lightning_unlearn.step.network.prepared_network import (
+    PreparedNetwork,
+    network_from,
+)
+from lightning_unlearn.step.step import places
 from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.environment import changes, environment
 from lightning_unlearn.weights.passes import passes
@@ -44,8 +46,10 @@ class BoundState:
         state: What was prepared.
         made_from: Digest of the model's parts it depends on.
         salt: Random key of `data`.
-        data: Fingerprint of the samples, or None if they have none.
+        data: Fingerprints of the samples (`data_digest`), or None if they have none.
         environment: In which it was computed; empty if that is not known.
+        asked: Whether somebody asked for it, and so is told if the samples are others;
+            what a request keeps by itself is left out then.
     """
 
     state: PreparedHead | PreparedNetwork = field(repr=False)
@@ -53,6 +57,7 @@ class BoundState:
     salt: str = field(repr=False)
     data: str | None
     environment: dict[str, str]
+    asked: bool = True
 
     @property
     def positions(self) -> list[int]:
@@ -62,12 +67,16 @@ class BoundState:
     @property
     def nbytes(self) -> int:
         """Size of its tensors."""
-        return sum(t.nbytes for t in _tensors(self.state).values())
+        return sum(t.nbytes for t in self.state.tensors.values())
 
     def fits(self, plan: Plan) -> bool:
-        """Whether it is true of this request's model, and holds all its samples."""
-        there = set(self.positions)
-        return self.made_from == made_from(plan) and there.issuperset(plan.retained)
+        """Whether it is true of this request's model, and of use for its samples."""
+        if self.made_from != made_from(plan):
+            return False
+        if isinstance(self.state, PreparedHead):  # what is not there is read
+            last = max(self.positions, default=0)
+            return last < len(plan.loader.dataset)  # type: ignore[arg-type]
+        return set(self.positions).issuperset(plan.retained)
 
     def elsewhere(self, plan: Plan) -> str:
         """How this environment differs from its own, in words; "" if it does not."""
@@ -81,10 +90,11 @@ class BoundState:
         All are compared if they are plain tensors; else some, and of a head what some
         blocks of them give.
         """
-        if data_digest(plan, self.positions, self.salt) != self.data:
+        if not _same(self.data, data_digest(plan, self.positions, self.salt)):
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
-                "now: prepare again, or go without"
+                "now: call lightning_unlearn.prepare(trainer) again, or delete the "
+                "file of prepared= (all samples are read again then)"
             )
         state = self.state
         if not (isinstance(state, PreparedHead) and isinstance(plan, HeadPlan)):
@@ -93,12 +103,19 @@ class BoundState:
         some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
         known = [p for p in self.positions if p // state.block in some]
         with passes(plan.module, plan.scope, plan.dtype):
-            batches = plan.blocks(known)
+            batches = plan.batches(plan.loader, known, by_position=True, alone=True)
             check_rows(plan.loss, plan.head, batches, state.of(known))
 
 
-def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
+def bind(
+    plan: Plan, state: PreparedHead | PreparedNetwork, asked: bool = True
+) -> BoundState:
     """Bind prepared state to the model and the data it was made from.
+
+    Args:
+        plan: The request, or one that forgets nothing.
+        state: Its state.
+        asked: See `BoundState`.
 
     Raises:
         ModelError: If a network's samples have no fingerprint: nothing would show that
@@ -118,23 +135,35 @@ def bind(plan: Plan, state: PreparedHead | PreparedNetwork) -> BoundState:
         salt=salt,
         data=digest,
         environment=environment(plan.device),
+        asked=asked,
     )
 
 
 def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
-    """Salted digest of some samples: of all if they are plain tensors, else of 32."""
+    """Salted digests of some samples, in words: of 32, and of all if these are plain.
+
+    Returns:
+        None if they have no fingerprint.
+    """
     dataset: Any = plan.loader.dataset
+    some = fingerprint(Subset(dataset, positions), salt)
     pick = None
     if plan.loader.collate_fn is default_collate:
         pick = plain_batches(dataset, positions[:1] + positions[-2:])
-    if pick is None:
-        gone = sorted(set(range(len(dataset))) - set(positions))
-        return fingerprint(dataset, salt, gone)
+    if some is None or pick is None:
+        return some
     sha = hashlib.sha256(salt.encode())
     for start in range(0, len(positions), _CHUNK):
         part = pick(positions[start : start + _CHUNK])
         sha.update(tensors_digest((str(i), t) for i, t in enumerate(part)).encode())
-    return sha.hexdigest()
+    return f"{some} {sha.hexdigest()}"
+
+
+def _same(before: str | None, now: str | None) -> bool:
+    """Whether two digests are of the same samples, as far as both know them."""
+    if before is None or now is None:
+        return before is now
+    return all(a == b for a, b in zip(before.split(), now.split(), strict=False))
 
 
 def made_from(plan: Plan) -> str:
@@ -143,9 +172,11 @@ def made_from(plan: Plan) -> str:
     Of a head that is what stands before it and its loss, for a network its weights too.
     """
     scope, head = plan.scope, plan.head if isinstance(plan, HeadPlan) else None
-    weights = None
+    weights, n = None, len(plan.loader.dataset)  # type: ignore[arg-type]
     if head is None:
         weights = tensors_digest(zip(scope.names, scope.parameters, strict=True))
+    else:  # others may come; what is read together has this size
+        n = min(n, plan.batch_size())
     return canonical_digest(
         {
             "outside": outside_digests(plan.module, scope.parameters),
@@ -157,31 +188,45 @@ def made_from(plan: Plan) -> str:
             "weights": weights,
             "l2": plan.l2,
             "dtype": str(plan.dtype),
-            "n": len(plan.loader.dataset),  # type: ignore[arg-type]
+            "n": n,
         }
     )
 
 
-def _tensors(state: PreparedHead | PreparedNetwork) -> dict[str, Tensor]:
-    if isinstance(state, PreparedHead):
-        found = {
-            "features": state.rows.features,
-            "targets": state.rows.targets,
-            "weights": state.rows.weights,
-            "positions": state.positions,
-            "block": torch.tensor(state.block),
-            "start": state.start,
-            "gradient": state.gradient,
-            "factor": None if state.factor is None else state.factor.inverse,
-        }
-    else:
-        found = {
-            "positions": state.positions,
-            "gradient": state.gradient,
-            "importance": state.importance,
-            "ends": torch.tensor(state.ends, dtype=torch.float64),
-        }
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+def whole(plan: HeadPlan, bound: BoundState) -> BoundState | None:
+    """The rows of all processes, bound together; the first process has them, only.
+
+    Args:
+        plan: The request.
+        bound: The rows of this process.
+    """
+    state, processes = bound.state, plan.processes
+    if processes.world == 1:
+        return bound
+    assert isinstance(state, PreparedHead)
+    every = torch.tensor(plan.retained, dtype=torch.int64)
+    at = places(every, state.positions.tolist())
+    rows = gathered(state.rows, at, len(every), processes)
+    with processes.together():
+        if rows is None:
+            return None
+        data = data_digest(plan, plan.retained, bound.salt)
+        state = replace(state, rows=rows, positions=every)
+        return replace(bound, state=state, data=data)
+
+
+def keep(path: Path, plan: Plan, bound: BoundState) -> None:
+    """Write what is prepared, of all processes, to a file; the first one writes it.
+
+    It is on the disk when this returns, and what stood there before is gone.
+
+    Raises:
+        UnlearningError: As `write`, in every process.
+    """
+    found = whole(plan, bound) if isinstance(plan, HeadPlan) else bound
+    with plan.processes.together():
+        if found is not None and plan.processes.rank == 0:
+            write(path, found)
 
 
 def check_target(path: Path) -> None:
@@ -214,14 +259,20 @@ def write(path: Path, bound: BoundState) -> None:
 
     Raises:
         DataError: If something else stands there.
-        SetupError: If the folder is missing.
+        SetupError: If the folder is missing, or the disk is full.
     """
     check_target(path)
     text = {"made_from": bound.made_from, "salt": bound.salt}
     text["environment"] = json.dumps(bound.environment, sort_keys=True)
     if bound.data is not None:
         text["data"] = bound.data
-    _FILE.write(path, text, _tensors(bound.state))
+    try:
+        _FILE.write(path, text, bound.state.tensors)
+    except OSError as problem:
+        raise SetupError(
+            f"expected room for {bound.nbytes / 2**20:,.0f} MiB at prepared={path}, "
+            f"got {problem!s:.200}: free some, or name a place on another disk"
+        ) from None
 
 
 def read(path: Path) -> BoundState:
@@ -244,7 +295,8 @@ def read(path: Path) -> BoundState:
         made_in = strict_object(text.get("environment", "{}"), DataError, "its head")
         if not all(isinstance(value, str) for value in made_in.values()):
             raise DataError("its environment is not in words")
-        state = _state(tensors)
+        head = "features" in tensors
+        state = head_from(tensors) if head else network_from(tensors)
     except Exception as problem:  # whatever a damaged or forged file provokes
         raise DataError(
             f"expected prepared state in {path}, got something else ({problem!s:.300}):"
@@ -257,62 +309,3 @@ def read(path: Path) -> BoundState:
         data=text.get("data"),
         environment=made_in,
     )
-
-
-def _state(tensors: dict[str, Tensor]) -> PreparedHead | PreparedNetwork:
-    found = tensors.get
-    positions, gradient = tensors["positions"], found("gradient")
-    n, p = len(positions), 0 if gradient is None else gradient.numel()
-    _check("positions", positions, torch.int64, (n,))
-    if not bool((positions.diff() > 0).all()):
-        raise DataError("its positions are not increasing")
-    if gradient is not None:
-        _check("gradient", gradient, torch.float64, (p,))
-    if "features" not in tensors:
-        if gradient is None:
-            raise DataError("it has no gradient")
-        importance, ends = found("importance"), tensors["ends"]
-        if importance is not None:
-            _check("importance", importance, torch.float64, (n,))
-        _check("ends", ends, torch.float64, (4,))
-        return PreparedNetwork(
-            positions=positions,
-            gradient=gradient,
-            importance=importance,
-            ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
-        )
-    features, targets = tensors["features"], tensors["targets"]
-    block = tensors["block"]
-    _check("block", block, torch.int64, ())
-    if not int(block) >= 1:
-        raise DataError(f"its block is {int(block)}")
-    start, inverse = found("start"), found("factor")
-    if start is not None:
-        _check("start", start, torch.float64, (p,))
-    if inverse is not None:
-        _check("factor", inverse, torch.float32, (p, p))
-    if features.dim() != 2 or len(features) != n or len(targets) != n:
-        raise DataError(f"it does not have {n} rows of features and targets")
-    weights = found("weights")
-    if weights is not None and not (
-        weights.dim() == 2 and len(weights) == n and bool((weights >= 0).all())
-    ):
-        raise DataError(f"it does not have {n} weights >= 0")
-    return PreparedHead(
-        rows=FeatureData(features, targets, weights),
-        positions=positions,
-        block=int(block),
-        start=start,
-        gradient=gradient,
-        factor=None if inverse is None else Factor(inverse),
-    )
-
-
-def _check(
-    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape:
-        raise DataError(
-            f"its {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype} "
-            f"of {shape}"
-        )

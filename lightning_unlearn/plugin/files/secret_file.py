@@ -1,11 +1,13 @@
 """Files as secret as the data: named tensors and some text, nothing is unpickled."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from safetensors import safe_open
 from safetensors.torch import save
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from lightning_unlearn._base.files import new_file, part_of, replacing
 from lightning_unlearn.errors import DataError
+from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.digests import tensors_digest
 
 
@@ -43,12 +46,12 @@ class SecretFile:
         digest = tensors_digest(sorted(plain.items()))
         head = {"format": self.format, "digest": digest, **text}
         # Not by `save_file`, which may write to a name of its own: nobody would delete
-        # what a killed write left there.
+        # what a killed write left there. Nor by `save`, which holds all twice.
         with (
             replacing(path) as temporary,
             os.fdopen(new_file(temporary, 0o600), "wb") as file,
         ):
-            file.write(save(plain, head))
+            _write(file, plain, head)
 
     def read(self, path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         """Text and tensors of a file, on the CPU.
@@ -59,8 +62,7 @@ class SecretFile:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 text = self._text(file)
-                # Copies: aligned as any tensor is, whatever becomes of the file.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                tensors = {name: _held(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except DataError:
             raise
         except Exception as problem:  # whatever a damaged or foreign file provokes
@@ -114,3 +116,48 @@ class SecretFile:
         if found != self.format:
             raise DataError(f"its format is {found!r:.60}, not {self.format!r}")
         return text
+
+
+def _held(mapped: Tensor) -> Tensor:
+    """A tensor of a file that is mapped: a copy, unless it would not fit in memory.
+
+    A copy is aligned as any tensor is, and reads nothing from a disk later.
+    """
+    held = large_arrays.fits(mapped.nbytes, mapped.device)
+    return mapped.clone() if held else mapped
+
+
+_WRITTEN = 1 << 24  # bytes at once
+
+
+def _write(
+    file: IO[bytes], tensors: Mapping[str, Tensor], text: Mapping[str, str]
+) -> None:
+    """Write tensors on the CPU as safetensors does, a part of them at a time.
+
+    The form: https://github.com/huggingface/safetensors#format
+    """
+    order = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    head: dict[str, Any] = {"__metadata__": dict(text)}
+    at = 0
+    for name, tensor in order:
+        end = at + tensor.nbytes
+        head[name] = {
+            "dtype": _name_of(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
+        at = end
+    plain = json.dumps(head).encode()
+    plain += b" " * (-len(plain) % 8)  # the first tensor is aligned
+    file.write(len(plain).to_bytes(8, "little") + plain)
+    for _, tensor in order:
+        for part in tensor.reshape(-1).view(torch.uint8).split(_WRITTEN):
+            file.write(part.numpy().data)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """As safetensors calls it."""
+    plain = save({"": torch.empty(0, dtype=dtype)})
+    size = int.from_bytes(plain[:8], "little")
+    return json.loads(plain[8 : 8 + size])[""]["dtype"]

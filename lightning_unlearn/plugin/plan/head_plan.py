@@ -8,23 +8,21 @@ import torch
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.guarantee.tolerance import Tolerance
-from lightning_unlearn.plugin.data.exact_batches import ExactBatches
+from lightning_unlearn.plugin.data.exact_batches import ExactBatches, own_positions
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
-from lightning_unlearn.plugin.run.progress import DisplayObserver
 from lightning_unlearn.plugin.training.public_backbones import (
     reading_private,
     tell_near,
 )
-from lightning_unlearn.solvers.observer import NOBODY
 from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
 from lightning_unlearn.step.head.capture import capture, row_difference
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
 from lightning_unlearn.step.head.minimise import check_resolved, minimise
-from lightning_unlearn.step.head.prepared_head import PreparedHead, prepare_head
+from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.passes import passes
@@ -60,6 +58,7 @@ class HeadPlan(Plan):
             all_rows = proxy_samples is None
             batches = self.batches(self.loader, indices, by_position=all_rows)
             rows = self._rows(batches)
+            assert rows is not None  # there are samples to retain
             difference = self._difference(batches) if all_rows else 0.0
             objective = ConvexObjective(
                 self.head,
@@ -84,48 +83,53 @@ class HeadPlan(Plan):
             return replace(step, claim=self.claim())
 
     def step_from(self, state: PreparedHead) -> tuple[Step, PreparedHead | None]:
-        """See `Plan`."""
-        gone = sorted(set(state.positions.tolist()) - set(self.retained))
+        """See `Plan`; `PreparedHead.nothing` if nothing is known."""
+        step, objective, rest = self._solved(state)
         with passes(self.module, self.scope, self.dtype):
-            again = state.touched(gone)
-            fresh = self._rows(self.blocks(again)) if again else None
             difference = self._difference(self.blocks(self.retained))
-        rest, tolerance = state.after(gone, fresh), self.tolerance.value
-        step = state.step(
-            self.head,
-            self.scope.flatten(),
-            gone,
-            rest=rest,
-            l2=self.l2,
-            tolerance=tolerance,
-            max_steps=self.guarantee.max_steps,
-            solver=self.solver,
-            observer=NOBODY if self.display is None else DisplayObserver(self.display),
-        )
-        objective = ConvexObjective(self.head, rest.rows, self.l2)
-        check_resolved(objective, step.weights, difference, tolerance)
+        check_resolved(objective, step.weights, difference, self.tolerance.value)
         return replace(step, claim=self.claim()), rest
 
-    def prepare(self) -> PreparedHead:
-        """See `Plan`."""
-        with passes(self.module, self.scope, self.dtype):
-            rows = self._rows(self.blocks(self.retained))
-        return self.solved(rows)
+    def prepare(self, known: PreparedHead | None = None) -> PreparedHead:
+        """See `Plan`; samples whose rows are known are not read again."""
+        _, objective, state = self._solved(known or self.nothing())
+        return state.with_factor(objective)
 
-    def solved(self, rows: FeatureData) -> PreparedHead:
-        """What is prepared from the rows of all retained samples, read in blocks."""
+    def nothing(self) -> PreparedHead:
+        """What is known before a sample was read."""
+        return PreparedHead.nothing(self.batch_size())
+
+    def own(self, positions: list[int]) -> list[int]:
+        """Of some positions, those of the blocks that this process reads."""
+        processes = self.processes
+        return own_positions(
+            positions, self.batch_size(), processes.rank, processes.world
+        )
+
+    def _solved(
+        self, before: PreparedHead
+    ) -> tuple[Step, ConvexObjective, PreparedHead]:
+        """The optimum over the retained samples, from what is known, and their rows."""
+        own, before = self.own(self.retained), before.share(self.processes)
+        again = before.stale(own)
         with passes(self.module, self.scope, self.dtype):
-            return prepare_head(
-                self.head,
-                rows,
-                self.retained,
-                self.scope.flatten(),
-                block=self.batch_size(),
-                l2=self.l2,
-                tolerance=self.tolerance.value,
-                max_steps=self.guarantee.max_steps,
-                observer=self.observer,
-            )
+            # A process without a sample learns from another's what form rows have.
+            reading = again if own else self.retained
+            fresh = self._rows(self.blocks(reading) if reading else None)
+        rest = before.on(own, fresh, len(self.retained))
+        rest = rest.with_gram(self.head, before)
+        objective = rest.objective(self.head, self.l2, self.processes, self.retained)
+        step = rest.step(
+            objective,
+            self.head,
+            self.scope.flatten(),
+            before,
+            tolerance=self.tolerance.value,
+            max_steps=self.guarantee.max_steps,
+            solver=self.solver,
+            observer=self.observer,
+        )
+        return step, objective, rest.at_optimum(step)
 
     def blocks(self, indices: list[int]) -> ExactBatches:
         """Batches in which a sample's row can depend on retained samples only.
@@ -142,14 +146,18 @@ class HeadPlan(Plan):
             found[rank] = row_difference(self.loss, self.head, batches)
         return float(found.max())
 
-    def _rows(self, batches: ExactBatches) -> FeatureData:
-        reading = reading_private(self.module, batches.now)
-        with self.processes.together(), reading:
+    def _rows(self, batches: ExactBatches | None) -> FeatureData | None:
+        """What reaches the head of samples of this process; None if it reads none."""
+        with self.processes.together():
+            rows = None if batches is None else self._read(batches)
+        tell_near(self.module, self.processes)
+        return rows
+
+    def _read(self, batches: ExactBatches) -> FeatureData:
+        with reading_private(self.module, batches.now):
             check_repeatable(batches)
             check_in_place(self.loss, batches)
             elsewhen = partial(compat.clock_moved, self.trainer)
             if self.display is not None:
                 batches.seen = self.display.reading(len(batches.places))
-            rows = capture(self.loss, self.head, batches, elsewhen)
-        tell_near(self.module, self.processes)
-        return rows
+            return capture(self.loss, self.head, batches, elsewhen)

@@ -12,6 +12,7 @@ from lightning_unlearn._base.files import write_new
 from lightning_unlearn.certificate import exclusions, ledger as ledgers, receipts
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.exclusions import Excluded
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.plugin import excluded
@@ -73,6 +74,7 @@ class Files:
         self.done, self.clean, self.ledger, self.secret = done, clean, ledger, secret
         self.overwrite = overwrite
         self.exclusion: tuple[Path, Excluded] | None = None
+        self.answers: Answers | None = None
         self._listed = False
         self._replacement: Replacement | None = None
         self._before: Ledger | None = None
@@ -108,6 +110,7 @@ class Files:
                     secret=[str(path) for path in self.secret],
                     exclusions=str(listed),
                     exclusion="" if line is None else line.to_text(),
+                    answers="" if self.answers is None else self.answers.to_text(),
                 ),
             )
 
@@ -139,7 +142,24 @@ class Files:
         }
 
     def close(self) -> None:
-        """Everything is done, or nothing will be."""
+        """Everything is done; a file of requests says so last of all."""
+        if self._answered():
+            self._close()
+
+    def _answered(self) -> bool:
+        """Whether it does. If not, the note stays, and the next request goes by it."""
+        answers, done = self.answers, list[bool]()
+        if answers is None:
+            return True
+        with told(
+            f"the request is done, but {answers.file} does not say so: the next one "
+            f"with the ledger {self.ledger} completes it"
+        ):
+            journal.tell_left(answers, answers.complete(self.done.leaves))
+            done.append(True)
+        return bool(done)
+
+    def _close(self) -> None:
         if self._replacement is not None:
             self._replacement.close()
         if self.ledger is not None:
@@ -160,7 +180,7 @@ class Files:
                 files.remove(target)
         if self.ledger is not None and self._before is not None:
             ledgers.rewind(self.ledger, self._before)
-        self.close()
+        self._close()
 
 
 def commit(
@@ -170,6 +190,7 @@ def commit(
     save_to: Path | None,
     kept: BoundState | None,
     overwrite: bool = False,
+    answers: Answers | None = None,
 ) -> None:
     """Move the weights, the record and the files together, or none of them.
 
@@ -180,14 +201,16 @@ def commit(
         save_to: Where the clean checkpoint goes, or None.
         kept: What of the prepared state may stay, or None.
         overwrite: Whether it may take the place of an earlier one.
+        answers: What becomes of the requests in a file, if there is one.
     """
     trainer, processes = plan.trainer, plan.processes
     record, file = callback.record, callback.options.ledger_path
     scope, mine = plan.scope.again(), processes.rank == 0
     trained, fresh = trainer.optimizers, []
     secret = solve_file.files(plan.solve_file)
-    if callback.options.prepared_path is not None:
-        secret = [*secret, callback.options.prepared_path]
+    store = callback.options.prepared_path
+    if store is not None and kept is None:
+        secret = [*secret, store]
     old = stage_end.left_over(callback.options.stages_path, record, done.record)
     secret = [*secret, *old]
     files = Files(done, None, None, [])
@@ -202,6 +225,7 @@ def commit(
                 files.exclusion = excluded.line_of(
                     callback.options, done.leaves, done.certificate.request_id
                 )
+                files.answers = answers
             files.prepare()
             if save_to is not None:
                 fresh = plan.strategy.fresh_optimizers()
@@ -215,6 +239,10 @@ def commit(
             if save_to is not None:
                 part = checkpoint.parts(save_to, done.certificate.request_id)[save_to]
                 checkpoint.stage(trainer, callback, part, fresh)
+        if store is not None and kept is not None:
+            # Before the request counts as done: the forgotten rows are gone then. If
+            # it fails after this they are read again, as any that are not there.
+            prepared_file.keep(store, plan, kept)
         with processes.together():
             files.publish()
         callback.committed(plan.module, plan.loader, kept)
@@ -231,8 +259,8 @@ def commit(
     try:
         trainer_state.forget_training(trainer, plan.module, save_to)
     finally:
-        if mine and callback.options.prepared_path is not None:
-            prepared_file.delete(callback.options.prepared_path)
+        if mine and store is not None and kept is None:
+            prepared_file.delete(store)
         solve_file.delete(plan.solve_file)
         if mine:
             stage_end.delete(old)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.plugin.data import duplicates
 from lightning_unlearn.plugin.files import prepared_file, solve_file, stale_checkpoints
@@ -16,13 +17,14 @@ from lightning_unlearn.plugin.files.journal import locked_for_all
 from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import isolate_rng
 from lightning_unlearn.plugin.mixin import quiet
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
 from lightning_unlearn.plugin.request import (
+    known_rows,
     ledger_entry,
-    private_request,
     run_caveats,
 )
 from lightning_unlearn.plugin.request.commit import Decided, commit
@@ -33,11 +35,11 @@ from lightning_unlearn.plugin.request.resolution import (
     check_agreement,
     resolve,
     share_record,
-    usable_state,
 )
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.retrain_request import plan_of
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.unchanged import private_request
 from lightning_unlearn.plugin.run import progress
 from lightning_unlearn.plugin.run.progress import Display
 from lightning_unlearn.solvers.base import Solution
@@ -67,7 +69,7 @@ class _Solved:
     plan: Plan
     decided: Decided
     solution: Solution
-    rest: PreparedHead | None
+    kept: BoundState | None
     measured: BeforeAndAfter | None
     copies: tuple[int, ...] | None
 
@@ -90,15 +92,29 @@ class Execution:
         ):
             display.stage("reading")
             share_record(context)
-            with context.strategy.gathered(context.module):
-                solved = self._solve(display)
-            seconds = time.perf_counter() - start + solved.plan.seconds_before
-            display.stage("writing")
-            deleted = self._commit(solved)
-            # The model has moved: nothing may raise any more.
-            decided, matvecs = solved.decided, solved.solution.matvecs
-            display.finish(decided.certificate, matvecs, seconds)
-            return self._result(solved, display, seconds, deleted)
+            with self.request.opened(context) as request:
+                return replace(self, request=request)._run(display, start)
+
+    def _run(self, display: Display, start: float) -> UnlearningResult:
+        context = self.context
+        with context.strategy.gathered(context.module):
+            solved = self._solve(display)
+        seconds = time.perf_counter() - start + solved.plan.seconds_before
+        display.stage("writing")
+        answers = self._answers(solved.decided)
+        deleted = self._commit(solved, answers)
+        # The model has moved: nothing may raise any more.
+        decided, matvecs = solved.decided, solved.solution.matvecs
+        display.finish(decided.certificate, matvecs, seconds)
+        result = self._result(solved, display, seconds, deleted)
+        return replace(result, answers=answers)
+
+    def _answers(self, decided: Decided) -> Answers | None:
+        """What becomes of the requests in a file, if there is one."""
+        pending, clean = self.request.pending, self.request.save_to
+        if pending is None or clean is None:
+            return None
+        return pending.answers(decided.certificate, clean, decided.leaves)
 
     def _solve(self, display: Display) -> _Solved:
         context, request = self.context, self.request
@@ -112,6 +128,7 @@ class Execution:
             plan = compared(plan, context.callback.record.certificate)
             measured = BeforeAndAfter(plan) if request.evaluate else None
             step, rest = _step(plan, state)
+        kept = self._bound(plan, rest, state)
         refuse_loud_noise(plan, step)
         display.residual(step.solution.residual)
         display.stage("certificate")
@@ -123,7 +140,16 @@ class Execution:
         if decided.certificate.noise_std > 0:  # or it would give away the step
             here = plan.scope.flatten(decided.weights.dtype)
             solution = replace(solution, x=here.sub_(decided.weights))
-        return _Solved(plan, decided, solution, rest, measured, copies)
+        return _Solved(plan, decided, solution, kept, measured, copies)
+
+    def _bound(
+        self, plan: Plan, rest: PreparedHead | None, before: BoundState | None
+    ) -> BoundState | None:
+        """What is kept for the next request, bound to what it was made from."""
+        asked = self.context.callback.options.prepared_path is not None
+        asked = asked or (before is not None and before.asked)
+        with plan.processes.together():
+            return None if rest is None else prepared_file.bind(plan, rest, asked)
 
     def _planned(self) -> tuple[Plan, BoundState | None]:
         """The plan, checked, and the prepared state that it begins with."""
@@ -137,23 +163,29 @@ class Execution:
             check_agreement(context, plan)
             return plan, None
         plan = resolve(context, request)
-        state = usable_state(context, plan)
+        state = known_rows.usable(context, plan)
         check_agreement(context, plan)
         refuse_loud_noise(plan)
         return with_ways_checked(context, plan, state), state
 
-    def _commit(self, solved: _Solved) -> tuple[str, ...]:
+    def _commit(self, solved: _Solved, answers: Answers | None) -> tuple[str, ...]:
         """Move the weights; the old checkpoints that were deleted after it."""
-        plan, decided, clean = solved.plan, solved.decided, self.request.save_to
-        bound = None if solved.rest is None else prepared_file.bind(plan, solved.rest)
-        began = self.context.callback.record
+        plan, decided, context = solved.plan, solved.decided, self.context
+        clean = self.request.save_to
+        began = context.callback.record
         commit(
-            plan, decided, self.context.callback, clean, bound, self.request.overwrite
+            plan,
+            decided,
+            context.callback,
+            clean,
+            solved.kept,
+            self.request.overwrite,
+            answers,
         )
         deleted = ()
         if self.request.delete_stale and clean is not None:
             with progress.told("the request is done, but old checkpoints were left"):
-                deleted, _ = self.context.processes.first(
+                deleted, _ = context.processes.first(
                     lambda: stale_checkpoints.delete(
                         decided.stale, began, plan.chosen, clean
                     )
@@ -185,7 +217,17 @@ class Execution:
             duplicates=solved.copies,
             stale=solved.decided.stale,
             leaves=solved.decided.leaves,
+            store=self._stored(solved.kept, len(plan.retained)),
         )
+
+    def _stored(self, kept: BoundState | None, n: int) -> str:
+        """The row store and its size, in words; "" if there is none."""
+        path = self.context.callback.options.prepared_path
+        if path is None or kept is None:
+            return ""
+        with progress.told(f"the request is done, but {path} cannot be looked at"):
+            return f"{path} ({n:,} samples, {path.stat().st_size / 2**20:,.1f} MiB)"
+        return str(path)
 
     def _duplicates(self, plan: Plan) -> tuple[int, ...] | None:
         if not self.request.find_duplicates:
@@ -292,7 +334,8 @@ class Unlearn:
 
 def _step(plan: Plan, state: BoundState | None) -> tuple[Step, PreparedHead | None]:
     """The step, and what of the prepared state may be kept after it."""
-    if state is None:
-        return plan.step(plan.retained), None
-    state.check_data(plan)
-    return plan.step_from(state.state)
+    if state is not None:
+        return plan.step_from(state.state)
+    if isinstance(plan, HeadPlan):  # its rows are kept for the next one
+        return plan.step_from(plan.nothing())
+    return plan.step(plan.retained), None

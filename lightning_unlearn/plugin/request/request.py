@@ -2,24 +2,37 @@
 
 import os
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.certificate import receipts
+from lightning_unlearn.certificate.inbox import inbox
+from lightning_unlearn.certificate.inbox.answers import receipts_folder
 from lightning_unlearn.certificate.receipts import Leaf
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn.errors import DataError, ForgetSetError, SetupError
 from lightning_unlearn.plugin.data import forget_set, training_data
 from lightning_unlearn.plugin.data.forget_set import Forget, Hook
 from lightning_unlearn.plugin.excluded import Guard
 from lightning_unlearn.plugin.files import checkpoint, journal, replacement
 from lightning_unlearn.plugin.lightning import Trainer, isolate_rng
 from lightning_unlearn.plugin.options import Options
-from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request import pending_rows
+from lightning_unlearn.plugin.request.pending_rows import Pending
+from lightning_unlearn.plugin.request.stage import StageContext, drawn_in_training
 from lightning_unlearn.plugin.retrain.retrained import Retrained
 from lightning_unlearn.plugin.run import compat
-from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.plugin.training.training_record import (
+    TrainingRecord,
+    check_same_data,
+)
+
+_WAIT = 60.0  # seconds
+#: A process that has one of these runs beside others.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +40,13 @@ class Request:
     """See `unlearn`, which documents each.
 
     `retrained` is what a retraining left, `not_covered` what the certificate must say
-    besides: whoever asks knows of more than this one model.
+    besides: whoever asks knows of more than this one model. `pending` is what the file
+    `requests` asks for, in the place of `forget`, once it is `opened`.
     """
 
     forget: Forget = ()
+    requests: Path | None = None
+    pending: Pending | None = None
     by: str | None = None
     save_to: Path | None = None
     overwrite: bool = False
@@ -59,6 +75,9 @@ class Request:
         """
         ledger = options.ledger_path
         Guard.of(options)
+        if self.requests is not None and ledger is not None and trainer.is_global_zero:
+            with journal.locked(ledger):
+                pass  # who was answered is known once what was stopped is finished
         if callable(self.forget) and compat.pickles(trainer):
             try:
                 pickle.dumps(self.forget)
@@ -69,20 +88,7 @@ class Request:
                     "top of a module, or pass positions"
                 ) from None
         if self.save_to is not None:
-            if not self.save_to.name:
-                raise SetupError(
-                    f"expected save_to= to name a new file, got the folder "
-                    f"{self.save_to}: give the checkpoint a name in it, such as "
-                    f"{self.save_to / 'clean.ckpt'}"
-                )
-            taken = any(map(os.path.lexists, checkpoint.targets(self.save_to)))
-            if taken and ledger is not None and trainer.is_global_zero:
-                with journal.locked(ledger):
-                    pass  # that is where it is finished, or undone
-            if self.overwrite and trainer.is_global_zero:
-                replacement.finish(self.save_to)
-            if not (self.overwrite and os.path.lexists(self.save_to)):
-                checkpoint.check_target(self.save_to)
+            self._check_save_to(self.save_to, trainer, ledger)
         elif self.overwrite:
             raise SetupError(
                 "expected save_to= with overwrite=True, got None: name the clean "
@@ -93,6 +99,113 @@ class Request:
                 "expected save_to= with delete_stale=True, got None: without a new "
                 "checkpoint the model would be lost with the old ones"
             )
+
+    def _check_save_to(
+        self, clean: Path, trainer: Trainer, ledger: Path | None
+    ) -> None:
+        if not clean.name:
+            raise SetupError(
+                f"expected save_to= to name a new file, got the folder {clean}: give "
+                f"the checkpoint a name in it, such as {clean / 'clean.ckpt'}"
+            )
+        folder = receipts_folder(clean)
+        if self.requests is not None and _is_something_else(folder):
+            raise SetupError(
+                f"expected a folder or nothing at {folder}, where the receipts of "
+                f"save_to={clean} go, got a file or a link: choose another name"
+            )
+        taken = any(map(os.path.lexists, checkpoint.targets(clean)))
+        if taken and ledger is not None and trainer.is_global_zero:
+            with journal.locked(ledger):
+                pass  # that is where it is finished, or undone
+        if self.overwrite and trainer.is_global_zero:
+            replacement.finish(clean)
+        if self.requests is None or not _has_company():
+            self._check_free(clean)
+
+    def _check_free(self, clean: Path) -> None:
+        if not (self.overwrite and os.path.lexists(clean)):
+            checkpoint.check_target(clean)
+
+    def check_requests(self, options: Options) -> None:
+        """Raise `SetupError` unless a file of requests can be completed after a kill.
+
+        Args:
+            options: Of the callback.
+        """
+        if self.requests is not None and (
+            self.save_to is None or options.ledger is None
+        ):
+            raise SetupError(
+                "expected save_to= and UnlearningCallback(ledger=) with requests=, got "
+                f"{self.save_to} and {options.ledger}: without them nobody could tell "
+                "after a kill which requests were done"
+            )
+
+    def nothing_pending(self, options: Options) -> bool:
+        """Whether all in the file of requests is done, in a process without others.
+
+        Such a process need not find checkpoint or data. With others, the first decides
+        for all where they meet: in the Trainer's run.
+
+        Args:
+            options: Of the callback.
+
+        Raises:
+            UnlearningError: If the file cannot be read, or a request that was stopped
+                cannot be finished.
+        """
+        if self.requests is None or _has_company():
+            return False
+        if options.ledger_path is not None:
+            with journal.locked(options.ledger_path):
+                pass  # what was stopped is finished, or undone
+        return not inbox.Inbox(self.requests).pending
+
+    @contextmanager
+    def opened(self, context: StageContext, keeps: bool = True) -> Iterator["Request"]:
+        """The request, with its file read by the first process; kept from others.
+
+        Args:
+            context: The Trainer's run.
+            keeps: Whether the file may be written.
+
+        Raises:
+            NothingPendingError: If nothing in it is pending.
+            UnlearningError: If it cannot be read, or none of it can be done.
+        """
+        path, processes = self.requests, context.processes
+        if path is None:
+            yield self
+            return
+        with ExitStack() as stack:
+            with processes.together():
+                if keeps and processes.rank == 0:
+                    # What was retrained is not given up for another's moment.
+                    wait = 0.0 if self.pending is None else _WAIT
+                    stack.enter_context(inbox.locked(path, wait))
+            found = self.pending
+            if found is None:
+                found = processes.first(lambda: self._read(context, path, keeps))
+            yield replace(self, pending=found)
+
+    def _read(self, context: StageContext, path: Path, keeps: bool) -> Pending:
+        record, dataset = context.callback.record, context.loader.dataset
+        check_same_data(dataset, record)  # else nobody would be found
+        drawn = list(range(len(dataset)))  # type: ignore[arg-type]
+        if not record.others_before:
+            with suppress(DataError):  # whoever needs to know says so
+                drawn = drawn_in_training(context)
+        found = pending_rows.looked_up(
+            path, dataset, drawn, record.removed, self.by, _hook(context)
+        )
+        if keeps and self.save_to is not None:
+            self._check_free(self.save_to)
+        pending_rows.tell(found)
+        if keeps and not found.found:
+            found.refusals().complete(())
+        pending_rows.check_some(found)
+        return found
 
     def check_replaced(self, record: TrainingRecord, gone: list[int]) -> None:
         """Raise `SetupError` if `overwrite` would replace anything but what it may.
@@ -121,6 +234,9 @@ class Request:
         """
         dataset, hook = context.loader.dataset, _hook(context)
         removed = record.removed
+        if self.pending is not None:
+            found = forget_set.resolve(self.pending.positions, dataset, removed)
+            return forget_set.trained_on(found, drawn, removed, by_id=True)
         found = forget_set.resolve(self.forget, dataset, removed, by=self.by, hook=hook)
         if record.others_before:  # an earlier training may have drawn whatever it is
             drawn = sorted({*drawn, *found})
@@ -156,3 +272,38 @@ def _hook(context: StageContext) -> Hook | None:
         if callable(hook):
             return hook
     return None
+
+
+def _has_company() -> bool:
+    """Whether this process may run beside others, which decide with it."""
+    return any(name in os.environ for name in _RANKS)
+
+
+def _is_something_else(folder: Path) -> bool:
+    return os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir())
+
+
+def file_of_requests(forget: Forget, requests: str | Path | None) -> Path | None:
+    """The file of requests, where one was passed in place of what to forget.
+
+    Args:
+        forget: What to forget, or None.
+        requests: The file, or None.
+
+    Raises:
+        SetupError: If both were passed.
+        ForgetSetError: If neither was.
+    """
+    if forget is None and requests is None:
+        raise ForgetSetError(
+            "expected the forget set as indices, a path, a Subset or a DataLoader over "
+            "one, or requests= with a .csv file of requests, got neither"
+        )
+    if forget is not None and requests is not None:
+        raise SetupError(
+            "expected what to forget, or requests= with a .csv file of requests, got "
+            "both: leave one out"
+        )
+    if requests is None:
+        return None
+    return Path(requests) if is_remote(requests) else Path(requests).resolve()

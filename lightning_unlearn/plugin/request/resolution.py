@@ -8,11 +8,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
-from lightning_unlearn.errors import DataError, GuaranteeError, ModelError
+from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee
-from lightning_unlearn.plugin.data.drawn import drawn_positions
-from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
@@ -20,7 +18,6 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
     check_not_released,
     known,
 )
-from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.which_guarantee import (
@@ -30,7 +27,7 @@ from lightning_unlearn.plugin.plan.which_guarantee import (
 )
 from lightning_unlearn.plugin.plan.which_plan import plan_for
 from lightning_unlearn.plugin.request.request import Request
-from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.stage import StageContext, drawn_in_training
 from lightning_unlearn.plugin.run import guests
 from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.training.other_callbacks import check_others
@@ -190,36 +187,6 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
     )
 
 
-def usable_state(context: StageContext, plan: Plan) -> BoundState | None:
-    """The prepared state, if there is any and it is of this model."""
-    state, file = context.callback.bound_state, context.callback.options.prepared_path
-    if context.processes.world > 1:
-        if state is not None or (file is not None and file.exists()):
-            rank_zero_warn(
-                "what was prepared is used on one device only: this request goes "
-                "without it"
-            )
-        return None
-    if state is None and file is not None and file.exists():
-        state = prepared_file.read(file)
-    if state is None:
-        return None
-    if not state.fits(plan):
-        rank_zero_warn(
-            "what was prepared is of another model, l2, scope or set of samples than "
-            "this request's: it is not used; call lightning_unlearn.prepare again"
-        )
-        return None
-    elsewhere = state.elsewhere(plan)
-    if elsewhere:  # its rows have other last bits than those of this place
-        rank_zero_warn(
-            f"what was prepared was computed in another environment ({elsewhere}): it "
-            "is not used, and all samples are read again"
-        )
-        return None
-    return state
-
-
 def check_newest_known(
     context: StageContext, request: Request, chosen: list[int], digest: str
 ) -> None:
@@ -234,23 +201,6 @@ def check_newest_known(
         here = "a request in this process"
         files.append(Known(here, Standing.LATER, named=True, forgotten=since))
     check_newest(files, record, chosen)
-
-
-def drawn_in_training(context: StageContext) -> list[int]:
-    """Positions the training could draw: of its record, else of this loader.
-
-    Raises:
-        DataError: If that is not known.
-    """
-    record, loader = context.callback.record, context.loader
-    if record.n_train is None:
-        drawn = drawn_positions(loader)
-    elif record.drawn_problem is not None:
-        raise DataError(record.drawn_problem)
-    else:
-        drawn = record.drawn
-    every = range(len(loader.dataset))  # type: ignore[arg-type]
-    return list(every if drawn is None else drawn)
 
 
 def _scope(

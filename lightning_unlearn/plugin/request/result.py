@@ -8,6 +8,7 @@ from lightning_unlearn._base.notebook import box, folded, table
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate import receipts
 from lightning_unlearn.certificate.certificate import Certificate
+from lightning_unlearn.certificate.inbox.answers import Answers
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.certificate.report.evidence import (
     Evidence,
@@ -53,6 +54,8 @@ class UnlearningResult:
             forgotten. Internal, as `residuals`.
         leaves: What the certificate's commitment is made of. Secret: `receipt` opens
             one.
+        answers: What became of the requests in the file of ``requests=``, or None.
+            Secret: it names requests.
     """
 
     certificate: Certificate
@@ -70,6 +73,8 @@ class UnlearningResult:
     duplicates: tuple[int, ...] | None = None
     stale: Stale = NOTHING_STALE
     leaves: tuple[Leaf, ...] = ()
+    store: str = ""
+    answers: Answers | None = None
 
     def __str__(self) -> str:
         rows = [f"  {name:<9} {text}" for name, text in self._rows()]
@@ -101,7 +106,17 @@ class UnlearningResult:
                 f"{clean}, {certificate_path(clean).name}; for you alone: {secret}"
             )
             then = "result.receipts(...) for the person"
+        if self.store:
+            written += f"; the row store, as secret as the data: {self.store}"
+        rows = []
+        if self.answers is not None:
+            done = len(self.answers.done)
+            refused = len(self.answers.rows) - done
+            told = f"{done:,} done, {refused:,} refused: {self.answers.file} says which"
+            rows = [("requests", printable(told))]
+            then = "each request has a receipt of its own: result.answers, and the file"
         return [
+            *rows,
             ("samples", f"{self.n_forget:,} forgotten, {self.n_retain:,} retained"),
             ("took", f"{self.seconds:.2g} s, {passes}"),
             ("wrote", printable(written)),

@@ -14,10 +14,9 @@ from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
     check_newest_known,
-    drawn_in_training,
     ledger_so_far,
 )
-from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.stage import StageContext, drawn_in_training
 from lightning_unlearn.plugin.retrain.retrain_plan import RetrainPlan
 from lightning_unlearn.plugin.retrain.retrained import (
     Job,
@@ -136,7 +135,7 @@ def known_request(request: Request, context: StageContext, job: Job) -> Request:
         job: What it means.
     """
     dataset: Any = context.loader.dataset
-    return replace(request, forget=Subset(dataset, job.chosen), by=None)
+    return replace(request, forget=Subset(dataset, job.chosen), by=None, pending=None)
 
 
 def plan_of(

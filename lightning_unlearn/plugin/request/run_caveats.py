@@ -3,7 +3,9 @@
 from torch.utils.data import WeightedRandomSampler
 
 from lightning_unlearn.guarantee.claims import EXACT, Bound
+from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.request import trainer_state
 from lightning_unlearn.plugin.request.stage import StageContext
@@ -48,15 +50,7 @@ def not_covered(
         known += ("whatever the Trainer's loggers have written",)
     states = trainer_state.kept_states(context.trainer)
     known += tuple(f"the state kept by {name}" for name in states)
-    file = callback.options.prepared_path
-    if callback.bound_state is not None or (file is not None and file.exists()):
-        known += (
-            "what was prepared from these samples (features, gradient, curvature): "
-            "it is dropped with this request; other copies of it are as secret as "
-            "the samples",
-            "changes made to retained samples after they were prepared, unless "
-            "they are plain tensors, which are compared",
-        )
+    known += _prepared(callback, isinstance(plan, HeadPlan))
     if plan.solve_file is not NOBODY:
         known += (
             "where the solve stood on the way (state_file): it is deleted after this "
@@ -73,6 +67,27 @@ def not_covered(
             "checkpoint does not know of them",
         )
     return known
+
+
+def _prepared(callback: UnlearningCallback, head: bool) -> tuple[str, ...]:
+    """What is said of prepared state, if there is any or the row store is used."""
+    file = callback.options.prepared_path
+    if callback.bound_state is None and (file is None or not (head or file.exists())):
+        return ()
+    dropped = (
+        "what was prepared from these samples (features, gradient, curvature): it is "
+        "dropped with this request; other copies of it are as secret as the samples"
+    )
+    kept = (
+        "what is kept for the next request (the retained samples' features, and the "
+        "head on them before the noise): it is as secret as these samples, and older "
+        "copies of it hold the forgotten ones"
+    )
+    changes = (
+        "changes made to retained samples after they were prepared, unless they are "
+        "plain tensors, which are compared"
+    )
+    return kept if head else dropped, changes
 
 
 _NO_FINGERPRINT = (

@@ -10,9 +10,10 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from lightning_unlearn._base.modes import borrowed
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.data.drawn import drawn_positions
 from lightning_unlearn.plugin.files import private_file
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
@@ -53,6 +54,23 @@ class StageContext:
     def strategy(self) -> strategies.Replicated:
         """What the Trainer's strategy means for this request."""
         return strategies.adapter(self.trainer, self.callback.options.curvature)
+
+
+def drawn_in_training(context: StageContext) -> list[int]:
+    """Positions the training could draw: of its record, else of this loader.
+
+    Raises:
+        DataError: If that is not known.
+    """
+    record, loader = context.callback.record, context.loader
+    if record.n_train is None:
+        drawn = drawn_positions(loader)
+    elif record.drawn_problem is not None:
+        raise DataError(record.drawn_problem)
+    else:
+        drawn = record.drawn
+    every = range(len(loader.dataset))  # type: ignore[arg-type]
+    return list(every if drawn is None else drawn)
 
 
 # An object, so that it reaches a spawned process; no dataclass, which Lightning

@@ -24,8 +24,8 @@ from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.solvers.base import Damped
 from lightning_unlearn.solvers.cg import CG
-from lightning_unlearn.solvers.flexible import FlexibleCG
 from lightning_unlearn.step.head.convex_objective import DOUBLE_BYTES
+from lightning_unlearn.step.head.descent import proxy_rows
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network import derivative_checks
 from lightning_unlearn.step.network.graphs import saved_bytes
@@ -150,8 +150,8 @@ def seconds(
 def _timed(plan: Plan, n: int) -> float:
     stride = max(1, len(plan.retained) // n)  # spread over the data, not its start
     start = time.perf_counter()
-    default = FlexibleCG()
-    proxy = min(default.samples, max(1, len(plan.retained) // default.share))
+    outputs = plan.head.out_features if isinstance(plan, HeadPlan) else 1
+    proxy = proxy_rows(len(plan.retained), outputs)
     plan.step(plan.retained[::stride][:n], proxy_samples=proxy)
     return time.perf_counter() - start
 

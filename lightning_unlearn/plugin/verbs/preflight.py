@@ -26,13 +26,13 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.plugin.mixin import quiet
 from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
-from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.request import Request, file_of_requests
 from lightning_unlearn.plugin.request.resolution import (
     resolve,
     share_record,
-    usable_state,
 )
 from lightning_unlearn.plugin.request.retrain_request import (
     check_current,
@@ -185,7 +185,7 @@ class Preflight:
 
 def preflight(
     trainer: pl.Trainer,
-    forget: Forget,
+    forget: Forget = None,
     model: LightningModule | None = None,
     train_dataloaders: DataLoader | None = None,
     datamodule: LightningDataModule | None = None,
@@ -194,6 +194,7 @@ def preflight(
     val_dataloaders: DataLoader | None = None,
     by: str | None = None,
     find_duplicates: bool = False,
+    requests: str | Path | None = None,
 ) -> Preflight:
     """Look before unlearning: grade, noise, expected metric, time, memory, advice.
 
@@ -211,6 +212,8 @@ def preflight(
             model by default, else the retained samples.
         by: As for `unlearn`.
         find_duplicates: As for `unlearn`.
+        requests: As for `unlearn`; what would be refused is named in a warning, and
+            nothing is written into the file.
 
     Returns:
         The forecast.
@@ -222,26 +225,32 @@ def preflight(
     """
     strategies.check_alone(trainer, "preflight")
 
+    file = file_of_requests(forget, requests)
+
+    def look_at(context: StageContext, request: Request) -> Preflight:
+        job = meant(context, request)
+        try:
+            plan = resolve(context, known_request(request, context, job))
+        except (GuaranteeError, ModelError, BudgetError) as problem:
+            check_current(context, request, job)  # else a part of `resolve`
+            return _without_step(context, job, str(problem), val_dataloaders)
+        plan = compared(plan, context.callback.record.certificate)
+        state = known_rows.usable(context, plan)
+        plan = with_ways_checked(context, plan, state)
+        copies = None
+        if find_duplicates:
+            dataset = context.loader.dataset
+            copies = duplicates.find(dataset, plan.chosen, plan.retained)
+        look = _look(plan, state, context.callback, val_dataloaders)
+        ways = _routes(context, job, look)
+        return replace(look, duplicates=copies, routes=ways)
+
     def stage(context: StageContext) -> Preflight:
         with isolate_rng(), quiet(context.module, restore=True):
             share_record(context)
-            request = Request(forget=forget, by=by)
-            job = meant(context, request)
-            try:
-                plan = resolve(context, known_request(request, context, job))
-            except (GuaranteeError, ModelError, BudgetError) as problem:
-                check_current(context, request, job)  # else a part of `resolve`
-                return _without_step(context, job, str(problem), val_dataloaders)
-            plan = compared(plan, context.callback.record.certificate)
-            state = usable_state(context, plan)
-            plan = with_ways_checked(context, plan, state)
-            copies = None
-            if find_duplicates:
-                dataset = context.loader.dataset
-                copies = duplicates.find(dataset, plan.chosen, plan.retained)
-            look = _look(plan, state, context.callback, val_dataloaders)
-            ways = _routes(context, job, look)
-            return replace(look, duplicates=copies, routes=ways)
+            asked = Request(forget=forget, by=by, requests=file)
+            with asked.opened(context, keeps=False) as request:
+                return look_at(context, request)
 
     return run_in_trainer(
         trainer,

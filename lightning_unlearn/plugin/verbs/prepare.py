@@ -7,9 +7,8 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.errors import DataError
+from lightning_unlearn.errors import StrategyError
 from lightning_unlearn.plugin.files import prepared_file
-from lightning_unlearn.plugin.files.prepared_file import BoundState
 from lightning_unlearn.plugin.lightning import (
     LightningDataModule,
     LightningModule,
@@ -17,11 +16,11 @@ from lightning_unlearn.plugin.lightning import (
     pl,
 )
 from lightning_unlearn.plugin.mixin import quiet
-from lightning_unlearn.plugin.plan.head_plan import HeadPlan
-from lightning_unlearn.plugin.plan.plan import Plan
+from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.resolution import resolve, share_record
 from lightning_unlearn.plugin.request.stage import StageContext, run_in_trainer
-from lightning_unlearn.plugin.run import progress, strategies
+from lightning_unlearn.plugin.run import compat, progress, strategies
+from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.network.prepared_network import PreparedNetwork
 
@@ -39,6 +38,7 @@ class Preparation:
         seconds: Wall time.
         nbytes: Size of what is stored.
         path: The file it was written to, or None if it is in memory only.
+        stays: Whether the retained samples' part of it lives on after a request.
     """
 
     what: str
@@ -47,14 +47,18 @@ class Preparation:
     seconds: float
     nbytes: int
     path: Path | None
+    stays: bool = False
 
     def __str__(self) -> str:
         where = "in memory" if self.path is None else f"in {self.path}"
+        kept = "the retained samples' part of it stays after a request"
+        if not self.stays:
+            kept = "it is dropped once a request is done"
         return (
             f"PREPARED for requests over {self.n:,} samples: {self.what}. It took "
             f"{self.seconds:.2g} s ({self.passes:.0f} passes) and "
-            f"{self.nbytes / 2**20:,.0f} MiB {where}. It is as secret as the samples, "
-            "and dropped once a request is done"
+            f"{self.nbytes / 2**20:,.1f} MiB {where}. It is as secret as the samples; "
+            f"{kept}"
         )
 
 
@@ -69,22 +73,27 @@ def prepare(
 ) -> Preparation:
     """Store what makes the next requests on a trained model cheap.
 
-    For a `ConvexHead`: the features of every sample, the optimum on all of them and a
-    Cholesky factor of the Hessian there; a request then needs a handful of gradients.
+    For a `ConvexHead`: the features of every sample, the optimum on all of them and,
+    where that costs less than it saves, a Cholesky factor of the Hessian there.
+    Of a squared error the Gram matrix of the rows in place of the factor: a request
+    subtracts the forgotten rows and solves, and so do those after it.
     For an ordinary network: the gradient over all samples, how much each curves the
     objective, and the ends of the spectrum; a request needs one pass and the spectrum
     less. It changes no weights and no certificate.
 
     What is stored depends on every sample, those to be forgotten among them. It is
     kept by the callback in memory, and in the file of its option ``prepared`` if that
-    is set; never in a checkpoint. After a request only the features of the retained
-    samples stay, in memory; the file is deleted. Call `prepare` again for the next one.
-    It is not used, with a warning, once the model, ``l2`` or the scope is another.
+    is set; never in a checkpoint. A request leaves of it the features of the retained
+    samples (their Gram matrix) and the optimum on them, to the tolerance, and no more.
+    So a head needs no `prepare` after the first request. What is kept of a network is
+    dropped. It is not used, with a warning, once the model, ``l2`` or the scope is
+    another.
 
     Rows that are known already are not read again (a certified module has prepared all
-    when it was fitted), unless they are found to be of other samples: plain tensors are
-    all compared, of others 32 and some blocks. Changes to retained samples that this
-    does not find are in the next request only with ``afresh=True``.
+    when it was fitted, a request keeps them), unless they are found to be of other
+    samples: plain tensors are all compared, of others 32 and some blocks. Changes to
+    retained samples that this does not find are in the next request only with
+    ``afresh=True``. Samples that are new are read, with those of their blocks.
 
     Args:
         trainer: With an `UnlearningCallback`.
@@ -99,10 +108,22 @@ def prepare(
         What was stored and what it cost, which is logged too.
 
     Raises:
-        StrategyError: If the Trainer has several processes.
+        StrategyError: If the Trainer has several processes, for an ordinary network; if
+            they are launched for this call alone.
         UnlearningError: If a request would be refused, or does not reach its tolerance.
     """
-    strategies.check_alone(trainer, "prepare")
+    given = trainer.lightning_module if model is None else model
+    heads = given is not None and any(
+        isinstance(m, ConvexHead) for m in given.modules()
+    )
+    if not heads:
+        strategies.check_alone(trainer, "prepare")
+    elif compat.is_spawning(trainer):
+        raise StrategyError(
+            "expected processes that stay for prepare, got "
+            f"{type(trainer.strategy).__name__}, whose processes end with it: use "
+            'strategy="ddp", or one device; or let the first request fill prepared='
+        )
 
     def stage(context: StageContext) -> Preparation:
         with isolate_rng(), quiet(context.module, restore=True):
@@ -122,16 +143,14 @@ def prepare(
 def _prepare(context: StageContext, afresh: bool) -> Preparation:
     begin = time.perf_counter()
     callback, path = context.callback, context.callback.options.prepared_path
-    if path is not None:
-        prepared_file.check_target(path)  # before the work, not after it
     share_record(context)
     run = context.trainer, context.module, context.processes
     with progress.shown(*run, what="Preparing", logs=False) as display:
         plan = replace(resolve(context, None), display=display)
-        bound, passes = _bound(plan, None if afresh else callback.bound_state)
+        bound, passes = known_rows.prepared(context, plan, afresh)
         display.end()
     if path is not None:
-        prepared_file.write(path, bound)
+        prepared_file.keep(path, plan, bound)
     callback.adopt(context.module, context.loader, bound)
     done = Preparation(
         what=_what(bound.state),
@@ -140,45 +159,19 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
         seconds=time.perf_counter() - begin,
         nbytes=bound.nbytes,
         path=path,
+        stays=isinstance(bound.state, PreparedHead),
     )
     if context.trainer.is_global_zero:
         _log.info(str(done))
     return done
 
 
-def _bound(plan: Plan, known: BoundState | None) -> tuple[BoundState, float]:
-    """What is prepared, and passes that were spent: nothing is read that is known.
-
-    After a fit of a certified module all of it is there already, after a request the
-    rows of the retained samples.
-    """
-    if known is None or not _covers(known, plan):
-        bound = prepared_file.bind(plan, plan.prepare())
-        return bound, bound.state.passes
-    state = known.state
-    if not (isinstance(plan, HeadPlan) and isinstance(state, PreparedHead)):
-        return known, 0.0
-    if state.start is not None:
-        return known, 0.0
-    bound = prepared_file.bind(plan, plan.solved(state.rows))
-    return bound, bound.state.passes
-
-
-def _covers(known: BoundState, plan: Plan) -> bool:
-    """Whether it is of this model and environment, and of just these samples."""
-    if known.positions != plan.retained or not known.fits(plan):
-        return False
-    if known.elsewhere(plan):
-        return False
-    try:
-        known.check_data(plan)
-    except DataError:
-        return False
-    return True
-
-
 def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
         return "the gradient, what curves it, the ends of the spectrum"
-    factor = "" if state.factor is None else ", a factor of the Hessian there"
-    return f"the features, the optimum on them{factor}"
+    factor = "a factor of the Hessian there"
+    if state.gram is not None:
+        factor = "their Gram matrix"
+    elif state.factor is None:
+        factor = "no factor of the Hessian, which would cost more than it saves"
+    return f"the features, the optimum on them, {factor}"

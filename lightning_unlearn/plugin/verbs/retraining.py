@@ -6,6 +6,7 @@ from typing import Any
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.lightning import pl
 from lightning_unlearn.plugin.request.execution import Unlearn
+from lightning_unlearn.plugin.request.pending_rows import Pending
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import share_record
 from lightning_unlearn.plugin.request.result import UnlearningResult
@@ -50,7 +51,7 @@ def retrain(
     model = trainer.lightning_module if where["model"] is None else where["model"]
     model = compat.unwrapped(model)
     callback = callback_of(trainer, model)
-    job, dataset, record = run_in_trainer(
+    job, dataset, record, pending = run_in_trainer(
         trainer, _AskedFor(request), **where, changes_nothing=True
     )
     old = (trainer, model, callback)
@@ -58,7 +59,7 @@ def retrain(
         retrained = InStages(make, job, old, dataset, record).run(request.resume_from)
     if compat.is_spawning(trainer):  # its attributes never left the processes
         retrained = replace(retrained, module=None)
-    done = replace(request, retrained=retrained, resume_from=None)
+    done = replace(request, retrained=retrained, resume_from=None, pending=pending)
     return run_in_trainer(trainer, Unlearn(done), **where)
 
 
@@ -69,10 +70,16 @@ class _AskedFor:
     def __init__(self, request: Request) -> None:
         self.request = request
 
-    def __call__(self, context: StageContext) -> tuple[Job, Any, TrainingRecord]:
+    def __call__(
+        self, context: StageContext
+    ) -> tuple[Job, Any, TrainingRecord, Pending | None]:
         share_record(context)
-        with context.strategy.gathered(context.module):
-            job = asked_for(context, self.request)
+        with (
+            self.request.opened(context) as request,
+            context.strategy.gathered(context.module),
+        ):
+            job = asked_for(context, request)
             made = trained_values(context.module, context.callback.record)
             record = context.callback.record
-            return replace(job, trained=made), context.loader.dataset, record
+            job, dataset = replace(job, trained=made), context.loader.dataset
+            return job, dataset, record, request.pending

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from torch.utils.data import DataLoader
 
@@ -10,7 +10,8 @@ from lightning_unlearn._base import validate
 from lightning_unlearn.plugin.data.forget_set import Forget
 from lightning_unlearn.plugin.lightning import LightningDataModule, LightningModule, pl
 from lightning_unlearn.plugin.request.execution import Unlearn
-from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.pending_rows import NothingPendingError
+from lightning_unlearn.plugin.request.request import Request, file_of_requests
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.stage import callback_of, run_in_trainer
 from lightning_unlearn.plugin.verbs.preflight import preflight
@@ -19,6 +20,7 @@ from lightning_unlearn.plugin.verbs.retraining import retrain
 HOW = ("auto", "newton", "retrain")
 
 
+@overload
 def unlearn(
     trainer: pl.Trainer,
     forget: Forget,
@@ -35,7 +37,49 @@ def unlearn(
     evaluate: bool = False,
     overwrite: bool = False,
     how: Literal["auto", "newton", "retrain"] = "auto",
-) -> UnlearningResult:
+) -> UnlearningResult: ...
+
+
+@overload
+def unlearn(
+    trainer: pl.Trainer,
+    forget: None = None,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+    save_to: str | Path | None = None,
+    delete_stale: bool = False,
+    resume_from: str | Path | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
+    evaluate: bool = False,
+    overwrite: bool = False,
+    how: Literal["auto", "newton", "retrain"] = "auto",
+    *,
+    requests: str | Path,
+) -> UnlearningResult | None: ...
+
+
+def unlearn(
+    trainer: pl.Trainer,
+    forget: Forget = None,
+    model: LightningModule | None = None,
+    train_dataloaders: DataLoader | None = None,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | Path | None = None,
+    weights_only: bool | None = None,
+    save_to: str | Path | None = None,
+    delete_stale: bool = False,
+    resume_from: str | Path | None = None,
+    by: str | None = None,
+    find_duplicates: bool = False,
+    evaluate: bool = False,
+    overwrite: bool = False,
+    how: Literal["auto", "newton", "retrain"] = "auto",
+    requests: str | Path | None = None,
+) -> UnlearningResult | None:
     """Remove the influence of some training samples from the model.
 
     Works right after ``fit``, and in a fresh process with ``model``, the training
@@ -81,15 +125,27 @@ def unlearn(
             anew without the samples by `UnlearningCallback(retrain=make_training)`,
             grade ``exact``, whatever the network, in the time of a training. "auto" is
             "newton": nothing is retrained unless it is asked for.
+        requests: In place of `forget`: a .csv file of requests, with the columns
+            ``request`` (an id), ``person`` (an id of `by`) or ``positions`` (``3 7
+            10-15``), ``received`` and ``due`` (dates such as 2026-11-30; where due is
+            empty it is one month after received, GDPR Article 12(3)). All that are
+            pending go into this one release; overdue ones are named first. What cannot
+            be done is refused, row by row. At the end ``state``, ``release``,
+            ``certificate`` (its request_id), ``receipt`` (a file for that request
+            alone), ``why`` and ``done_at`` are written into the file, whose other
+            columns stay. Whatever stops the process, no request is lost or done twice.
+            Needs `save_to` and ``ledger=``.
 
     Returns:
-        The certificate, the solution, counts and seconds.
+        The certificate, the solution, counts and seconds; None if no request in the
+        file `requests` is pending, and nothing was done.
 
     Raises:
         UnlearningError: Of a kind that says what was expected, got and to do.
     """
     request = Request(
         forget=forget,
+        requests=file_of_requests(forget, requests),
         by=by,
         save_to=None if save_to is None else Path(save_to),
         delete_stale=delete_stale,
@@ -100,6 +156,9 @@ def unlearn(
     )
     validate.one_of(HOW, how=how)
     options = callback_of(trainer, model).options
+    request.check_requests(options)
+    if request.nothing_pending(options):
+        return None
     request.check(trainer, options)
     where: dict[str, Any] = {
         "model": model,
@@ -108,9 +167,12 @@ def unlearn(
         "ckpt_path": ckpt_path,
         "weights_only": weights_only,
     }
-    if how == "retrain":
-        return retrain(trainer, request, options.retrain, **where)
-    return run_in_trainer(trainer, Unlearn(request), **where)
+    try:
+        if how == "retrain":
+            return retrain(trainer, request, options.retrain, **where)
+        return run_in_trainer(trainer, Unlearn(request), **where)
+    except NothingPendingError:
+        return None
 
 
 _unlearn, _preflight = unlearn, preflight

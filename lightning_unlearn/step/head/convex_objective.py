@@ -6,7 +6,7 @@ products and no automatic differentiation is involved.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 from lightning_unlearn._base import validate
 from lightning_unlearn.guarantee.rounding import gradient_rounding_upper
 from lightning_unlearn.step.head.convex_head import ConvexHead
-from lightning_unlearn.step.head.links import LINKS, LogitHessian
+from lightning_unlearn.step.head.links import LogitHessian
+from lightning_unlearn.step.head.rows.drawn_rows import (
+    Drawn,
+    RowProxy,
+    rough_inverse,
+    spread,
+)
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.processes import ALONE, Processes
 from lightning_unlearn.weights.scope import Vector, plain_dot
@@ -66,12 +72,21 @@ class ConvexObjective:
         self._fits = 8 * data.features.numel() <= DOUBLE_BYTES
         self._double: list[FeatureData] | None = None
         self._row_norm: float | None = None
+        self._squares: Tensor | None = None
         self._hessians: list[LogitHessian] = []
+        self._logits: list[Tensor] = []  # where a gradient was taken last
+        self._logits_at: Vector | None = None
         self.at: Vector = torch.zeros(self.size, dtype=torch.float64)
 
-    def set_hessian_at(self, w: Vector) -> None:
-        """Take curvature at w (p,) from now on."""
+    def set_hessian_at(self, w: Vector) -> float:
+        """Take curvature at w (p,) from now on.
+
+        Returns:
+            Passes: the half of one that gives logits, where no gradient gave them.
+        """
         self.at, self._hessians = w, []
+        known = self._logits_at is w and len(self._logits) > 0
+        return 0.0 if known else 0.5
 
     @property
     def size(self) -> int:
@@ -97,16 +112,7 @@ class ConvexObjective:
         """Whether `rough_gradient` is cheaper than `gradient`."""
         return self.data.features.dtype != torch.float64
 
-    @property
-    def rows_to_span(self) -> int:
-        """Rows whose Hessians together can have full rank: each has one of K at most.
-
-        That of a softmax has one less: adding a constant to all logits changes nothing.
-        """
-        softmax = self.K > 1 and self.link is LINKS["cross_entropy"]
-        return -(-self.size // (self.K - softmax))
-
-    def _chunks(self) -> Iterator[FeatureData]:
+    def _chunks(self, keep: bool = True) -> Iterator[FeatureData]:
         """The rows in float64, a chunk at a time; kept if all of them fit."""
         if self._double is not None:
             yield from self._double
@@ -114,7 +120,7 @@ class ConvexObjective:
         kept: list[FeatureData] = []
         for part in self.data.split(_CHUNK):
             chunk = self._here_as(part, torch.float64)
-            if self._fits:
+            if keep and self._fits:
                 kept.append(chunk)
             yield chunk
         self._double = kept or None
@@ -144,7 +150,8 @@ class ConvexObjective:
         found = self._row_norm
         if found is None:
             with self._summed(self.processes.world) as (longest,):
-                rows = [_largest(c.features.norm(dim=1)) for c in self._chunks()]
+                parts = self._chunks(keep=False)  # wanted once, if nothing else is
+                rows = [_largest(c.features.norm(dim=1)) for c in parts]
                 longest[self.processes.rank] = torch.stack(rows).max()
             found = float(longest.max() ** 2 + self.bias) ** 0.5
         self._row_norm = found
@@ -155,11 +162,14 @@ class ConvexObjective:
 
         It says where to go, never that one has arrived.
         """
-        own = w.to(self.data.features.dtype)
+        own = w.to(self._own)
+        self._forget_logits(w)
         with self._summed(self.size) as (total,):
             for part in self.data.split(_CHUNK):
                 part = self._here_as(part, own.dtype)
-                total += self._pull_back(part.features, self._residual(part, own)[1])
+                Z, D = self._residual(part, own)
+                total += self._pull_back(part.features, D)
+                self._keep_logits(Z)
         return total / self.n + self.l2 * w
 
     def gradient(self, w: Vector) -> tuple[Vector, float]:
@@ -170,12 +180,14 @@ class ConvexObjective:
             where exponentials overflow.
         """
         world, rank = self.processes.world, self.processes.rank
+        self._forget_logits(w)
         with self._summed(self.size, 3 * world) as (total, all_sizes):
             sizes = all_sizes.view(world, 3)  # of each process; NaN stays NaN
             for part in self._chunks():
                 Z, D = self._residual(part, w)
                 total += self._pull_back(part.features, D)
                 sizes[rank] = torch.maximum(sizes[rank], _sizes(part, Z, D))
+                self._keep_logits(Z)
         gradient = total / self.n + self.l2 * w
         residuals, logits, heaviest = sizes.amax(0).tolist()
         lipschitz = heaviest * self.link.lipschitz(logits + 1e-6, self.K)
@@ -245,14 +257,31 @@ class ConvexObjective:
         if self._hessians:
             yield from self._hessians
             return
-        fits = 8 * self.data.n * self.K <= DOUBLE_BYTES
+        known = self._logits if self._logits_at is self.at else []
         kept: list[LogitHessian] = []
-        for part in self.data.split(_CHUNK):
-            hessian = self.hessian_of(part, part.features.dtype)
-            if fits:
+        for i, part in enumerate(self.data.split(_CHUNK)):
+            if known:
+                weights = self._here_as(part, part.features.dtype).weights
+                hessian = self.link.hessian(known[i], weights)
+            else:
+                hessian = self.hessian_of(part, part.features.dtype)
+            if self._logits_fit:
                 kept.append(hessian)
             yield hessian
         self._hessians = kept
+        self._forget_logits(None)
+
+    @property
+    def _logits_fit(self) -> bool:
+        return 8 * self.data.n * self.K <= DOUBLE_BYTES
+
+    def _forget_logits(self, w: Vector | None) -> None:
+        self._logits, self._logits_at = [], w
+
+    def _keep_logits(self, Z: Tensor) -> None:
+        """Those of the next chunk, for the curvature there."""
+        if self._logits_fit:
+            self._logits.append(Z.to(self._own))
 
     def hessian_of(self, rows: FeatureData, dtype: torch.dtype) -> LogitHessian:
         """The second derivative of some rows' losses in their logits, at `self.at`."""
@@ -271,72 +300,82 @@ class ConvexObjective:
             total += self._curved(rows.features, hessian, v)
         return total / batch_size + self.l2 * v
 
-    def proxy(
-        self, samples: int, generator: torch.Generator
-    ) -> Callable[[Vector], Vector]:
+    def proxy(self, samples: int, generator: torch.Generator) -> RowProxy:
         """The Hessian at `self.at` from rows drawn by how much they curve F.
 
-        Row i is drawn with probability q_i proportional to ``(trace of its Hessian in
-        the logits) |x_i|^2``, the trace of its Hessian in the weights, and counts
-        1/(m n q_i): unbiased, positive definite, and close where F bends.
+        Row i is drawn with a probability q_i proportional to ``(trace of its Hessian
+        in the logits) |x_i|^2``, the trace of its Hessian in the weights, at most 1,
+        and counts 1/(n q_i): unbiased, positive definite, and close where F bends.
 
         Args:
-            samples: m, rows to draw (with replacement).
+            samples: m, rows to draw; at most all n are, once each.
             generator: Of the draws.
 
         Returns:
             Products with a cheaper matrix near the Hessian, regulariser included.
         """
-        rows, counts = self.draw(samples, generator)
-        X = rows.features
-        hessian = self.hessian_of(rows, X.dtype)
+        samples = min(samples, self.n)
+        drawn = self.draw(samples, generator)
+        X, hessian = drawn.rows.features, self.hessian_of(drawn.rows, self._own)
 
         def products(v: Vector) -> Vector:
             with self._summed(self.size) as (total,):
                 curved = hessian.times(self.logits(X, v.to(X.dtype)))
-                total += self._pull_back(X, curved * counts).double()
+                total += self._pull_back(X, curved * drawn.counts).double()
             return total + self.l2 * v
 
-        return products
+        near = rough_inverse(
+            drawn,
+            hessian,
+            samples=samples,
+            n=self.n,
+            bias=self.bias,
+            l2=self.l2,
+            processes=self.processes,
+        )
+        return RowProxy(products, near, samples=samples, n=self.n, size=self.size)
 
-    def draw(
-        self, samples: int, generator: torch.Generator
-    ) -> tuple[FeatureData, Tensor]:
-        """Rows drawn as in `proxy`: those of this process, and how much each counts.
-
-        Returns:
-            m rows and (m, 1); m adds up to `samples` over all processes.
-        """
-        chunks = self.data.features.split(_CHUNK)
+    def draw(self, samples: int, generator: torch.Generator) -> Drawn:
+        """Rows drawn as in `proxy`."""
         with self._summed(self.n) as (importance,):
-            importance[self._places.to(importance.device)] = torch.cat(
-                [
-                    hessian.trace().double() * (X.double().square().sum(1) + self.bias)
-                    for X, hessian in zip(chunks, self._logit_hessians(), strict=True)
-                ]
-            ).to(importance.device)
+            importance[self._places.to(importance.device)] = (
+                torch.cat([h.curvatures().sum(1) for h in self._logit_hessians()])
+                .to(importance)
+                .mul(self._squared_norms().to(importance))
+            )
         # Saturated rows curve nothing: none may have probability exactly zero.
         importance = importance + 1e-6 * importance.mean() + 1e-300
-        q = (importance / importance.sum()).cpu()
-        drawn = torch.multinomial(q, samples, True, generator=generator)
-        drawn, rows = self._here(drawn)
-        found = self._rows(rows)
-        return found, (1 / (samples * self.n * q[drawn]))[:, None].to(found.features)
+        drawn, counts = spread(importance.cpu(), samples, generator)
+        order, rows = self._here(drawn)
+        found, counts = self._rows(rows), counts[order] / self.n
+        return Drawn(found, counts[:, None].to(found.features), order)
+
+    def _squared_norms(self) -> Tensor:
+        """Of the rows of this process, the 1 of the bias included."""
+        if self._squares is None:
+            chunks = self.data.features.split(_CHUNK)
+            norms = [torch.linalg.vector_norm(X, dim=1) for X in chunks]
+            self._squares = torch.cat(norms).double().square() + self.bias
+        return self._squares
 
     def _here(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of some of the n rows that this process has, and where it has them."""
+        """Which of some of the n rows this process has, and where it has them."""
         if self.processes.world == 1:
-            return drawn, drawn
+            return torch.arange(len(drawn)), drawn
         here = torch.full((self.n,), -1)
         here[self._places] = torch.arange(self.data.n)
-        drawn = drawn[here[drawn] >= 0]
-        return drawn, here[drawn]
+        order = (here[drawn] >= 0).nonzero()[:, 0]
+        return order, here[drawn[order]]
+
+    @property
+    def _own(self) -> torch.dtype:
+        return self.data.features.dtype
 
     def _summed(self, *sizes: int) -> AbstractContextManager[list[Vector]]:
         return self.processes.summed(*sizes, device=self.device)
 
     def _rows(self, places: Tensor) -> FeatureData:
-        return self._here_as(self.data[places], self.data.features.dtype)
+        return self._here_as(self.data[places], self._own)
 
     def _curved(self, X: Tensor, hessian: LogitHessian, v: Vector) -> Vector:
         """Summed Hessian of some rows times v, in the dtype of the rows."""

@@ -5,7 +5,7 @@ Nothing here proves anything: whichever way is gone, the end is tested by itself
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,11 +25,19 @@ from lightning_unlearn.solvers.observer import (
 from lightning_unlearn.weights.scope import Vector
 
 _SHORTER = 0.5  # what a direction of a factor must make of the gradient
-# Measured on MNIST pixels and on 64 features of CIFAR-100 with 100 classes.
-_INNER_STEPS = 15
 _PATIENCE = 20  # products with a stored factor as the preconditioner
-_PROXY_ROWS = 1000, 2000  # at least and at most
-_FIRST, _LOOSEST = 0.1, 0.3  # rtol of the first inner solve, and of any later one
+# Measured on MNIST pixels, 64 features of CIFAR-100 with 100 classes, and 768 with 200.
+_SHARE, _MOST = 16, 4  # one row of so many makes the proxy, and at most
+_PER_OUTPUT = 50  # rows at least, where there are many outputs
+_INNER_STEPS, _INNER_RTOL = 30, 0.15
+_LOOSEST = 0.3  # rtol of an inner solve: a part of the rows gives it
+_NEAR = 0.02  # rtol of the first near the optimum: what is not linear leaves half of it
+_AIM = 0.7  # of the tolerance, where an inner solve is to be the last
+
+
+def proxy_rows(n: int, outputs: int) -> int:
+    """Rows of the proxy of n rows."""
+    return max(1, n // _SHARE, min(n // _MOST, _PER_OUTPUT * outputs))
 
 
 @runtime_checkable
@@ -46,6 +54,7 @@ class StronglyConvexObjective(Protocol):
     """A strongly convex F that can be evaluated anywhere (`ConvexObjective`)."""
 
     l2: float
+    K: int
 
     @property
     def feature_norm(self) -> float:
@@ -63,17 +72,13 @@ class StronglyConvexObjective(Protocol):
         ...
 
     @property
-    def rows_to_span(self) -> int:
-        """Rows whose Hessians together can have full rank."""
-        ...
-
-    @property
     def is_rough(self) -> bool:
         """Whether `rough_gradient` is cheaper than `gradient`."""
         ...
 
-    def set_hessian_at(self, w: Vector) -> None:
-        """Take curvature at w (p,) from now on."""
+    def set_hessian_at(self, w: Vector) -> float:
+        """Take curvature at w (p,) from now on; the passes that costs."""
+        ...
 
     def rough_gradient(self, w: Vector) -> Vector:
         """The gradient (p,) at w, to go by."""
@@ -113,14 +118,26 @@ class Iterate:
     """Where the descent stands, and what it has cost.
 
     On the way gradients may be rough; only an exact one proves anything.
+
+    Args:
+        objective: F.
+        w0: Where it starts (p,).
+        gradient: There if it is known, taken as a rough one.
     """
 
-    def __init__(self, objective: StronglyConvexObjective, w0: Vector) -> None:
+    def __init__(
+        self,
+        objective: StronglyConvexObjective,
+        w0: Vector,
+        gradient: Vector | None = None,
+    ) -> None:
         self.objective, self.w = objective, w0.clone()
-        self.gradient, self.rounding = torch.zeros_like(w0), math.inf
-        self.exact = not objective.is_rough
-        self.evaluated = False
-        self.steps, self.passes = 0, 0.0
+        self.rounding = math.inf
+        self.known, self.near = gradient is not None, gradient is not None
+        self.gradient = torch.zeros_like(w0) if gradient is None else gradient
+        self.exact = not objective.is_rough  # those to be taken
+        self.sharp = False  # the one that was taken
+        self.steps, self.sampled, self.passes = 0, 0, 0.0
         self.method = "none: already there"
         self.before: float | None = None  # norm at the last inner solve
         self._curved_at: Vector | None = None
@@ -132,7 +149,7 @@ class Iterate:
 
     def go_on_from(self, state: State, max_steps: int) -> None:
         """Stand where a state says; the gradient is taken again."""
-        self.w = vector(state, "w", self.w)
+        self.w, self.known, self.near = vector(state, "w", self.w), False, False
         exact, steps, passes, before = numbers(state, 4)
         self.exact = self.exact or exact == 1
         self.steps = count(steps, max_steps)
@@ -147,57 +164,61 @@ class Iterate:
 
     def proves(self, tolerance: float) -> bool:
         """Whether |exact gradient| <= tolerance, whatever float64 did to either."""
-        if not self.exact and self.norm <= tolerance:
+        if not self.sharp and self.norm <= tolerance:
             self.sharpen()
         return is_stationary(self.norm, len(self.w), self.rounding, tolerance)
 
     def curve(self) -> None:
         """Take curvature where the descent stands."""
         if self._curved_at is not self.w:
-            self.objective.set_hessian_at(self.w)
+            self.passes += self.objective.set_hessian_at(self.w)
             self._curved_at = self.w
 
     def evaluate(self) -> None:
         """Take the gradient at `w`."""
-        self.gradient, self.rounding = self._look(self.w)
-        self.evaluated = True
+        self.gradient, self.rounding = self._look(self.w, self.exact)
+        self.known, self.sharp = True, self.exact
 
     def sharpen(self) -> bool:
         """Take exact gradients from here on; False if they are already."""
-        if self.exact:
+        if self.exact and self.sharp:
             return False
         self.exact = True
-        self.evaluate()
+        if not self.sharp:
+            self.evaluate()
         return True
 
-    def leap(self, x: Vector, norm: float, method: str) -> bool:
-        """Go to w - x if that halves a gradient of this norm."""
-        accepted = self._go(self.w - x, _SHORTER * norm)
+    def leap(self, x: Vector, method: str) -> bool:
+        """Go to w - x if that halves the gradient."""
+        accepted = self._go(self.w - x, _SHORTER * self.norm, self.exact)
         self.method = method if accepted else self.method
         return accepted
 
-    def search(self, x: Vector) -> bool:
-        """Go along -x, as far as it shortens the gradient."""
-        t, norm = 1.0, self.norm
+    def search(self, x: Vector, last: bool = False) -> bool:
+        """Go along -x, as far as it shortens the gradient.
+
+        If that may be the `last` step, the gradient at its end is an exact one.
+        """
+        t, norm, exact = 1.0, self.norm, self.exact or last
         while t > 1e-6:
-            if self._go(self.w - t * x, (1 - 1e-4 * t) * norm):
+            if self._go(self.w - t * x, (1 - 1e-4 * t) * norm, exact):
                 return True
-            t /= 2
+            t, exact = t / 2, self.exact
         return False
 
-    def _go(self, w: Vector, longest: float) -> bool:
-        gradient, rounding = self._look(w)
+    def _go(self, w: Vector, longest: float, exact: bool) -> bool:
+        gradient, rounding = self._look(w, exact)
         # Far away it may overflow: "not <=" takes such a candidate as too long.
-        known = rounding < math.inf or not self.exact
-        if not (float(gradient.norm()) <= longest and known):
+        resolved = rounding < math.inf or not exact
+        if not (float(gradient.norm()) <= longest and resolved):
             return False
         self.w, self.gradient, self.rounding = w, gradient, rounding
-        self.evaluated = True
+        self.known, self.sharp = True, exact
         return True
 
-    def _look(self, w: Vector) -> tuple[Vector, float]:
+    def _look(self, w: Vector, exact: bool) -> tuple[Vector, float]:
         self.passes += 1
-        if self.exact:
+        if exact:
             return self.objective.gradient(w)
         return self.objective.rough_gradient(w), math.inf  # nothing is known of it
 
@@ -207,26 +228,18 @@ class StoredFactor:
 
     Args:
         factor: Solves with a matrix near the Hessian without products, or None.
-        gradient: At the start if it is known: the first step then costs no pass.
     """
 
-    def __init__(self, factor: Factored | None, gradient: Vector | None) -> None:
-        self.factor, self.gradient = factor, gradient
+    def __init__(self, factor: Factored | None) -> None:
+        self.factor = factor
         self.works = factor is not None
         self.name = "Newton by a stored factor"
-
-    def leap(self, at: Iterate) -> None:
-        """Go from the start by what is known there, before any pass."""
-        if self.factor is not None and self.gradient is not None:
-            at.steps = 1
-            x, norm = self.factor.solve(self.gradient), float(self.gradient.norm())
-            self.works = at.leap(x, norm, self.name)
 
     def go(self, at: Iterate) -> bool:
         """See `Direction`."""
         if self.factor is None or not self.works:
             return False
-        if at.leap(self.factor.solve(at.gradient), at.norm, self.name):
+        if at.leap(self.factor.solve(at.gradient), self.name):
             return True
         self.works = at.sharpen()
         return self.works
@@ -282,21 +295,22 @@ class InnerSolve:
     def go(self, at: Iterate) -> bool:
         """See `Direction`."""
         at.curve()
-        rtol = _forcing(at.norm, at.before, self.tolerance)
-        at.before = at.norm
+        rtol = _forcing(at, self.tolerance)
+        last = rtol * at.norm <= self.tolerance
+        at.before, at.near = at.norm, False
         inner = self._by_factor(at, rtol)
         if inner is None:
-            solver = self.solver or self._default(at.objective, rtol)
+            solver = self.solver or by_products(at.objective, rtol, self.proxy_samples)
             inner = solver.solve(Damped(at.objective, 0.0), at.gradient, NOBODY)
             at.passes += inner.matvecs
         at.method = f"Newton by {inner.method}"
-        return at.search(inner.x) or at.sharpen()
+        return at.search(inner.x, last) or at.sharpen()
 
     def _by_factor(self, at: Iterate, rtol: float) -> Solution | None:
         if self.stored.factor is None or self.solver is not None:
             return None
         inner = solve_preconditioned(
-            Damped(at.objective, 0.0),
+            at.objective.hvp,
             at.gradient,
             self.stored.factor.solve,
             rtol=rtol,
@@ -309,25 +323,29 @@ class InnerSolve:
             inner = self.stored.factor = None
         return inner
 
-    def _default(self, objective: StronglyConvexObjective, rtol: float) -> Solver:
-        few, many = _PROXY_ROWS
-        solver = FlexibleCG(
-            rtol=rtol,
-            inner_steps=_INNER_STEPS,
-            samples=min(max(2 * objective.rows_to_span, few), many),
-            check=False,
-        )
-        if self.proxy_samples is None:
-            return solver
-        return replace(solver, samples=self.proxy_samples, share=1)
+
+def by_products(
+    objective: StronglyConvexObjective, rtol: float, proxy_samples: int | None
+) -> FlexibleCG:
+    """The default solver of a Newton system."""
+    return FlexibleCG(
+        rtol=rtol,
+        inner_steps=_INNER_STEPS,
+        inner_rtol=_INNER_RTOL,
+        samples=proxy_samples or proxy_rows(objective.n, objective.K),
+        share=1,
+        check=False,
+    )
 
 
-def _forcing(norm: float, before: float | None, tolerance: float) -> float:
+def _forcing(at: Iterate, tolerance: float) -> float:
     """How well to solve for a direction: as well as the last one turned out.
 
     Eisenstat & Walker 1996, choice 2; just well enough if this can be the last one.
     """
-    rtol = _FIRST
-    if before is not None:
-        rtol = min(_LOOSEST, 0.9 * (norm / before) ** 1.618)
-    return rtol if rtol * norm > 5 * tolerance else min(0.5 * tolerance / norm, 0.5)
+    rtol = _NEAR if at.near else _LOOSEST
+    if at.before is not None:
+        rtol = min(_LOOSEST, 0.9 * (at.norm / at.before) ** 1.618)
+    if rtol * at.norm > 5 * tolerance:
+        return rtol
+    return min(_AIM * tolerance / at.norm, 0.5)

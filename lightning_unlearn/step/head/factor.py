@@ -88,7 +88,7 @@ def factorise(
     with objective.processes.summed(size, dtype=single, device=device) as (total,):
         blocks = total.view(K, D, K, D)
         if drawn is not None:
-            _add_hessian(blocks, objective, *drawn)
+            _add_hessian(blocks, objective, drawn.rows, drawn.counts)
         else:
             for part in data.split(_CHUNK):
                 counts = torch.full((part.n, 1), 1 / objective.n, device=device)

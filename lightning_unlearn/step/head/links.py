@@ -26,8 +26,8 @@ class LogitHessian(Protocol):
         """The product with u, (n, K) both; positive semidefinite."""
         ...
 
-    def trace(self) -> Tensor:
-        """The trace of each row's matrix, (n,)."""
+    def curvatures(self) -> Tensor:
+        """The diagonal of each row's matrix, (n, K)."""
         ...
 
     def weighted(self, weights: Tensor) -> "LogitHessian":
@@ -90,8 +90,8 @@ class _SoftmaxHessian:
     def times(self, u: Tensor) -> Tensor:
         return self.q * (u - (self.p * u).sum(-1, keepdim=True))
 
-    def trace(self) -> Tensor:
-        return (self.q * (1 - self.p)).sum(-1)
+    def curvatures(self) -> Tensor:
+        return self.q * (1 - self.p)
 
     def weighted(self, weights: Tensor) -> "_SoftmaxHessian":
         return _SoftmaxHessian(self.p, weights)
@@ -108,8 +108,8 @@ class _DiagonalHessian:
     def times(self, u: Tensor) -> Tensor:
         return self.h * u
 
-    def trace(self) -> Tensor:
-        return self.h.sum(-1)
+    def curvatures(self) -> Tensor:
+        return self.h
 
     def weighted(self, weights: Tensor) -> "_DiagonalHessian":
         return _DiagonalHessian(weights * self.h)

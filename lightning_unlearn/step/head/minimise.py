@@ -21,6 +21,7 @@ from lightning_unlearn.step.head.descent import (
     StoredFactor,
     StronglyConvexObjective,
 )
+from lightning_unlearn.step.head.proxy_steps import ProxySteps
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.scope import Vector
 
@@ -89,13 +90,14 @@ def minimise(
         objective: F over the retained samples.
         w0: Starting weights (p,), float64.
         tolerance: tau, fixed before the data was seen.
-        max_steps: Newton steps at most.
+        max_steps: Newton steps at most, after quasi-Newton steps on a part of the rows,
+            of which six for ten of these may be made first.
         solver: For the inner systems; by default conjugate gradients no tighter than
             needed. It cannot change the claim: the loop ends only at the tolerance.
         proxy_samples: Of the default solver; for a forecast on a part of the data,
             what the whole will use.
-        start: The gradient at w0 if it is known, for the first step: it saves a pass
-            and proves nothing.
+        start: The gradient at w0 if it is known, as it is near the optimum: it saves a
+            pass and a step, and proves nothing.
         factor: Solves with a matrix near the Hessian at w0 without products; it is
             used as long as it halves the gradient, then as a preconditioner.
         refactor: Makes such a factor where curvature is taken, or None if there is
@@ -117,25 +119,28 @@ def minimise(
         return (
             at_start,
             FreshFactor(None if solver is not None else refactor, at_start),
+            *(
+                []
+                if solver
+                else [ProxySteps(proxy_samples, at_start, tolerance, max_steps)]
+            ),
             InnerSolve(solver, proxy_samples, at_start, tolerance),
         )
 
-    at, stored = Iterate(objective, w0), StoredFactor(factor, start)
+    at, stored = Iterate(objective, w0, start), StoredFactor(factor)
     observer.stage("gradient")
     state = observer.start()
     if state is not None:
         at.go_on_from(state, max_steps)
         stored.works = False
     try:
-        if state is None:
-            stored.leap(at)
         _descend(at, directions(stored), tolerance, max_steps, observer)
     except (GuaranteeError, SolverError):
         if not bool(w0.any()):
             raise
         again = Iterate(objective, torch.zeros_like(w0))
-        again.passes, before = at.passes, at.steps
-        at, nothing = again, StoredFactor(None, None)
+        again.passes, before = at.passes, at.steps + at.sampled
+        at, nothing = again, StoredFactor(None)
         _descend(at, directions(nothing), tolerance, max_steps, observer)
         at.steps += before
     return Step(
@@ -144,12 +149,13 @@ def minimise(
             x=w0 - at.w,
             residual=at.norm,
             status=Status.CONVERGED,
-            steps=at.steps,
+            steps=at.steps + at.sampled,
             matvecs=at.passes,
             method=at.method,
         ),
         claim=strongly_convex_claim(Tolerance(tolerance), objective.l2),
         measured=(reported("feature_norm", objective.feature_norm),),
+        gradient=at.gradient,
     )
 
 
@@ -161,7 +167,7 @@ def _descend(
     observer: Observer,
 ) -> None:
     """Go on until the tolerance is proved."""
-    if not at.evaluated:
+    if not at.known:
         at.evaluate()
     if not math.isfinite(at.norm):
         raise SolverError(
@@ -172,8 +178,12 @@ def _descend(
     while not at.proves(tolerance):
         _check_worthwhile(at, tolerance, max_steps)
         observer.milestone(at.norm, at.state)
-        at.steps += 1
-        if not any(direction.go(at) for direction in directions):
+        way = next((way for way in directions if way.go(at)), None)
+        if isinstance(way, ProxySteps):
+            at.sampled += 1
+        else:
+            at.steps += 1
+        if way is None:
             raise SolverError(
                 "expected a shorter gradient along the Newton direction, got none "
                 f"below {at.norm:.3g}: the tolerance is below what float64 resolves "
@@ -182,7 +192,7 @@ def _descend(
 
 
 def _check_worthwhile(at: Iterate, tolerance: float, max_steps: int) -> None:
-    if at.exact and not at.rounding < max(tolerance, at.norm / 10):
+    if at.sharp and not at.rounding < max(tolerance, at.norm / 10):
         raise GuaranteeError(
             f"expected a tolerance above the rounding error of float64 sums, "
             f"{at.rounding:.3g}, got tolerance={tolerance:.3g}: raise the tolerance"

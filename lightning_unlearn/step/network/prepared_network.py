@@ -1,5 +1,6 @@
 """What of a network's step can be computed before a request is known."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from lightning_unlearn.step.network.damped_step import GradientAndSpectrum, look
 from lightning_unlearn.step.network.empirical_objective import EmpiricalObjective
 from lightning_unlearn.step.network.spectrum import Ends
 from lightning_unlearn.step.step import places, retained_gradient
+from lightning_unlearn.step.stored import check, check_finite, check_positions
 from lightning_unlearn.weights.scope import Vector
 
 
@@ -30,6 +32,18 @@ class PreparedNetwork:
     importance: Tensor | None
     ends: Ends
     passes: float = 0.0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name; `network_from` makes it of them again."""
+        found = {
+            "positions": self.positions,
+            "gradient": self.gradient,
+            "ends": torch.tensor(self.ends, dtype=torch.float64),
+        }
+        if self.importance is not None:
+            found["importance"] = self.importance
+        return found
 
     def known(self, forgotten: Vector | None, n_forget: int) -> GradientAndSpectrum:
         """What `damped_step` need not compute again.
@@ -82,4 +96,27 @@ def prepare_network(
         importance=objective.importance,
         ends=found.ends,
         passes=found.passes,
+    )
+
+
+def network_from(tensors: Mapping[str, Tensor]) -> PreparedNetwork:
+    """What `PreparedNetwork.tensors` were made of.
+
+    Raises:
+        DataError: If a type, a shape or a number is not one of a prepared network.
+        KeyError: If a tensor is missing.
+    """
+    positions, gradient, ends = (tensors[k] for k in ("positions", "gradient", "ends"))
+    importance = tensors.get("importance")
+    check_positions(positions)
+    check_finite(tensors)
+    check("gradient", gradient, torch.float64, (gradient.numel(),))
+    if importance is not None:
+        check("importance", importance, torch.float64, (len(positions),))
+    check("ends", ends, torch.float64, (4,))
+    return PreparedNetwork(
+        positions=positions,
+        gradient=gradient,
+        importance=importance,
+        ends=Ends(float(ends[0]), float(ends[1]), int(ends[2]), int(ends[3])),
     )

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from lightning_unlearn import UnlearningCallback, prepare
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn.errors import DataError, SetupError
 from lightning_unlearn.plugin.files import prepared_file
 from tests.helpers.nets import (
     MLP,
@@ -37,8 +37,9 @@ def test_a_file_serves_another_process(make):
     )
     passes = result.solution.matvecs
     assert "factor" in result.solution.method if make is HeadNet else passes < 40
-    assert not os.path.exists("secret.pt")
-    assert any("what was prepared" in t for t in result.certificate.not_covered)
+    assert os.path.exists("secret.pt") == (make is HeadNet)
+    words = "what is kept" if make is HeadNet else "what was prepared"
+    assert any(words in t for t in result.certificate.not_covered)
 
 
 def test_a_file_that_cannot_be_deleted_is_named(monkeypatch, tmp_path):
@@ -59,14 +60,16 @@ def test_a_file_that_cannot_be_deleted_is_named(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*secret*"))
 
 
-def test_a_file_of_something_else_is_not_deleted(tmp_path):
-    _, fit_trainer, callback, _ = fitted(prepared="secret.pt")
+def test_a_file_of_something_else_is_left_and_nothing_changes(tmp_path):
+    net, fit_trainer, callback, _ = fitted(prepared="secret.pt")
     prepare(fit_trainer)
     fit_trainer.unlearn([0])  # from memory from now on
+    before = weights(net)
     (tmp_path / "secret.pt").write_text("somebody else's by now")
-    with pytest.warns(UserWarning, match="could not delete"):
+    with pytest.raises(DataError, match="expected a new file.*prepared=.*not touched"):
         fit_trainer.unlearn([1])
-    assert (tmp_path / "secret.pt").exists()
+    assert (tmp_path / "secret.pt").read_text() == "somebody else's by now"
+    assert same(before, weights(net))
 
 
 @pytest.mark.parametrize("name", ["save_to=", "ledger=", "ckpt_path="])
@@ -93,7 +96,7 @@ def test_a_path_that_records_could_not_hold_is_refused(name):
 
 def test_a_missing_folder_is_said_before_the_work(monkeypatch):
     _, fit_trainer, callback, _ = fitted(prepared="nowhere/secret.pt")
-    monkeypatch.setattr("lightning_unlearn.plugin.plan.head_plan.prepare_head", None)
+    monkeypatch.setattr("lightning_unlearn.plugin.plan.head_plan.capture", None)
     with pytest.raises(SetupError, match="folder of prepared=.*create it"):
         prepare(fit_trainer)
     assert callback.bound_state is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lightning_unlearn import CertifiedClassifier, UnlearningCallback
+from lightning_unlearn import CertifiedClassifier, UnlearningCallback, prepare
 from tests.helpers.lightning import ModelParallelStrategy
 from tests.helpers.nets import trainer
 from tests.plugin.helpers.publics import backbone, loader, private
@@ -38,11 +38,20 @@ def main(folder, name):
         kind = Sharded if name == "fsdp2" else ShardedWhole
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
     net = kind(backbone(), 5)
-    callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8)
+    store = folder / "rows.store"
+    callback = UnlearningCallback(noise_std=0.0, tolerance=1e-8, prepared=store)
     own = trainer(callback, strategy=strategy, devices=2, limit_val_batches=0)
     data = loader(private(), 50)
     own.fit(net, data)
     own.save_checkpoint(folder / "solved.ckpt", weights_only=True)
+    if name == "ddp":  # all of it is known; and once more, from nothing
+        assert prepare(own).passes == 0
+        callback.attached.bound_state = None
+        own.strategy.barrier()
+        if own.is_global_zero:
+            store.unlink()
+        own.strategy.barrier()
+        assert prepare(own).passes > 0
     target = folder / "clean.ckpt"
     result = own.unlearn(range(40), train_dataloaders=data, save_to=target)
     if own.is_global_zero:

@@ -13,11 +13,14 @@ import signal
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from lightning_unlearn import prepare
 from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.weights.digests import state_digest
 from tests.helpers.nets import HeadNet, UnlearningCallback, digits, loader, trainer
 
@@ -72,11 +75,17 @@ def at_file(folder, number, what):
     sys.addaudithook(hook)
 
 
+def callback(folder):
+    """With a row store where the folder has one: strategy "store", on one device."""
+    store = folder / "rows.store"
+    options = {"prepared": store} if (folder / "with_store").exists() else {}
+    return UnlearningCallback(ledger=folder / "ledger.jsonl", **options)
+
+
 def request(folder, strategy, net, own=None):
-    own = own or UnlearningCallback(ledger=folder / "ledger.jsonl")
-    devices = {"devices": 1} if strategy == "one" else {"devices": 2}
-    if strategy != "one":
-        devices["strategy"] = strategy
+    own = own or callback(folder)
+    alone = strategy in ("one", "store")
+    devices = {"devices": 1} if alone else {"devices": 2, "strategy": strategy}
     return trainer(own, **devices).unlearn(
         [1, 2], model=net, train_dataloaders=loader(digits(N), 16),
         ckpt_path=folder / "old.ckpt", save_to=folder / "clean.ckpt",
@@ -101,7 +110,7 @@ def interrupted(folder, strategy, number):
     """1 if an interrupt left all or nothing in memory and in files; 0 if none came."""
 
     def work():
-        net, own = HeadNet(lr=0.1), UnlearningCallback(ledger=folder / "ledger.jsonl")
+        net, own = HeadNet(lr=0.1), callback(folder)
         before = state_digest(net.state_dict())
         at_file(folder, number, interrupt)
         try:
@@ -138,6 +147,14 @@ def whole(path):
     return state_digest(torch.load(path, weights_only=True)["state_dict"])
 
 
+def stored(path):
+    """How many samples a row store has, and whether 1 or 2 is one; it is readable."""
+    if not path.exists():
+        return None
+    positions = prepared_file.read(path).positions
+    return [len(positions), bool({1, 2} & set(positions))]
+
+
 def left(folder, old):
     """What a killed request has left, and what the next one makes of it."""
     names = [p.name for p in folder.iterdir() if p.name != "problem.txt"]
@@ -147,12 +164,13 @@ def left(folder, old):
         "old": whole(folder / "old.ckpt") == old,
         "clean": whole(folder / "clean.ckpt"),
         "entries": len(ledger.entries),
+        "store": stored(folder / "rows.store"),
     }
     if found["clean"] is None:  # nothing has happened: ask again
         path, forget, net = folder / "old.ckpt", [1, 2], HeadNet(lr=0.1)
     else:  # it was made: go on
         path, forget, net = folder / "clean.ckpt", [3], HeadNet(lr=0.1)
-    own = UnlearningCallback(ledger=folder / "ledger.jsonl")
+    own = callback(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer(own).unlearn(
@@ -167,6 +185,7 @@ def left(folder, old):
     found["secret"] = sum(
         n in names for n in ("clean.private.json", "clean.receipts.jsonl")
     )
+    found["store_after"] = stored(folder / "rows.store")
     found["certificate"] = (folder / "clean.certificate.json").exists()
     return found
 
@@ -179,16 +198,22 @@ def main(folder, strategy):
     first.fit(net, loader(digits(N), 16))
     trained = folder / "trained.ckpt"
     first.save_checkpoint(trained)
+    if strategy == "store":
+        own.options = replace(own.options, prepared=folder / "rows.store")
+        prepare(first)
     old = whole(trained)
     told = []
     # One process alone, interrupted after all is done, leaves the launcher waiting.
-    interrupts = 60 if strategy == "one" else 12
+    interrupts = 12 if strategy == "ddp_fork" else 60
     for kind, most in (("batches", 6), ("files", 60), ("interrupts", interrupts)):
         for number in range(1, most + 1):
             case = folder / f"{kind}{number}"
             case.mkdir()
             os.chdir(case)
             shutil.copy(trained, case / "old.ckpt")
+            if strategy == "store":
+                shutil.copy(folder / "rows.store", case)
+                (case / "with_store").touch()
             if kind == "interrupts":
                 ended = interrupted(case, strategy, number)
             else:

@@ -103,7 +103,7 @@ def test_a_row_has_the_same_bits_however_many_are_left(make):
     assert run.unlearn(FORGET).certificate.grade is Grade.CERTIFIED
     after = callback.bound_state.state
     left = after.positions.tolist()
-    assert set(before.touched(FORGET)) == {0, 1, 2, 129}
+    assert set(before.stale(left)) == {0, 1, 2, 129}
     assert torch.equal(after.rows.features, before.of(left).features)
     assert run.unlearn([0, 1]).certificate.grade is Grade.CERTIFIED
     alone = callback.bound_state.state

@@ -270,6 +270,12 @@ def test_looking_ahead_is_for_one_device(look, strategy):
         look(two, *rest, model=MLP(), train_dataloaders=loader(digits(60)))
 
 
+def test_prepare_needs_processes_that_stay():
+    two = trainer(UnlearningCallback(), strategy="ddp_spawn", devices=2)
+    with pytest.raises(StrategyError, match='processes that stay.*strategy="ddp"'):
+        prepare(two, model=HeadNet(), train_dataloaders=loader(digits(60)))
+
+
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
 def test_a_last_checkpoint_that_is_not_there_is_no_model(tmp_path):
     own, net = UnlearningCallback(), HeadNet()

@@ -92,7 +92,7 @@ def test_the_proxy_is_the_hessian_on_average_and_positive_definite(loss):
     assert (mean - objective.hvp(v)).norm() < 0.05 * objective.hvp(v).norm()
     hessian = objective.link.hessian(head(X))
     traces = sum(hessian.times(e.expand(40, 3)) @ e for e in torch.eye(3).double())
-    torch.testing.assert_close(hessian.trace(), traces)
+    torch.testing.assert_close(hessian.curvatures().sum(1), traces)
 
 
 @pytest.mark.parametrize("loss", LINKS)
@@ -118,19 +118,6 @@ def test_curvature_is_kept_where_it_was_taken(loss, monkeypatch):
     *_, objective = problem(loss)
     for one, other in zip(products(), kept, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("loss", LINKS)
-def test_so_many_rows_span_the_weights(loss):
-    head, *_ = problem(loss)
-    X, y = data_for(loss, n=8)
-    objective = ConvexObjective(head, FeatureData(X, y), 1e-9)
-    rows = objective.rows_to_span
-    assert rows == 7 if loss != "cross_entropy" else 11
-    few = ConvexObjective(head, FeatureData(X[: rows - 1], y[: rows - 1]), 1e-9)
-    few.set_hessian_at(torch.randn(21, dtype=torch.float64))
-    H = torch.stack([few.hvp(e) for e in torch.eye(21).double()])
-    assert int(torch.linalg.matrix_rank(H, rtol=1e-7)) < 21
 
 
 def test_the_regulariser_covers_the_bias():

@@ -57,7 +57,9 @@ def with_ways_checked(
     if owner is None or plan.options.noise_std is not None:
         return plan
     prepared = None if state is None else state.state
-    kept = prepared if isinstance(prepared, PreparedHead) else None
+    kept = None
+    if isinstance(prepared, PreparedHead):
+        kept = prepared.share(plan.processes)
     with (
         isolate_rng(),
         quiet(plan.module, restore=True),
@@ -241,9 +243,9 @@ def _batches(plan: Plan, loader: DataLoader, positions: list[int]) -> ExactBatch
 def _different_rows(plan: Plan, loader: DataLoader, kept: PreparedHead) -> int:
     """How many of the rows that a request will use again are other in the new data."""
     assert isinstance(plan, HeadPlan)
-    gone = sorted(set(kept.positions.tolist()) - set(plan.retained))
-    again = set(kept.touched(gone))  # those are read afresh
-    used = [position for position in plan.retained if position not in again]
+    own = plan.own(plan.retained)
+    again = set(kept.stale(own))  # those are read afresh
+    used = [position for position in own if position not in again]
     if not used:
         return 0
     rows = read_rows(plan.loss, plan.head, _batches(plan, loader, used))

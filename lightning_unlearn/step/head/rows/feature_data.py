@@ -40,18 +40,23 @@ class FeatureData:
 
     def different(self, other: "FeatureData") -> int:
         """How many rows are not those of `other`, to the last bit."""
-        pairs = list(zip(self.parts, other.parts, strict=True))
+        pairs = zip(self.parts, other.parts, strict=True)
         if any(own.shape != its.shape for own, its in pairs):
             return max(self.n, other.n)
-        count = 0
+        return int(self.changed(other).sum())
+
+    def changed(self, other: "FeatureData") -> Tensor:
+        """Which rows are not those of `other`, (n,) bool on the CPU; shapes are one."""
+        pairs = list(zip(self.parts, other.parts, strict=True))
+        masks = [torch.zeros(0, dtype=torch.bool)]
         for start in range(0, self.n, _CHUNK):
             found = torch.zeros((), dtype=torch.bool)
             for own, its in pairs:
                 mine = own[start : start + _CHUNK]
                 theirs = its[start : start + _CHUNK].to(mine.device)
                 found = found | (mine != theirs).reshape(len(mine), -1).any(1).cpu()
-            count += int(found.sum())
-        return count
+            masks.append(found)
+        return torch.cat(masks)
 
     def select(self, places: Tensor, device: torch.device) -> "FeatureData":
         """A copy of some rows (m,), on a device if they fit there."""
@@ -65,6 +70,34 @@ class FeatureData:
         weights = self.weights
         if weights is not None:
             weights = weights[places.to(weights.device)].to(device)
+        return FeatureData(features, targets, weights)
+
+    @staticmethod
+    def of_parts(
+        n: int, *parts: tuple["FeatureData", Tensor, Tensor], device: torch.device
+    ) -> "FeatureData":
+        """Rows put together from some of others.
+
+        Args:
+            n: Rows of the result; the parts must fill all of them.
+            parts: Rows, places among them (m,), and places they take in the result.
+            device: Where the result goes, if it fits there.
+        """
+        first = parts[0][0]
+        shape = n, *first.features.shape[1:]
+        features = large_arrays.empty(shape, first.features.dtype, device)
+        targets = first.targets.new_empty(n, *first.targets.shape[1:], device=device)
+        weights = first.weights
+        if weights is not None:
+            weights = weights.new_empty(n, *weights.shape[1:], device=device)
+        for rows, source, to in parts:
+            for start in range(0, len(to), _CHUNK):
+                some, at = source[start : start + _CHUNK], to[start : start + _CHUNK]
+                taken = rows[some]
+                features[at.to(features.device)] = taken.features.to(features.device)
+                targets[at.to(device)] = taken.targets.to(device)
+                if weights is not None and taken.weights is not None:
+                    weights[at.to(device)] = taken.weights.to(device)
         return FeatureData(features, targets, weights)
 
     def split(self, size: int) -> Iterator["FeatureData"]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
+from lightning_unlearn.plugin.request import known_rows
 from lightning_unlearn.plugin.request.resolution import resolve
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.run import progress
+from lightning_unlearn.step.head.prepared_head import PreparedHead
 
 
 def solve_head(context: StageContext) -> tuple[float, int, float]:
@@ -33,16 +35,18 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
         plan = resolve(context, None, guarantee=StronglyConvex())
         assert isinstance(plan, HeadPlan)
         plan = replace(plan, display=display)
-        if context.processes.world > 1:
-            step = plan.step(plan.retained)
-            weights, passes = step.weights, step.solution.matvecs
-        else:  # what a request can use is kept: the features are read once
-            state = plan.prepare()
-            assert state.start is not None
-            weights, passes = state.start, state.passes
-            attached, dataset = context.callback.attached, context.loader.dataset
-            attached.bound_state = prepared_file.bind(plan, state)
-            attached.warn_if_scaled(context.trainer, dataset, state.rows)
+        # What a request can use is kept: the features are read once.
+        bound, passes = known_rows.prepared(context, plan)
+        attached, options = context.callback.attached, context.callback.options
+        assert isinstance(bound.state, PreparedHead)
+        if options.prepared_path is not None:
+            prepared_file.keep(options.prepared_path, plan, bound)
+        attached.bound_state = bound
+        attached.warn_if_scaled(
+            context.trainer, context.loader.dataset, bound.state.rows
+        )
         display.end()
+    weights = bound.state.start
+    assert weights is not None
     plan.scope.again().assign(weights)  # in shards again, if they were
     return passes, len(plan.retained), plan.tolerance.value
