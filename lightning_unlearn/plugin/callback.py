@@ -95,8 +95,8 @@ class UnlearningCallback(Callback):
             pass): how far the model is from an optimum.
         prepared: File of what is read and solved, for later requests: as secret as the
             data. Of a head it is the row store, which lives on.
-        state_file: File for where a solve stands, written every ``state_every`` steps
-            (a head: each Newton step), for ``unlearn(resume_from=)``; secret, then deleted.
+        state_file: For one request: where a solve is, every ``state_every`` steps
+            (a head: each Newton step), for ``unlearn(resume_from=)``. Secret.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
