@@ -184,6 +184,8 @@ class LightningCLI(_LightningCLI):
             told = [] if result.answers is None else _answered(result.answers)
             told += [f"wrote {', '.join(written)}"]
             told += [f"wrote {secret}: as secret as the data"]
+            if result.store:
+                told += [f"wrote the row store, as secret as the data: {result.store}"]
             told += [f"deleted {path}" for path in result.deleted]
             told += [
                 f"older checkpoint, holds what was forgotten: {path}"

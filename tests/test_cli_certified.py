@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_unlearn import CertifiedClassifier
+from lightning_unlearn import CertifiedClassifier, PublicBackbone
 from lightning_unlearn.cli import LightningCLI
 from tests.helpers.lightning import LightningDataModule, pl
 from tests.plugin.helpers.publics import held_out, private, split
@@ -72,16 +72,24 @@ def config(**init):
     }  # fmt: skip
 
 
-def run(*arguments):
-    return LightningCLI(
-        CertifiedClassifier, Private, args=list(arguments), save_config_callback=None
-    )
+class Own(CertifiedClassifier):
+    """A project's own class, which makes the backbone and names the classes."""
+
+    def __init__(self, hidden: int, l2: float = 1e-3):
+        backbone = PublicBackbone(Net(hidden), taps=["2", "3"], public_data=Public())
+        super().__init__(backbone, 5, l2=l2)
+
+
+def run(*arguments, model=CertifiedClassifier):
+    return LightningCLI(model, Private, args=list(arguments), save_config_callback=None)
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_fit_and_unlearn_from_a_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(l2=3e-3)))
+    described = config(l2=3e-3)
+    described["unlearning"]["prepared"] = "rows.store"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
     fit = run("fit", "--config", "config.yaml")
     assert fit.model.l2 == 3e-3
     assert fit.trainer.callback_metrics["val_acc"] > 0.8
@@ -91,9 +99,25 @@ def test_fit_and_unlearn_from_a_configuration(tmp_path, capsys, monkeypatch):
     )  # fmt: skip
     out = capsys.readouterr().out
     assert out.startswith("CERTIFIED")
+    assert "wrote the row store, as secret as the data: " in out
+    assert "rows.store (597 samples, " in out
     written = json.loads((tmp_path / "clean.certificate.json").read_text())
     (part,) = written["public_parts"]
     assert part["name"] == "backbone"
     assert part["note"].startswith("Net read at 2, 3")
     after = run("validate", "--config", "config.yaml", "--ckpt_path", "clean.ckpt")
     assert after.trainer.callback_metrics["val_acc"] > 0.8
+
+
+def test_a_class_of_the_project_s_own_with_arguments_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    described = {**config(), "model": {"hidden": 16, "l2": 3e-3}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
+    fit = run("fit", "--config", "config.yaml", model=Own)
+    assert (fit.model.l2, fit.model.hparams["l2"]) == (3e-3, 3e-3)
+    run(
+        "unlearn", "--config", "config.yaml", "--ckpt_path", "run.ckpt",
+        "--forget", "[1, 2, 3]", "--save_to", "clean.ckpt", model=Own,
+    )  # fmt: skip
+    again = Own.load_from_checkpoint("clean.ckpt", hidden=16)
+    assert again.l2 == 3e-3

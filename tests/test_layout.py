@@ -35,12 +35,19 @@ ROOMS = {
         (*BASE, "guarantee", "weights/digests", *RECORD[1:]),
         {"cryptography"},
     ),
-    "certificate/exclusions": ((*BASE, "certificate/receipts"), {"filelock"}),
+    "certificate/file_lock": (BASE, {"filelock"}),
+    "certificate/exclusions": (
+        (*BASE, "certificate/receipts", "certificate/file_lock"),
+        set(),
+    ),
     "certificate/exclusion_commands": (
         (*BASE, "certificate/exclusions", "certificate/receipts"),
         set(),
     ),
-    "certificate/inbox": ((*BASE, "certificate/receipts"), {"filelock"}),
+    "certificate/inbox": (
+        (*BASE, "certificate/receipts", "certificate/file_lock"),
+        set(),
+    ),
     "certificate/model_state": (
         (*BASE, "guarantee", *RECORD, "weights/digests"),
         {"torch", "safetensors"},

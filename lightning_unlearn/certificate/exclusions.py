@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lightning_unlearn._base.files import create_file, replace_file
 from lightning_unlearn._base.strict_json import from_plain, strict_object
+from lightning_unlearn.certificate import file_lock
 from lightning_unlearn.certificate.receipts import Leaf
 from lightning_unlearn.errors import DataError, SetupError
 
@@ -278,16 +277,13 @@ def _write(path: Path, lines: Iterable[Excluded]) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Nobody else writes a list for the length of a block: many models share it."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=_WAIT)
-    except (Timeout, OSError) as problem:
-        raise SetupError(
+
+    def refused(problem: OSError) -> SetupError:
+        return SetupError(
             f"expected to write the exclusion list {path}, got "
             f"{type(problem).__name__}: {problem!s:.200}; another request "
             "writes it, or its folder cannot be written"
-        ) from None
-    try:
+        )
+
+    with file_lock.held(path, _WAIT, busy=refused, closed=refused):
         yield
-    finally:
-        lock.release()

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lightning_unlearn._base.files import part_of, rewrite_file
 from lightning_unlearn._base.text import printable, some
+from lightning_unlearn.certificate import file_lock
 from lightning_unlearn.certificate.inbox.inbox_table import OWN, InboxTable
 from lightning_unlearn.errors import ForgetSetError, SetupError
 
@@ -122,31 +121,30 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     Raises:
         SetupError: If another does, or nothing can be written beside it.
     """
-    name = path.with_name(f".{path.name}.lock")
-    lock = FileLock(name)
-    try:
-        if not path.parent.is_dir():  # FileLock would make it
-            raise SetupError(
-                f"expected a .csv file of requests at {str(path)[:200]}, found none "
-                "there"
-            )
-        name.touch()  # FileLock takes a folder it cannot write for a lock of others
-        lock.acquire(timeout=wait)
-        part_of(path).unlink(missing_ok=True)  # of a process that was killed
-    except Timeout:
-        raise SetupError(
+
+    def busy(problem: OSError) -> SetupError:
+        del problem
+        return SetupError(
             f"expected nobody else to work on the requests in {path}, got another "
             "process that does: wait until it has ended"
-        ) from None
-    except OSError as problem:
-        raise SetupError(
+        )
+
+    def closed(problem: OSError) -> SetupError:
+        return SetupError(
             f"expected to write the requests in {path}, got "
             f"{type(problem).__name__}: {problem!s:.200}; its folder must be writable"
-        ) from None
-    try:
+        )
+
+    if not path.parent.is_dir():
+        raise SetupError(
+            f"expected a .csv file of requests at {str(path)[:200]}, found none there"
+        )
+    with file_lock.held(path, wait, busy, closed):
+        try:
+            part_of(path).unlink(missing_ok=True)  # of a process that was killed
+        except OSError as problem:
+            raise closed(problem) from None
         yield
-    finally:
-        lock.release()
 
 
 def mark(

@@ -1,5 +1,6 @@
 """What certified modules share: a convex head, solved on a public backbone."""
 
+import inspect
 import logging
 import time
 import warnings
@@ -65,6 +66,21 @@ class CertifiedModule(UnlearnableMixin, LightningModule):
         self.save_backbone = save_backbone
         self.register_buffer("class_weights", None)
         self._solved = False
+
+    def _keep_hyperparameters(self, *names: str) -> None:
+        """Keep arguments of the constructor that calls this, in checkpoints.
+
+        LightningCLI knows those of the project's own class, and no others.
+        """
+        frame = inspect.currentframe()
+        constructor = None if frame is None else frame.f_back
+        try:
+            self.save_hyperparameters(*names, frame=constructor)
+        except KeyError:
+            taken = inspect.signature(type(self).__init__).parameters
+            own = [name for name in names if name in taken]
+            if own:
+                self.save_hyperparameters(*own, frame=constructor)
 
     def forward(self, inputs: Any) -> Tensor:
         """Outputs of the head, (n, K), for inputs of the backbone."""

@@ -80,7 +80,7 @@ class CertifiedClassifier(CertifiedModule):
         if class_weights is not None:
             count = 2 if num_classes == 1 else num_classes
             self.class_weights = labels.class_weights(class_weights, count)
-        self.save_hyperparameters(
+        self._keep_hyperparameters(
             *("num_classes", "loss", "l2", "class_weights"),
             *("sample_weights", "save_backbone"),
         )
@@ -155,7 +155,7 @@ class CertifiedRegressor(CertifiedModule):
         validate.one_of(("mse", "poisson"), loss=loss)
         l2 = l2_for(backbone, l2)
         super().__init__(backbone, n_outputs, loss, l2, sample_weights, save_backbone)
-        self.save_hyperparameters(
+        self._keep_hyperparameters(
             "n_outputs", "loss", "l2", "sample_weights", "save_backbone"
         )
 

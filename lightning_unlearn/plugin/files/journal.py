@@ -14,13 +14,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.files import remove, replace_file
 from lightning_unlearn._base.strict_json import from_plain, strict_object
 from lightning_unlearn._base.text import printable, some
-from lightning_unlearn.certificate import exclusions, ledger as ledgers
+from lightning_unlearn.certificate import exclusions, file_lock, ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.inbox import answers
 from lightning_unlearn.certificate.inbox.answers import Answers
@@ -39,25 +38,22 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         LedgerError: If another request is running, or the folder cannot be written.
     """
-    name = path.with_name(f".{path.name}.lock")
-    lock = FileLock(name)
-    try:
-        name.touch()  # FileLock takes a folder it cannot write for a lock of others
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LedgerError(
+
+    def busy(problem: OSError) -> LedgerError:
+        del problem
+        return LedgerError(
             f"expected no other request with the ledger {path}, got one that is "
             "running: wait until it has ended, then go on from its checkpoint"
-        ) from None
-    except OSError as problem:
-        raise LedgerError(
+        )
+
+    def closed(problem: OSError) -> LedgerError:
+        return LedgerError(
             f"expected a folder for the ledger {path} that can be written: {problem}"
-        ) from None
-    try:
+        )
+
+    with file_lock.held(path, 0.0, busy, closed):
         recover(path)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -3,22 +3,26 @@
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Subset, default_collate
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import ConcatDataset, Subset, default_collate
 
 from lightning_unlearn._base.files import check_writable
 from lightning_unlearn._base.strict_json import canonical_digest, strict_object
 from lightning_unlearn.errors import DataError, ModelError, SetupError
-from lightning_unlearn.plugin.data.exact_batches import plain_batches
+from lightning_unlearn.plugin.data.exact_batches import Pick, plain_batches
 from lightning_unlearn.plugin.data.training_data import fingerprint
 from lightning_unlearn.plugin.files.secret_file import SecretFile
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
-from lightning_unlearn.plugin.training.outside_digests import outside_digests
+from lightning_unlearn.plugin.training.outside_digests import outside_digests, settings
 from lightning_unlearn.step.head.capture import check_rows
 from lightning_unlearn.step.head.prepared_head import PreparedHead
 from lightning_unlearn.step.head.rows.gathering import gathered
@@ -88,19 +92,27 @@ class BoundState:
         """Raise `DataError` if the dataset holds other samples now.
 
         All are compared if they are plain tensors; else some, and of a head what some
-        blocks of them give.
+        blocks of them give, those of the samples to be forgotten among them: what is
+        taken out must be theirs, and they may have moved to another's place.
         """
-        if not _same(self.data, data_digest(plan, self.positions, self.salt)):
+        every = _of_all(self.data)
+        now = data_digest(plan, self.positions, self.salt, every)
+        if not _same(self.data, now):
             raise DataError(
                 "expected the samples that were prepared, got others in the dataset "
                 "now: call lightning_unlearn.prepare(trainer) again, or delete the "
                 "file of prepared= (all samples are read again then)"
             )
         state = self.state
+        if not self.positions:  # of another process
+            return
         if not (isinstance(state, PreparedHead) and isinstance(plan, HeadPlan)):
             return
         blocks = sorted({position // state.block for position in self.positions})
-        some = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
+        # Not the ends: where samples are sorted by length, the last block is dear.
+        some = {blocks[len(blocks) * sixth // 6] for sixth in (1, 3, 5)}
+        if not every:
+            some |= {position // state.block for position in plan.chosen}
         known = [p for p in self.positions if p // state.block in some]
         with passes(plan.module, plan.scope, plan.dtype):
             batches = plan.batches(plan.loader, known, by_position=True, alone=True)
@@ -139,17 +151,27 @@ def bind(
     )
 
 
-def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
+def data_digest(
+    plan: Plan, positions: list[int], salt: str, every: bool = False
+) -> str | None:
     """Salted digests of some samples, in words: of 32, and of all if these are plain.
 
+    Args:
+        plan: The request, or one that forgets nothing.
+        positions: Increasing.
+        salt: Random key.
+        every: Read all of them one by one if they are not plain: they were.
+
     Returns:
-        None if they have no fingerprint.
+        None if they have no fingerprint, or there are none.
     """
     dataset: Any = plan.loader.dataset
+    if not positions:
+        return None
     some = fingerprint(Subset(dataset, positions), salt)
-    pick = None
-    if plan.loader.collate_fn is default_collate:
-        pick = plain_batches(dataset, positions[:1] + positions[-2:])
+    pick = _picked(dataset, positions)
+    if pick is None and every:
+        pick = partial(_one_by_one, dataset)
     if some is None or pick is None:
         return some
     sha = hashlib.sha256(salt.encode())
@@ -159,11 +181,55 @@ def data_digest(plan: Plan, positions: list[int], salt: str) -> str | None:
     return f"{some} {sha.hexdigest()}"
 
 
+def _picked(dataset: Any, positions: list[int]) -> Pick | None:
+    """How plain samples are picked, of a `ConcatDataset` of such too."""
+    if type(dataset) is not ConcatDataset:
+        return plain_batches(dataset, positions[:1] + positions[-2:])
+    picks, ends = [], dataset.cumulative_sizes
+    begins = [0, *ends[:-1]]
+    for part, begin, end in zip(dataset.datasets, begins, ends, strict=True):
+        probe = sorted({0, end - begin - 1}) if end > begin else []
+        picks.append(plain_batches(part, probe) if probe else list)
+    if None in picks:
+        return None
+
+    def pick(some: Sequence[int]) -> list[Tensor]:
+        found = []
+        for one, begin, end in zip(picks, begins, ends, strict=True):
+            own = [p - begin for p in some if begin <= p < end]
+            found += [one(own)] if own else []  # type: ignore[misc]
+        return [t for own in zip(*found, strict=False) for t in _joined(own)]
+
+    return pick
+
+
+def _joined(parts: Sequence[Tensor]) -> list[Tensor]:
+    """One tensor, if they are of one form."""
+    if len({(t.dtype, t.shape[1:]) for t in parts}) > 1:
+        return list(parts)
+    return [torch.cat([t.cpu() for t in parts])]
+
+
+def _one_by_one(dataset: Any, some: Sequence[int]) -> list[Tensor]:
+    """Samples as `default_collate` puts them together; none if it does not."""
+    try:
+        leaves = tree_leaves(default_collate([dataset[i] for i in some]))
+    except (TypeError, RuntimeError):  # of samples that are of no one form
+        return []
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
 def _same(before: str | None, now: str | None) -> bool:
-    """Whether two digests are of the same samples, as far as both know them."""
+    """Whether two digests are of the same samples, as far as the first one knows."""
     if before is None or now is None:
         return before is now
-    return all(a == b for a, b in zip(before.split(), now.split(), strict=False))
+    words, others = before.split(), now.split()
+    return words == others[: len(words)]
+
+
+def _of_all(digest: str | None) -> bool:
+    """Whether a digest is of every sample."""
+    return digest is not None and len(digest.split()) > 1
 
 
 def made_from(plan: Plan) -> str:
@@ -180,6 +246,7 @@ def made_from(plan: Plan) -> str:
     return canonical_digest(
         {
             "outside": outside_digests(plan.module, scope.parameters),
+            "settings": settings(plan.module, plan.loader.collate_fn),
             "scope": [
                 [name, *p.shape]
                 for name, p in zip(scope.names, scope.parameters, strict=True)

@@ -100,9 +100,15 @@ def prepared(
 
 
 def _known(context: StageContext) -> BoundState | None:
-    """What this process has in memory, or the file holds; None if one has nothing."""
+    """What this process has in memory, or the file holds; None if one has nothing.
+
+    A file that somebody has deleted takes with it what is in memory: that is how a
+    user says that all is to be read again.
+    """
     processes, file = context.processes, context.callback.options.prepared_path
     state = context.callback.bound_state
+    if file is not None and not processes.first(file.exists):
+        state = None
     with processes.together():
         if state is None and file is not None and file.exists():
             state = prepared_file.read(file)

@@ -4,7 +4,8 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
-from types import SimpleNamespace
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ def hidden_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 DEPTH = 4  # of containers in containers
 _SHOWN = 100_000  # characters
+_FEW = 100  # values of a list of settings
 
 
 def _hidden(prefix: str, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -99,6 +101,66 @@ def _inside(label: str, value: object, depth: int) -> Iterator[tuple[str, Tensor
         return
     for name, item in items:
         yield from numbers_in(name, item, depth)
+
+
+def settings(module: nn.Module, collate: object) -> dict[str, str]:
+    """What decides how samples are read, and is no tensor: it may move few of them.
+
+    Hyperparameters, integers, booleans and text in plain attributes of layers (where
+    texts are cut, say), and the code of the function that collates. Other attributes of
+    the module itself may be counters, which another process begins anew.
+    """
+    found = {"collate": repr(_written(collate, DEPTH))}
+    for name, value in getattr(module, "hparams", {}).items():
+        if _is_plain(value):
+            found[f"hparams.{name}"] = repr(value)
+    for prefix, layer in module.named_modules():
+        for name, value in own_attributes(layer) if prefix else ():
+            if not name.startswith("_") and _is_plain(value):
+                found[f"{prefix}.{name}"] = repr(value)
+    return found
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) <= _FEW and all(_is_plain(x) for x in value)
+    return value is None or type(value) in (bool, int, float, str, bytes)
+
+
+def _written(value: object, depth: int) -> object:
+    """Code, defaults and what is bound to it; of others their type and plain values."""
+    if _is_plain(value):
+        return value
+    if depth == 0:
+        return type(value).__qualname__
+    if isinstance(value, CodeType):
+        consts = [_written(x, depth) for x in value.co_consts]
+        return value.co_code.hex(), value.co_names, consts
+    if isinstance(value, FunctionType):
+        cells = [x.cell_contents for x in value.__closure__ or () if _filled(x)]
+        bound = [*(value.__defaults__ or ()), *cells]
+        bound += [v for _, v in sorted((value.__kwdefaults__ or {}).items())]
+        return _written(value.__code__, depth), [_written(x, depth - 1) for x in bound]
+    if isinstance(value, MethodType):
+        parts: list[object] = [value.__func__, value.__self__]
+        return [_written(x, depth - 1) for x in parts]
+    if isinstance(value, partial):
+        keys = sorted(value.keywords)
+        parts = [value.func, *value.args, *(value.keywords[key] for key in keys)]
+        return keys, [_written(x, depth - 1) for x in parts]
+    if isinstance(value, (list, tuple)):
+        return [_written(x, depth - 1) for x in value[:_FEW]]
+    own = getattr(value, "__dict__", {})
+    plain = {k: v for k, v in own.items() if k[:1] != "_" and _is_plain(v)}
+    return type(value).__qualname__, sorted(plain.items())
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return False
+    return True
 
 
 def plain_attributes(module: nn.Module, by_content: bool = False) -> dict[str, str]:

@@ -26,6 +26,8 @@ from lightning_unlearn.weights import large_arrays
 from lightning_unlearn.weights.objective import Batches, LossFunction
 from lightning_unlearn.weights.opaque import tensors_in
 
+_DUST = 1e-25  # of a row's largest number
+
 
 def capture(
     loss: LossFunction,
@@ -77,7 +79,7 @@ def _read_all(
         for index, (weight, batch) in enumerate(batches):
             size = len(batches.parts[index]) if weight else 0  # nobody reads a filler
             call = call_of(loss, head, batch, index, size)
-            rows = call.features.detach()
+            rows = _without_dust(call.features.detach())
             if features is None:
                 shape = len(batches.places), *rows.shape[1:]
                 features = large_arrays.empty(shape, rows.dtype, rows.device)
@@ -91,6 +93,17 @@ def _read_all(
     assert features is not None  # there is a batch: the request was checked
     data = FeatureData(features[:filled], torch.cat(targets), _joined(weights))
     return data, read
+
+
+def _without_dust(rows: Tensor) -> Tensor:
+    """Rows (n, ...) whose numbers that vanish beside the row's largest are 0.
+
+    float64 does not see them in a sum. Products with them are subnormal numbers, which
+    processors multiply 15 times slower: all-MiniLM-L6-v2 has features of 1e-36.
+    """
+    size = rows.abs()
+    largest = size.flatten(1).amax(1).view(-1, *[1] * (rows.dim() - 1))
+    return rows.masked_fill(size < _DUST * largest, 0)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

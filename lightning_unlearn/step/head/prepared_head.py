@@ -168,15 +168,19 @@ class PreparedHead:
         again = again[torch.isin(again, self.positions)].tolist()
         changed = self.of(again).changed(rest.of(again)) if again else torch.empty(0)
         moved = [again[i] for i in changed.nonzero()[:, 0].tolist()]
-        gone = self.positions[~torch.isin(self.positions, rest.positions)].tolist()
-        new = rest.positions[~torch.isin(rest.positions, self.positions)].tolist()
-        gone, new = sorted(gone + moved), sorted(new + moved)
+        gone, new = (sorted(some + moved) for some in self._gone_and_new(rest))
         if 2 * (len(gone) + len(new)) >= rest.n:
             return None, 0
         found = self.gram.plus(rest.of(new)) if new else self.gram
         if found is not None and gone:
             found = found.without(self.of(gone))
         return found, len(gone) + len(new)
+
+    def _gone_and_new(self, rest: "PreparedHead") -> tuple[list[int], list[int]]:
+        """Samples that are here and not in other rows, and those only there."""
+        own, its = self.positions, rest.positions
+        gone, new = own[~torch.isin(own, its)], its[~torch.isin(its, own)]
+        return gone.tolist(), new.tolist()
 
     def objective(
         self,
@@ -284,8 +288,7 @@ class PreparedHead:
         """
         if self.gradient is None:
             return None, 0
-        gone = self.positions[~torch.isin(self.positions, rest.positions)]
-        new = rest.positions[~torch.isin(rest.positions, self.positions)]
+        gone, new = self._gone_and_new(rest)
         processes = objective.processes
         with processes.summed(2) as (counts,):
             counts += torch.tensor([len(gone), len(new)]).to(counts)
@@ -294,8 +297,8 @@ class PreparedHead:
             return None, 0
         with processes.summed(len(start), device=start.device) as (moved,):
             for sign, state, some in ((-1, self, gone), (1, rest, new)):
-                if len(some):
-                    part = ConvexObjective(head, state.of(some.tolist()), objective.l2)
+                if some:
+                    part = ConvexObjective(head, state.of(some), objective.l2)
                     moved += sign * len(some) * part.rough_gradient(start)
         whole = self.n * self.gradient.to(start.device)
         return (whole + moved) / (self.n + came - went), went + came

@@ -5,11 +5,17 @@ import os
 import subprocess
 import sys
 from array import array
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_unlearn import CertifiedClassifier, UnlearningCallback, prepare
 from lightning_unlearn.errors import DataError, SetupError
@@ -95,6 +101,25 @@ def test_requests_in_fresh_processes_read_the_rows_once(kind, tmp_path):
     assert oct(os.stat("rows.store").st_mode & 0o777) == "0o600"
 
 
+def test_the_look_at_a_store_leaves_out_the_ends(tmp_path, monkeypatch):
+    dataset, seen, real = digits(640), [], prepared_file.check_rows
+    _, first, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    first.save_checkpoint("0.ckpt")
+    prepare(first)
+    block = prepared_file.read(tmp_path / "rows.store").state.block
+
+    def look(loss, head, batches, rows):
+        seen.extend(batches.indices)
+        real(loss, head, batches, rows)
+
+    monkeypatch.setattr(prepared_file, "check_rows", look)
+    _, _, ask = elsewhere("0.ckpt", dataset, [3])
+    ask()
+    blocks, last = {position // block for position in seen}, 639 // block
+    assert len(blocks) == 3
+    assert 0 < min(blocks) < max(blocks) < last  # the last may hold the longest texts
+
+
 def test_the_next_request_ends_at_the_retrained_head(tmp_path):
     options = {"noise_std": 0.0, "tolerance": 1e-8}
     dataset = digits(600)
@@ -128,7 +153,7 @@ def test_new_samples_are_added_and_the_old_ones_are_not_read(tmp_path):
         rows = net.backbone(every.tensors[0][kept.positions])
     torch.testing.assert_close(kept.state.rows.features, rows)
     # New blocks, that of sample 1 and the one cut short, and those that are compared.
-    assert read < 1000
+    assert read < 1198
 
 
 def test_a_certified_module_is_fitted_again_from_the_store(tmp_path):
@@ -247,3 +272,170 @@ def test_a_kill_leaves_a_usable_store_or_none(tmp_path):
         assert case["store_after"] == ([117, False] if made else [118, False]), case
         assert not case["hidden"], case
     assert {case["store"][0] for case in cases} == {118, 120}
+
+
+class Ordered(Plain):
+    """Samples in an order that files on a disk may have."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.order = list(range(len(data)))
+
+    def __getitem__(self, i):
+        return super().__getitem__(self.order[i])
+
+    def rename(self):
+        """A sample goes some places up: none that is compared stands between."""
+        self.order.insert(200, self.order.pop(180))
+
+
+def test_a_forgotten_sample_that_stands_elsewhere_now_is_noticed(tmp_path):
+    dataset = Ordered(digits(1797))
+    net, own, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    own.unlearn([1], save_to="1.ckpt")
+    dataset.rename()  # 191 was 192, which is of the next block
+    with torch.no_grad():
+        row = net.backbone(dataset[191][0][None])
+    _, _, ask = elsewhere("1.ckpt", dataset, [191], "2.ckpt")
+    with pytest.raises(DataError, match="the samples that were prepared, got others"):
+        ask()
+    assert not Path("2.ckpt").exists()
+    Path("rows.store").unlink()
+    _, _, ask = elsewhere("1.ckpt", dataset, [191], "2.ckpt")
+    assert ask().certificate.grade is Grade.CERTIFIED
+    rows = prepared_file.read(tmp_path / "rows.store").state.rows.features
+    assert not bool(((rows - row).abs().amax(1) < 1e-5).any())
+
+
+def test_in_memory_too_a_forgotten_sample_that_stands_elsewhere_is_noticed():
+    dataset = Ordered(digits(1797))
+    net, own, callback, _ = fitted(Counting(), dataset)
+    own.unlearn([1])
+    dataset.rename()
+    with pytest.warns(UserWarning, match="samples are others than at the request"):
+        own.unlearn([191])
+    with torch.no_grad():
+        row = net.backbone(dataset[191][0][None])
+    rows = callback.bound_state.state.rows.features
+    assert not bool(((rows - row).abs().amax(1) < 1e-6).any())
+
+
+def test_a_store_that_is_deleted_is_gone_from_memory_too():
+    _, own, _, dataset = fitted(Counting(), prepared="rows.store")
+    own.unlearn([1])
+    dataset.tensors[0][123] += 1
+    with pytest.raises(DataError, match="delete the file"):
+        own.unlearn([2])
+    Path("rows.store").unlink()
+    assert own.unlearn([2]).certificate.n_retain == 598
+    assert Path("rows.store").exists()
+
+
+class Same(Plain):
+    """Gives what another dataset gives."""
+
+    def __getitem__(self, i):
+        return self.data[i]
+
+
+@pytest.mark.parametrize("relabel", [False, True])
+def test_plain_tensors_are_all_compared_in_a_class_of_their_own(relabel, tmp_path):
+    dataset = digits(1797)
+    _, first, _, _ = fitted(Counting(), dataset, prepared="rows.store")
+    first.unlearn([1], save_to="1.ckpt")
+    if relabel:
+        dataset.tensors[1][700] = (dataset.tensors[1][700] + 1) % 10
+    given = loader(Same(dataset))
+    own = trainer(UnlearningCallback(prepared="rows.store"))
+
+    def ask():
+        return own.unlearn(
+            [1100], model=Counting(), train_dataloaders=given, ckpt_path="1.ckpt"
+        )
+
+    if relabel:
+        with pytest.raises(DataError, match="the samples that were prepared"):
+            ask()
+    else:
+        read, result = samples_read(ask)
+        assert result.certificate.grade is Grade.CERTIFIED
+        assert read < 1797
+
+
+def test_plain_tensors_that_change_are_noticed_when_others_are_added(tmp_path):
+    every = digits(1200)
+    old, new = (TensorDataset(*(t[a:b].clone() for t in every.tensors))
+                for a, b in ((0, 1000), (1000, 1200)))  # fmt: skip
+    net, first, _, _ = fitted(Counting(), old, prepared="rows.store")
+    prepare(first)
+    old.tensors[1][300] = (old.tensors[1][300] + 1) % 10
+    first.fit_loop.max_epochs = 3
+    first.fit(net, loader(ConcatDataset([old, new])))
+    with pytest.raises(DataError, match="the samples that were prepared"):
+        first.unlearn([1100])
+    prepare(first)
+    assert first.unlearn([1100]).certificate.grade is Grade.CERTIFIED
+    old.tensors[1][900] = (old.tensors[1][900] + 1) % 10  # they are bound anew
+    with pytest.raises(DataError, match="the samples that were prepared"):
+        first.unlearn([1101])
+
+
+class Cut(Counting):
+    """Halves what is large: where that begins is a setting."""
+
+    def __init__(self, limit=27):
+        super().__init__()
+        self.save_hyperparameters()
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1  # another process begins with 0 again
+        return super().training_step(cut(batch, self.hparams.limit), batch_idx)
+
+
+def cut(batch, limit):
+    x, y = batch
+    return torch.where(x.sum(1, keepdim=True) > limit, x / 2, x), y
+
+
+def collated(samples, limit):
+    return cut(default_collate(samples), limit)
+
+
+@pytest.mark.parametrize("where", ["module", "collate"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_settings_that_move_few_samples_are_noticed(where, moved, tmp_path):
+    dataset, own = digits(1797), UnlearningCallback(prepared="rows.store")
+
+    def made(limit):
+        net = Cut(limit) if where == "module" else Counting()
+        given = loader(dataset)
+        if where == "collate":
+            given.collate_fn = partial(collated, limit=limit)
+        return net, given
+
+    (net, given), first = made(27), trainer(own)
+    first.fit(net, given)
+    first.unlearn([1], save_to="1.ckpt")
+    (net, given), own = (
+        made(26 if moved else 27),
+        UnlearningCallback(prepared="rows.store"),
+    )
+
+    def ask():
+        return trainer(own).unlearn(
+            [191], model=net, train_dataloaders=given, ckpt_path="1.ckpt"
+        )
+
+    if moved:
+        with pytest.warns(UserWarning, match="another model.*it is not used"):
+            read, result = samples_read(ask)
+    else:
+        read, result = samples_read(ask)
+    assert result.certificate.grade is Grade.CERTIFIED
+    assert (read >= 1795) == moved
+    positions = own.bound_state.positions
+    x, _ = cut(dataset[positions], 26 if moved else 27)
+    with torch.no_grad():
+        rows = net.backbone(x)
+    torch.testing.assert_close(own.bound_state.state.rows.features, rows)

@@ -596,11 +596,14 @@ def test_several_processes_do_it_once(strategy, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(f"if __name__ == '__main__':\n    exec({DDP!r})\n")
 
+    root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")
+    paths = os.pathsep.join([root, *before.split(os.pathsep)])
+
     def run():
         ended = subprocess.run(
             [sys.executable, "-W", "ignore", script, tmp_path, strategy],
             capture_output=True, text=True, timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr[-3000:]
         return ended.stdout

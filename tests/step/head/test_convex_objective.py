@@ -208,6 +208,18 @@ def test_capture_keeps_each_row_once():
     assert net.head._calls is None
 
 
+def test_numbers_that_vanish_beside_a_row_s_largest_are_zero():
+    def loss(net, b):
+        scale = torch.tensor([1, 1e-20, 1e-36, -1e-36, 1])
+        return net.head.loss(net.body(b[0]) * scale, b[1]).mean()
+
+    net, X, data = captured(loss)
+    rows = net.body(X.float()).detach()
+    assert torch.equal(data.features[:, [0, 4]], rows[:, [0, 4]])
+    assert torch.equal(data.features[:, 1], rows[:, 1] * 1e-20)  # it stays
+    assert not data.features[:, 2:4].any()  # subnormal products are slow
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
