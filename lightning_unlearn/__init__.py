@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.guarantee.kinds import (
         NewtonStep as NewtonStep,
         NormBall as NormBall,
+        PrivateTraining as PrivateTraining,
         StronglyConvex as StronglyConvex,
     )
     from lightning_unlearn.plugin.callback import (

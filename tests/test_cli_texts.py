@@ -62,8 +62,8 @@ def commands_in(name):
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run(project):
-    shown = commands_in("README.md")
+def test_the_commands_of_the_page_on_ones_own_project_run(project):
+    shown = commands_in("docs/in-your-project.md")
     assert [command[1] for command in shown] == ["fit", "preflight", "unlearn"]
     for command in shown:
         found = shell(*command, "--trainer.enable_progress_bar=false")

@@ -20,13 +20,14 @@ LIGHTNING = {
 }
 BASE = ("errors", "_base")
 RECORD = ("certificate", "certificate/fields", "certificate/words")
-BELOW_STEP = (*BASE, "guarantee", *RECORD, "weights", "solvers")
+BELOW_STEP = (*BASE, "guarantee", "guarantee/accounting", *RECORD, "weights", "solvers")
 BELOW_PLUGIN = (*BELOW_STEP, "certificate/*", "step/*", "evaluation/*")
 METRICS = {"torch", "torchmetrics", "scipy"}
 ROOMS = {
     "errors": ((), set()),
     "_base": (("errors",), set()),
-    "guarantee": (BASE, {"scipy"}),
+    "guarantee": ((*BASE, "guarantee/accounting"), {"scipy"}),
+    "guarantee/accounting": (BASE, {"scipy", "numpy", "dp_accounting"}),
     "weights": (BASE, TORCH),
     "certificate/fields": ((*BASE, "guarantee"), set()),
     "certificate/words": ((*BASE, "guarantee", "certificate/fields"), set()),
@@ -81,6 +82,7 @@ ROOMS = {
 PLUGIN = (
     *("which_lightning", "lightning"),
     *("plain_state", "data", "mixin", "options", "training", "run", "excluded", "plan"),
+    "private",
     *("files", "stages", "attachment"),
     *("callback", "retrain", "request", "certified", "verbs", "sharded"),
 )
@@ -236,9 +238,12 @@ def test_a_reviewer_of_the_guarantee_reads_what_the_page_says():
     guarantee = sum(
         len(p.read_text().splitlines()) for p in ROOT.glob("guarantee/*.py")
     )
-    rest = ("certificate/words/theorems", "step/noise", "step/release")
+    rest = (
+        *("certificate/words/theorems", "step/noise", "step/release"),
+        "guarantee/accounting/private_training",
+    )
     total = guarantee + sum(len(FILES[p].read_text().splitlines()) for p in rest)
-    assert guarantee < 1050
+    assert guarantee < 1150
     page = (ROOT.parent / "docs/architecture.md").read_text()
     assert f"about {round(total, -2):,} lines" in page
 

@@ -31,6 +31,7 @@ from lightning_unlearn.errors import (
 from lightning_unlearn.guarantee.claims import (
     EXACT,
     Basis,
+    Bound,
     Decision,
     Grade,
     NoiseSource,
@@ -60,6 +61,13 @@ class Certificate(CertificateFields):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of every field."""
         return canonical_digest(_to_plain(self))
+
+    @property
+    def group(self) -> int | None:
+        """All that were forgotten so far of a private training; None of any other."""
+        if self.bound is not Bound.PRIVATE_TRAINING or self.epsilon is None:
+            return None
+        return int({c.name: c.value for c in self.constants}["forgotten"])
 
     def to_json(self) -> str:
         """The certificate as JSON text, closed by its digest.

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning_unlearn._base.files import replace_file
 from lightning_unlearn._base.strict_json import (
@@ -48,6 +49,8 @@ class Entry:
             guarantee.
         releases: T announced, or None.
         schema: Number of this format.
+        group: Where nothing was released because the training was private: all samples
+            of it forgotten so far, this request's among them. Else it is not written.
         hash: SHA-256 of all the fields above; filled in by `Ledger.append`.
     """
 
@@ -67,13 +70,21 @@ class Entry:
     mu: float | None
     releases: int | None
     schema: int = SCHEMA
+    group: int | None = None
     hash: str = ""
 
     def sealed(self) -> "Entry":
         """The entry with its hash."""
-        plain = asdict(self)
+        plain = self.written()
         plain.pop("hash")
         return replace(self, hash=canonical_digest(plain))
+
+    def written(self) -> dict[str, Any]:
+        """As a line of the file has it."""
+        plain = asdict(self)
+        if self.group is None:
+            plain.pop("group")
+        return plain
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,7 @@ class Ledger:
     def to_text(self) -> str:
         """One JSON line an entry."""
         return "".join(
-            json.dumps(asdict(e), sort_keys=True) + "\n" for e in self.entries
+            json.dumps(e.written(), sort_keys=True) + "\n" for e in self.entries
         )
 
     @classmethod
@@ -282,11 +293,14 @@ def _common(one: Sequence[Entry], two: Sequence[Entry]) -> int:
 
 def _entry(line: str) -> Entry:
     plain = strict_object(line, LedgerError, "a ledger entry")
-    return from_plain(Entry, plain, LedgerError, "a ledger entry")
+    return from_plain(Entry, plain, LedgerError, "a ledger entry", _MAY_LACK)
+
+
+_MAY_LACK = frozenset({"group"})
 
 
 def _is_noisy(entry: Entry) -> bool:
-    return entry.mu != 0
+    return entry.mu != 0 and entry.group is None
 
 
 def _check_entry(
@@ -299,7 +313,10 @@ def _check_entry(
             f"expected counts >= 1 and at most {budget} releases in ledger entry "
             f"{position}, got {counts}"
         )
-    if entry.mu is None:
+    if entry.group is not None:
+        claimed = entry.grade in ("certified", "conditional", "vacuous")
+        mu_fits = claimed and entry.mu is None and entry.group >= 1
+    elif entry.mu is None:
         mu_fits = entry.grade == "none"
     elif entry.mu == 0:
         mu_fits = entry.grade in ("exact", "conditional") and entry.releases is None
@@ -309,7 +326,7 @@ def _check_entry(
     if not mu_fits:
         raise LedgerError(
             f"expected mu > 0 exactly with a guarantee in ledger entry {position}, or "
-            "mu = 0 of a retraining, got "
+            "mu = 0 of a retraining, or none of a private training, got "
             f"grade={entry.grade!r:.20}, mu={entry.mu!r:.20}"
         )
     if entry.schema != SCHEMA:

@@ -245,6 +245,7 @@ def _agreement(
         ("position", entry.index == certificate.release),
         ("weights", entry.weights_after == certificate.weights_digest),
         ("mu", entry.mu == mu),
+        ("number forgotten so far", entry.group == certificate.group),
         ("history of releases", not claimed or mus == claimed),
         ("grade of all releases", _same_lowest(certificate, entry, ledger)),
         ("number of retained samples", entry.n_retain == certificate.n_retain),

@@ -4,10 +4,8 @@
 asks it before the release, and `Certificate.verify` asks it again afterwards.
 """
 
-import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import (
@@ -17,6 +15,7 @@ from lightning_unlearn.errors import (
     GuaranteeError,
 )
 from lightning_unlearn.guarantee import bounds
+from lightning_unlearn.guarantee.accounting import private_training as private
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
 from lightning_unlearn.guarantee.gaussian import (
     check_delta,
@@ -24,45 +23,17 @@ from lightning_unlearn.guarantee.gaussian import (
     gaussian_epsilon,
     gaussian_sigma,
 )
-from lightning_unlearn.guarantee.strength import promised_mu, protects
-
-
-class Grade(str, enum.Enum):
-    """What a certificate is worth (docs/theory.md section 9)."""
-
-    EXACT = "exact"
-    CERTIFIED = "certified"
-    CONDITIONAL = "conditional"
-    VACUOUS = "vacuous"
-    NONE = "none"
-
-
-def lowest(grades: Iterable[Grade]) -> Grade:
-    """The grade of several claims that are made together."""
-    return max(grades, key=list(Grade).index)
-
-
-class Bound(str, enum.Enum):
-    """Which theorem the sensitivity comes from."""
-
-    RETRAINED = "retrained"
-    REWOUND = "rewound"
-    STRONGLY_CONVEX = "strongly_convex"
-    NEWTON_STEP = "newton_step"
-    NORM_BALL = "norm_ball"
-    NO_BOUND = "no_bound"
-
-
-class NoiseSource(str, enum.Enum):
-    """Where the noise came from."""
-
-    OS_ENTROPY = "os_entropy"
-    SEEDED = "seeded"
-    NO_NOISE = "no_noise"
-
-
-#: Bounds of a training again: nothing depends on the forgotten samples.
-EXACT = frozenset({Bound.RETRAINED, Bound.REWOUND})
+from lightning_unlearn.guarantee.strength import MOST_FOUND, promised_mu, protects
+from lightning_unlearn.guarantee.terms import (
+    EXACT,
+    Basis,
+    Bound,
+    Decision,
+    Grade,
+    NoiseSource,
+    Terms,
+    lowest,
+)
 
 #: Why a request without a finite sensitivity is refused.
 NO_SENSITIVITY = (
@@ -82,6 +53,10 @@ _ENFORCED = frozenset({Origin.ENFORCED})
 REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
     Bound.RETRAINED: {"drawn_besides": _ENFORCED},
     Bound.REWOUND: {"drawn_besides": _ENFORCED, "stages_kept": _ENFORCED},
+    Bound.PRIVATE_TRAINING: dict.fromkeys(
+        ("clip", "noise_multiplier", "sampling_rate", "steps", "forgotten"), _ENFORCED
+    )
+    | {"most_found": frozenset({Origin.PROVED})},
     Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
     Bound.NEWTON_STEP: {
         "max_norm": _ENFORCED,
@@ -94,67 +69,6 @@ REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
     Bound.NORM_BALL: {"max_norm": _ENFORCED},
     Bound.NO_BOUND: {},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What was agreed before the data was seen.
-
-    Args:
-        epsilon: Privacy parameter, > 0; None where none is stated.
-        delta: Failure probability, in (0, 1); None likewise.
-        noise_std: Chosen by hand; None to follow from epsilon and delta.
-        seeded: Whether the noise can be drawn again.
-        releases: T announced releases, or None.
-    """
-
-    epsilon: float | None
-    delta: float | None
-    noise_std: float | None = None
-    seeded: bool = False
-    releases: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Basis:
-    """What a claim rests on.
-
-    Args:
-        bound: The theorem the sensitivity comes from.
-        constants: Those it needs, each name once; others are for the reader.
-        n_retain: Samples retained.
-        public_parts_enforced: Whether every part outside the scope is known not to
-            have changed in training (true if there is none).
-        unscrubbed: Names of state that may still depend on the forgotten samples.
-        release: Which release this is, from 1 on.
-        earlier_mus: sensitivity / noise_std of the earlier ones that had a guarantee;
-            0 of a retraining.
-        earlier_grades: Of the earlier ones.
-    """
-
-    bound: Bound
-    constants: tuple[Constant, ...]
-    n_retain: int
-    public_parts_enforced: bool = True
-    unscrubbed: tuple[str, ...] = ()
-    release: int = 1
-    earlier_mus: tuple[float, ...] = ()
-    earlier_grades: tuple[Grade, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What may be said; the fields are those of the certificate."""
-
-    sensitivity: float | None
-    noise_std: float
-    noise_source: NoiseSource
-    grade: Grade
-    epsilon: float | None
-    delta: float | None
-    release_mus: tuple[float, ...]
-    composed_epsilon: float | None
-    composed_grade: Grade | None
 
 
 def decide(
@@ -183,6 +97,8 @@ def decide(
         CertificateError: If the constants are not those the bound needs.
         ArgumentError: If a number is outside its range.
     """
+    if basis.bound is Bound.PRIVATE_TRAINING:
+        return _private(terms, basis)
     sensitivity = sensitivity_upper(basis.bound, basis.constants)
     if basis.bound in EXACT:
         return _exact(basis)
@@ -245,6 +161,35 @@ def _exact(basis: Basis) -> Decision:
         release_mus=mus,
         composed_epsilon=zero if alone else None,
         composed_grade=lowest((grade, *basis.earlier_grades)) if alone else None,
+    )
+
+
+def _private(terms: Terms, basis: Basis) -> Decision:
+    """Of a training that was private: its own noise covers all of its models.
+
+    Epsilon speaks of all samples forgotten so far, so that nothing is composed.
+    """
+    values = _values(basis.bound, basis.constants)
+    grade = Grade.CERTIFIED if basis.public_parts_enforced else Grade.CONDITIONAL
+    epsilon, delta, found = terms.epsilon, terms.delta, values["most_found"]
+    if basis.unscrubbed or terms.seeded or terms.noise_std is not None:
+        grade, epsilon, delta = Grade.NONE, None, None
+    elif epsilon is None or delta is None:
+        raise ArgumentError("expected epsilon and delta, got none: state both")
+    else:
+        private.check(values, epsilon, delta)
+        if not found <= MOST_FOUND or not delta * basis.n_retain < 1:
+            grade = Grade.VACUOUS
+    return Decision(
+        sensitivity=None,
+        noise_std=0.0,
+        noise_source=NoiseSource.SEEDED if terms.seeded else NoiseSource.OS_ENTROPY,
+        grade=grade,
+        epsilon=epsilon,
+        delta=delta,
+        release_mus=(),
+        composed_epsilon=None,
+        composed_grade=None,
     )
 
 

@@ -3,6 +3,39 @@
 from dataclasses import dataclass
 
 from lightning_unlearn._base import validate
+from lightning_unlearn.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class PrivateTraining:
+    """Train privately: what is forgotten later needs no change of weights.
+
+    Every step draws each sample by a coin of its own, clips its gradient and adds noise
+    that no seed reproduces (docs/theory.md section 11). One device, 32 or 64 bits.
+
+    Args:
+        noise_multiplier: Noise of a step, in clips; in its place `epsilon`.
+        epsilon: Of one sample over the whole training: the noise follows from it.
+        delta: Of that epsilon; None takes the callback's.
+        max_grad_norm: The clip: largest norm of one sample's gradient.
+    """
+
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ArgumentError(
+                "expected noise_multiplier= or epsilon= for PrivateTraining, got "
+                f"{self.noise_multiplier} and {self.epsilon}: state one of them"
+            )
+        for name in ("noise_multiplier", "epsilon", "max_grad_norm"):
+            if getattr(self, name) is not None:
+                validate.positive(**{name: getattr(self, name)})
+        if self.delta is not None:
+            validate.probability(delta=self.delta)
 
 
 class Guarantee:

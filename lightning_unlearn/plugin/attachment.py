@@ -22,6 +22,8 @@ from lightning_unlearn.plugin.lightning import (
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.made_at_start import AtSetup
 from lightning_unlearn.plugin.plan.row_probe import RowProbe, probe
+from lightning_unlearn.plugin.private import fit_checks
+from lightning_unlearn.plugin.private.private_run import PrivateRun
 from lightning_unlearn.plugin.run import strategies
 from lightning_unlearn.plugin.stages import kept_stages
 from lightning_unlearn.plugin.training.drawing import Drawing
@@ -65,6 +67,7 @@ class Attachment:
         validated: Validation datasets that the training was seen to read.
         end: What the training before has left, until the data of this one are known.
         guard: Holds the data of the training to the exclusion list, or None.
+        private: The private training that runs, or None.
     """
 
     record: TrainingRecord = field(default_factory=TrainingRecord)
@@ -88,6 +91,7 @@ class Attachment:
     validated: list[Any] = field(default_factory=list)
     end: kept_stages.End | None = None
     guard: Guard | None = None
+    private: PrivateRun | None = None
 
     def restore(self, record: TrainingRecord) -> None:
         """Take the record of a checkpoint; warn if it is older than what is known."""
@@ -167,7 +171,40 @@ class Attachment:
         self.begin_drawing(trainer, module, options, loader)
         self.warn_if_scaled(trainer, loader.dataset)
         self.probe_rows(trainer, module, options, loader)
+        self.begin_private(trainer, module, options, loader)
         return loader
+
+    def check_private(
+        self, module: LightningModule, options: Options, unwatched: bool
+    ) -> None:
+        """Refuse, or note, a training that what is known before does not allow."""
+        if options.private is not None:
+            fit_checks.check_start(module, self.record, unwatched)
+        elif self.record.private is not None:
+            self.record.private.problem = (
+                "its training was continued without PrivateTraining"
+            )
+
+    def begin_private(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        loader: DataLoader,
+    ) -> None:
+        """Take over the training's draws and steps, if it is to be private."""
+        if options.private is not None:
+            terms = options.epsilon, options.delta
+            self.private = PrivateRun.begin(
+                trainer, module, loader, options.private, self.record, terms
+            )
+            if self.drawing is not None:
+                self.drawing.all_read()
+
+    def batch_started(self, batch: Any) -> None:
+        """A batch is about to be trained on."""
+        if self.private is not None:
+            self.private.batch_started(batch)
 
     def begin_validation(self, trainer: Trainer) -> None:
         """Validation data are about to be read, perhaps by a `fit`."""
@@ -294,6 +331,8 @@ class Attachment:
 
     def batch_done(self, trainer: Trainer, batch_idx: int) -> None:
         """A batch has been trained on."""
+        if self.private is not None:
+            self.private.batch_done()
         if self.drawing is not None:
             self.drawing.batch_done(trainer, self.record, batch_idx)
         if batch_idx == 0 and self.record.stages is not None:
@@ -301,6 +340,8 @@ class Attachment:
 
     def note_drawn(self) -> None:
         """Note in the record what the training has drawn and taken so far."""
+        if self.private is not None:
+            self.private.note_moved()
         if self.began is not None:
             self.record.fit_seconds = time.perf_counter() - self.began
         if self.drawing is not None:
@@ -316,6 +357,9 @@ class Attachment:
             self.drawing.look(trainer, self.record)
         self.note_drawn()
         self.drawing = None
+        if self.private is not None:
+            self.private.end()
+            self.private = None
 
     def remember(self, module: LightningModule) -> None:
         """What a training has made of a module shall be known in this process."""

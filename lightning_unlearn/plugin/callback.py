@@ -61,50 +61,42 @@ class UnlearningCallback(Callback):
     the digest of everything outside the scope. The record is part of the checkpoint.
 
     Args:
-        epsilon: Privacy parameter, > 0: of one request, or of all ``releases``.
+        epsilon: Privacy parameter, > 0: of a request, or of all ``releases``.
         delta: Failure probability, in (0, 1); below 1/n to mean anything.
         max_norm: C, radius of the norm ball of the weights in scope.
         damping: lambda in (H + lambda I) x = g; "auto" takes twice the negative part
             of the smallest eigenvalue. Not used by a `ConvexHead`.
-        guarantee: "auto" gives `StronglyConvex` when the scope is one `ConvexHead`,
-            otherwise `NormBall` when ``max_norm`` is set.
-        solver: "auto" takes `FlexibleCG`, for a small `ConvexHead` a Cholesky factor;
-            else `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
-        curvature: "hessian" (double backward), "hessian_forward" (forward over
-            reverse), "gauss_newton", or "central_difference" (smooth networks only;
-            under FSDP2 weights and vectors stay sharded).
+        guarantee: "auto": `StronglyConvex` of one `ConvexHead`, `NormBall` of a norm.
+        solver: "auto", or `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
+        curvature: "hessian", "hessian_forward" (forward over reverse), "gauss_newton",
+            or "central_difference" (smooth networks only; sharded under FSDP2).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
             weight decay of the optimizer.
         tolerance: tau, the gradient norm a strongly convex scope is solved to. Noise is
-            proportional to it. "auto": what moves a logit by .03, set before any data
-            is seen, where a `PublicBackbone` fixes the rows' norm; else 1e-6.
+            proportional to it. "auto": what moves a logit by .03, where a
+            `PublicBackbone` fixes the norm of the rows; else 1e-6.
         releases: T, the number of releases the noise is scaled for when they are all
             seen together; None scales for each release alone.
         noise_std: Noise chosen by hand: grade ``none``. 0.0 is the bare Newton step.
-        accept_noise: Let noise replace the model: it is refused otherwise if it moves a
-            logit by more than 1, or is larger than the weights of a network.
+        accept_noise: Let noise replace the model, which is refused otherwise.
         solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
             of the weights. A `ConvexHead` is always solved in float64.
         batch_size: Samples in a batch of the passes; None sizes it from the memory.
-        graph_memory: Bytes for graphs of the gradient that are kept between curvature
-            products of an ordinary network; "auto" takes a quarter of what is free, 0
-            builds them anew for every product, at twice the time.
+        graph_memory: Bytes for graphs of the gradient that an ordinary network keeps:
+            "auto" takes a quarter of what is free, 0 none, at twice the time.
         low_memory: Solve an ordinary network with few vectors in its weights' dtype and
-            without a preconditioner, in about six times their memory beyond training
-            without an optimizer (one more with ``ckpt_path``). "auto": where the usual
-            way would take more than half of what is free. Never for `NewtonStep`.
+            without a preconditioner, in about six times their memory. "auto": where the
+            usual way would take more than half of what is free. Not for `NewtonStep`.
         ledger: File of the deletion ledger (JSON lines), kept in the checkpoint too. Of
             this model. With it pass ``save_to``: a model lost unsaved stays recorded.
         ledger_indices: Write the forgotten positions into the ledger, not only their
             keyed digest.
         log_gradient: Measure |grad F| over the training data when training ends (one
-            pass) and keep it in the record: how far the model is from an optimum, and
-            so how much of a Newton step only finishes the training.
-        prepared: File of what is read and solved (of a head: its row store, which lives
-            on), for requests in other processes. As secret as the data.
-        state_file: File for where a solve stands, written every ``state_every`` steps
-            (and at each Newton step of a head), for ``unlearn(resume_from=)``. As
-            secret as the data, and deleted after a request.
+            pass): how far the model is from an optimum.
+        prepared: File of what is read and solved, for later requests: as secret as the
+            data. Of a head it is the row store, which lives on.
+        state_file: For one request: where a solve is, every ``state_every`` steps
+            (a head: each Newton step), for ``unlearn(resume_from=)``. Secret.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
@@ -115,8 +107,9 @@ class UnlearningCallback(Callback):
         exclusions: List of keyed digests of what was forgotten, for all models: a
             request adds a line, and `fit` refuses data that hold what is on it.
         exclusions_key: File of its key, as secret as the data.
-        exclude_by: Attribute of the data with each sample's id, for `fit`: without it
-            contents alone are compared.
+        exclude_by: Attribute of the data with each sample's id.
+        private: `PrivateTraining`: `fit` trains privately, so that requests change no
+            weight while epsilon of all who were forgotten stays below `epsilon`.
 
     Raises:
         ArgumentError: If an option is outside its range.
@@ -288,6 +281,7 @@ class UnlearningCallback(Callback):
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
             datamodule = getattr(trainer, "datamodule", None)
             self.record.hyper_parameters = written(pl_module, datamodule)
+        attached.check_private(pl_module, self.options, resumed)
         self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
         self._project(trainer, pl_module)  # the start lies in the ball too
@@ -314,10 +308,16 @@ class UnlearningCallback(Callback):
         """
         if self.record.n_train is None:
             raise UnlearningError(
-                "expected a trained model, got no record of training data: call "
-                "trainer.fit or load a checkpoint first"
+                "expected a trained model, got none: call trainer.fit or load one first"
             )
         return self.record.retained
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Know the batch, for a private training."""
+        self.attached.batch_started(batch)
 
     @override
     def on_train_batch_end(

@@ -195,6 +195,21 @@ def _profilers_lifted(module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
+def unlogged(module: LightningModule) -> Iterator[None]:
+    """A block in which ``self.log`` does nothing."""
+    names = ("log", "log_dict")
+    own = {name: vars(module)[name] for name in names if name in vars(module)}
+    for name in names:
+        object.__setattr__(module, name, _nothing)
+    try:
+        yield
+    finally:
+        for name in names:
+            object.__delattr__(module, name)
+        vars(module).update(own)
+
+
+@contextmanager
 def _silent(module: LightningModule, restore: bool) -> Iterator[None]:
     """Without ``self.log``, and with metrics that are emptied."""
     names = ("log", "log_dict")

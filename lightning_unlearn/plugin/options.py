@@ -16,6 +16,7 @@ from lightning_unlearn.guarantee.kinds import (
     Guarantee,
     NewtonStep,
     NormBall,
+    PrivateTraining,
     StronglyConvex,
 )
 from lightning_unlearn.solvers.base import Solver
@@ -61,6 +62,7 @@ class Options:
     exclusions: str | Path | None = None
     exclusions_key: str | Path | None = None
     exclude_by: str | None = None
+    private: PrivateTraining | None = None
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)
@@ -101,6 +103,8 @@ class Options:
                 f"{type(self.retrain).__name__}: def make_training(data): ... return "
                 "trainer, module, loader"
             )
+        if self.private is not None:
+            self._check_private()
         known = (StronglyConvex, NormBall, NewtonStep)
         if self.guarantee != "auto" and not isinstance(self.guarantee, known):
             raise ArgumentError(
@@ -128,6 +132,22 @@ class Options:
                     )
                 own = Path(path).resolve() if name in linked else Path(path).absolute()
                 object.__setattr__(self, name, own)
+
+    def _check_private(self) -> None:
+        given = {
+            "max_norm": self.max_norm,
+            "noise_std": self.noise_std,
+            "noise_seed": self.noise_seed,
+            "releases": self.releases,
+        }
+        other = [f"{name}=" for name, value in given.items() if value is not None]
+        if not isinstance(self.private, PrivateTraining) or other:
+            raise ArgumentError(
+                "expected private=PrivateTraining(...) without "
+                f"{', '.join(f'{name}=' for name in given)}, got {self.private!r} with "
+                f"{', '.join(other) or 'none of them'}: a private training has its own "
+                "noise, and a request adds none"
+            )
 
     @property
     def ledger_path(self) -> Path | None:

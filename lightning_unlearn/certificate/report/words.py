@@ -14,6 +14,7 @@ from lightning_unlearn.certificate.words.strength_words import (
     in_100,
     is_capped,
     level,
+    most_in_100,
     why_vacuous,
     worth,
 )
@@ -147,6 +148,10 @@ _BOUNDS = {
     Bound.REWOUND: "The model was trained again by the same code on the retained "
     "samples alone, from the end of the last stage of its training that never saw the "
     "forgotten ones.",
+    Bound.PRIVATE_TRAINING: "The training itself was private: every step drew each "
+    "sample by a coin of its own, bounded what one can add, and hid it in noise. This "
+    "request changed no weight: it states what that training proves of the samples "
+    "that are asked about.",
     Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
     "solved to its optimum on the retained samples alone, up to the tolerance in "
     "box 7.",
@@ -176,6 +181,24 @@ def _rewound(plain: Explanation) -> Explanation:
     )
 
 
+def _private(plain: Explanation) -> Explanation:
+    return replace(
+        plain,
+        summary="Proved, provided that what the training's code uses besides these "
+        "samples never depended on them: this model, and every other one that the same "
+        "training made, can hardly be told from those of a training without them.",
+        means="Within the numbers stated here, whoever holds any models of this "
+        "training sees what they would see had it been run without the samples. "
+        "Nothing was changed for it: the training was private from its first step. "
+        "That the start, the settings and the way samples are read and preprocessed "
+        "were not made from the samples is the word of whoever ran it.",
+        tell="The model was trained in such a way that, provably and within stated "
+        "limits, it is as if your data had not been used; this holds for the models "
+        "that were served before as well. Say as well what happened to the other "
+        "copies of your data (box 6).",
+    )
+
+
 def explained(c: Certificate) -> Explanation:
     """The grade of a certificate in words: as strong as it is, with its premise."""
     grade = worth(c)
@@ -186,7 +209,9 @@ def explained(c: Certificate) -> Explanation:
         return plain
     if grade is Grade.VACUOUS and not is_capped(c):
         return _worthless(c)
-    if grade is Grade.CERTIFIED and c.public_parts:
+    if c.bound is Bound.PRIVATE_TRAINING and grade is Grade.CERTIFIED:
+        plain = _private(plain)
+    elif grade is Grade.CERTIFIED and c.public_parts:
         plain = _with_parts(plain)
     strength = level(c)
     if strength is Level.STRONG or grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
@@ -273,6 +298,8 @@ def sentence(c: Certificate) -> str:
 
 def method(c: Certificate) -> str:
     """What was done, in words."""
+    if c.bound is Bound.PRIVATE_TRAINING:
+        return _BOUNDS[c.bound]
     if c.noise_std == 0 or c.noise_source is NoiseSource.NO_NOISE:
         return f"{_BOUNDS[c.bound]} No noise was added."
     who = "chosen by hand" if c.noise_by_hand else "computed from the numbers in box 7"
@@ -340,16 +367,21 @@ def attacks(c: Certificate) -> tuple[str, ...]:
         who = "If every condition above is true: someone"
     else:
         who = "If what is taken as public never saw the samples: someone"
+    if c.bound is Bound.PRIVATE_TRAINING:
+        return (_attack(who, "all models of this training", most_in_100(c)),)
     this = c.release_mus[-1]
     held = [("this model's weights", this)]
     if (later := _later_mu(c)) > this:
         more = (c.releases or c.release) - c.release
         held.append((f"these weights and one day those of all {more} later", later))
-    return tuple(
+    return tuple(_attack(who, what, in_100(mu)) for what, mu in held)
+
+
+def _attack(who: str, what: str, most: str) -> str:
+    return (
         f"{who} who holds {what} and looks for samples that had once been in the model "
-        f"finds at most {in_100(mu)} of 100, with 1 false alarm in 100 for samples "
+        f"finds at most {most} of 100, with 1 false alarm in 100 for samples "
         "that never were (blind guessing finds 1 of 100)."
-        for what, mu in held
     )
 
 

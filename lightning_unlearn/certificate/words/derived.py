@@ -28,6 +28,7 @@ def check_derived(c: CertificateFields) -> None:
     """
     theorems.check(c.bound, c.reference, c.constants)
     _check_tolerance(c)
+    _check_forgotten(c)
     _check_begins("not_covered", c.not_covered, not_covered(c.bound))
     _check_begins("warnings", c.warnings, tuple(warnings_of_noise(c)))
     _check_entries(c)
@@ -63,6 +64,16 @@ def _check_tolerance(c: CertificateFields) -> None:
         )
 
 
+def _check_forgotten(c: CertificateFields) -> None:
+    """Who was forgotten before counts too."""
+    values = {constant.name: constant.value for constant in c.constants}
+    if c.bound is Bound.PRIVATE_TRAINING and values["forgotten"] < c.n_forget:
+        raise CertificateError(
+            f"expected forgotten to count the {c.n_forget} samples of this request "
+            f"too, got {values['forgotten']:g}: {_CHANGED}"
+        )
+
+
 def _check_entries(c: CertificateFields) -> None:
     """Every entry of the model stands in one place, and makes up its part's digest."""
     if not c.scope:
@@ -70,7 +81,8 @@ def _check_entries(c: CertificateFields) -> None:
             "expected scope to name the entries of the weights in scope, got none: "
             f"{_CHANGED}"
         )
-    if c.rebuilt and c.bound in (Bound.STRONGLY_CONVEX, Bound.NEWTON_STEP):
+    stays = (Bound.STRONGLY_CONVEX, Bound.NEWTON_STEP, Bound.PRIVATE_TRAINING)
+    if c.rebuilt and c.bound in stays:
         raise CertificateError(
             f"expected nothing rebuilt under the bound {c.bound.value}, got "
             f"{', '.join(c.rebuilt[:3])}: only a claim that rests on nothing but the "

@@ -40,6 +40,14 @@ def headline(c: CertificateFields) -> str:
     tested = ""
     if strength in (Level.MODERATE, Level.WEAK):
         tested = f" ({finding(c)})"
+    if c.bound is Bound.PRIVATE_TRAINING:
+        if_true = ", ONLY IF what is marked assumed below is true"
+        return (
+            f"{name}: this model and all others of its private training "
+            f"{_TOLD_ALL[strength]} those of one without {samples}{_and_earlier(c)}"
+            f"{tested}, {_promise(c)}, {taking(c)}"
+            f"{'' if grade is Grade.CERTIFIED else if_true}"
+        )
     if grade is Grade.CERTIFIED:
         return (
             f"{name}: {_TOLD[strength]} retraining without {samples}{tested}, "
@@ -70,6 +78,23 @@ _TOLD: dict[Level | None, str] = {
 }
 
 
+#: The same of all models of a training.
+_TOLD_ALL = {
+    level: told if level is Level.WEAK else f"are {told}"
+    for level, told in _TOLD.items()
+}
+
+
+def _forgotten(c: CertificateFields) -> int:
+    """All that were forgotten so far of a private training, by its own count."""
+    return int({x.name: x.value for x in c.constants}.get("forgotten", 0))
+
+
+def _and_earlier(c: CertificateFields) -> str:
+    earlier = _forgotten(c) - c.n_forget
+    return f" and the {earlier:,} forgotten before" if earlier > 0 else ""
+
+
 def _promise(c: CertificateFields) -> str:
     if c.epsilon is None or c.delta is None:
         return "no epsilon"
@@ -96,7 +121,7 @@ _REST = (
 
 def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     """What a claim takes as public besides the public parts of the model."""
-    if bound in EXACT:
+    if bound in EXACT or bound is Bound.PRIVATE_TRAINING:
         return _START
     return _REST if ways_checked else PREMISE
 
@@ -149,6 +174,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
     mechanism = {
         Bound.RETRAINED: "trained on the retained samples alone",
         Bound.REWOUND: "trained on the retained samples alone",
+        Bound.PRIVATE_TRAINING: "the noise is in every step of the training",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
@@ -159,7 +185,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
         ("forgotten / retained", f"{c.n_forget:,} / {c.n_retain:,} samples"),
         ("weights in scope", f"{c.n_parameters:,}"),
         ("sensitivity", f"{sensitivity}  ({mechanism})"),
-        ("noise_std", f"{number(c.noise_std)} per weight"),
+        ("noise_std", f"{number(c.noise_std)} per weight{_of_request(c)}"),
         ("release", _release(c)),
     ]
     strength = level(c)
@@ -169,6 +195,11 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
     return rows
 
 
+def _of_request(c: CertificateFields) -> str:
+    private = c.bound is Bound.PRIVATE_TRAINING
+    return " (this request adds none)" if private else ""
+
+
 def _release(c: CertificateFields) -> str:
     text = f"{c.release}" + (f" of {c.releases} announced" if c.releases else "")
     if c.epsilon is None:
@@ -176,6 +207,8 @@ def _release(c: CertificateFields) -> str:
     if c.bound in EXACT:
         earlier = "; the earlier ones are what their own certificates say"
         return text + (earlier if c.release > 1 else "")
+    if c.bound is Bound.PRIVATE_TRAINING:
+        return f"{text}; epsilon is of all {_forgotten(c):,} forgotten so far together"
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)

@@ -38,6 +38,19 @@ _FEW = (
     "what the training changed in how some samples reach the head, where it shows in "
     "none of those compared before and after it (up to 512, spread over the data)"
 )
+_PRIVATE = (
+    "losses and metrics that were logged in training, and what callbacks or files have "
+    "kept of gradients from before they were clipped",
+    "a clip, noise, sampling rate or number of steps that was chosen while looking at "
+    "the forgotten samples, or changed because of what an earlier model of this "
+    "training said; the number of all samples, which sets the rate, counts as public",
+    "what the weights knew at the start (of samples that a training nobody watched has "
+    "seen before), and other trainings on the same samples, with one that went on "
+    "twice from one checkpoint: epsilon is of each alone, not of all together",
+    "whatever was decided while looking at losses of the training samples: when it was "
+    "interrupted, which of several trainings is served, a schedule's own rule",
+    "rounding: the theorem speaks of real numbers, and the training computed in floats",
+)
 _MEASURED = (
     "the numbers of this certificate that are measured or estimated: they are "
     "functions of the data, and the guarantee speaks of the weights alone"
@@ -50,6 +63,8 @@ def not_covered(bound: Bound) -> tuple[str, ...]:
         return (*NOT_COVERED, _CODE, _CHOSEN)
     if bound is Bound.RETRAINED:
         return (*NOT_COVERED, _CODE)
+    if bound is Bound.PRIVATE_TRAINING:  # which covers all models that were served
+        return (*NOT_COVERED[1:], _CODE, *_PRIVATE)
     if bound is Bound.STRONGLY_CONVEX:
         return (*NOT_COVERED, _FEW)
     return (*NOT_COVERED, _MEASURED)
@@ -73,6 +88,11 @@ def warnings_of_noise(c: CertificateFields) -> list[str]:
         found.append(
             f"delta = {c.delta:g} is not below 1/n_retain = {1 / c.n_retain:.2g}: "
             "a delta this large allows a mechanism that publishes a sample; lower it"
+        )
+    elif level(c) is Level.WORTHLESS and c.bound is Bound.PRIVATE_TRAINING:
+        found.append(
+            f"{finding(c)}: so many samples of one private training are too many; "
+            "how='retrain' needs no epsilon"
         )
     elif level(c) is Level.WORTHLESS and c.release_mus:
         found.append(f"{finding(c)}: lower epsilon, and the tolerance with it")

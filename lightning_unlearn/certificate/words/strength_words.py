@@ -9,12 +9,12 @@ import math
 
 from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.fields import CertificateFields
-from lightning_unlearn.guarantee.claims import EXACT, Grade
+from lightning_unlearn.guarantee.claims import EXACT, Bound, Grade
 from lightning_unlearn.guarantee.strength import (
     FALSE_ALARMS,
+    MOST_FOUND,
     power_upper,
     promised_mu,
-    protects,
 )
 
 
@@ -34,13 +34,21 @@ def level(c: CertificateFields) -> Level | None:
     """How strong a claim is, whatever its grade; None where no noise carries it."""
     if c.grade is Grade.NONE or c.bound in EXACT:
         return None  # there is no noise to see through
-    if c.delta is None or not c.release_mus:  # does not verify
+    power = found_upper(c)
+    if c.delta is None or power is None:  # does not verify
         return Level.WORTHLESS
-    mu = promised_mu(c.release_mus[-1], c.releases)
-    if not protects(mu, c.delta, c.n_retain):
+    if not (power <= MOST_FOUND and c.delta * c.n_retain < 1):
         return Level.WORTHLESS
-    power = power_upper(mu)
     return next((word for most, word in _UP_TO if power <= most), Level.WEAK)
+
+
+def found_upper(c: CertificateFields) -> float | None:
+    """The share of true cases that the best test finds of all a claim speaks of."""
+    if c.bound is Bound.PRIVATE_TRAINING:
+        return {k.name: k.value for k in c.constants}.get("most_found")
+    if not c.release_mus:
+        return None
+    return power_upper(promised_mu(c.release_mus[-1], c.releases))
 
 
 def worth(c: CertificateFields) -> Grade:
@@ -51,12 +59,17 @@ def worth(c: CertificateFields) -> Grade:
 
 def in_100(mu: float) -> str:
     """How many of a hundred true cases the best test finds at most, rounded up."""
-    return f"{math.ceil(power_upper(mu) * 1000) / 10:g}"
+    return _hundreds(power_upper(mu))
+
+
+def _hundreds(share: float) -> str:
+    return f"{math.ceil(share * 1000) / 10:g}"
 
 
 def most_in_100(c: CertificateFields) -> str:
     """`in_100` of everything the claim's epsilon speaks of; something is claimed."""
-    return in_100(promised_mu(c.release_mus[-1], c.releases))
+    share = found_upper(c)
+    return _hundreds(1.0 if share is None else share)
 
 
 def finding(c: CertificateFields) -> str:
@@ -82,6 +95,6 @@ def why_vacuous(c: CertificateFields) -> str:
             f"delta is not below 1/n_retain = {number(1 / c.n_retain)}, which allows "
             "to publish a sample"
         )
-    if not c.release_mus:
+    if found_upper(c) is None:
         return "it lists no release"
     return finding(c).replace("at most", "up to")

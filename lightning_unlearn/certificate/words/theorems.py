@@ -4,7 +4,7 @@ A `Claim` is made here before the step is taken, and `check` derives its words a
 from a certificate: what it is compared with, and why each number is believed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lightning_unlearn.errors import CertificateError, GuaranteeError
@@ -20,6 +20,10 @@ REFERENCES = {
     Bound.REWOUND: "a model trained by the same code in the same stages on the "
     "retained samples alone, with fresh randomness: the stages that are kept never saw "
     "the forgotten ones, and those after them were trained again",
+    Bound.PRIVATE_TRAINING: "a model trained by the same code on the retained samples "
+    "alone, from the same kind of start, with the same clip, noise, sampling rate and "
+    "number of steps; and every other model of this training with the one of the same "
+    "step there",
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
@@ -86,6 +90,45 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
                 "them ended with has the digest that was recorded then",
             ),
         ),
+    },
+    Bound.PRIVATE_TRAINING: {
+        name: ((origin, text),)
+        for name, origin, text in (
+            (
+                "clip",
+                Origin.ENFORCED,
+                "no gradient of one sample is longer in the sum of a step",
+            ),
+            (
+                "noise_multiplier",
+                Origin.ENFORCED,
+                "Gaussian noise of this many clips was added to the sum in every step, "
+                "from the operating system's entropy",
+            ),
+            (
+                "sampling_rate",
+                Origin.ENFORCED,
+                "every sample was drawn for a step with this probability, by coins of "
+                "its own from the operating system's entropy",
+            ),
+            (
+                "steps",
+                Origin.ENFORCED,
+                "steps of the training, all that it could take at most",
+            ),
+            (
+                "forgotten",
+                Origin.ENFORCED,
+                "samples forgotten so far of this training, with this request: epsilon "
+                "speaks of all of them together",
+            ),
+            (
+                "most_found",
+                Origin.PROVED,
+                "share of true cases that the best test with 1% false alarms finds: "
+                "follows from the numbers above",
+            ),
+        )
     },
     Bound.STRONGLY_CONVEX: {
         "tolerance": tuple(TOLERANCES.values()),
@@ -183,6 +226,18 @@ def retrained_claim(stages_kept: int = 0) -> Claim:
         values["stages_kept"] = float(stages_kept)
     bound = Bound.REWOUND if stages_kept else Bound.RETRAINED
     constants = tuple(_constant(bound, name, value) for name, value in values.items())
+    return Claim(bound=bound, constants=constants)
+
+
+def private_claim(values: Mapping[str, float]) -> Claim:
+    """Of a training in whose every step samples were drawn, clipped and noised.
+
+    Args:
+        values: Each number that the bound needs, by its name.
+    """
+    bound = Bound.PRIVATE_TRAINING
+    names = REQUIRED[bound]
+    constants = tuple(_constant(bound, name, values[name]) for name in names)
     return Claim(bound=bound, constants=constants)
 
 

@@ -1,8 +1,11 @@
 """Which samples a training can draw: told from the sampler, or not told at all."""
 
-from collections.abc import Sized
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,6 +24,47 @@ _INSTEAD = (
 )
 
 
+class PoissonBatches:
+    """Batches for which each position is drawn by a coin of its own.
+
+    Coins come from the operating system. Who takes a batch takes its positions from
+    `ahead`, in order: an empty draw is a batch of one filler that counts for nothing.
+
+    Args:
+        positions: That may be drawn, sorted.
+        rate: q, the probability of each, for each batch.
+        batches: Of an epoch.
+        refresh: Called before each is read: augmentation by a known seed would tell
+            how many samples were read before.
+    """
+
+    def __init__(
+        self,
+        positions: list[int],
+        rate: float,
+        batches: int,
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.positions, self.rate, self.batches = positions, rate, batches
+        self.refresh = refresh
+        self.ahead: deque[list[int]] = deque()
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.ahead = ahead = deque[list[int]]()  # what nobody took is forgotten
+        below = int(self.rate * 2**53)
+        for _ in range(self.batches):
+            raw = bytearray(os.urandom(8 * len(self.positions)))
+            coins = torch.frombuffer(raw, dtype=torch.int64).bitwise_and(2**53 - 1)
+            places = torch.nonzero(coins < below).flatten().tolist()
+            drawn = [self.positions[i] for i in places]
+            ahead.append(drawn)
+            self.refresh()
+            yield drawn or self.positions[:1]
+
+
 def drawn_positions(loader: DataLoader, batches: int | None = None) -> list[int] | None:
     """Positions of the dataset that an epoch can draw; None if it is every one.
 
@@ -33,6 +77,10 @@ def drawn_positions(loader: DataLoader, batches: int | None = None) -> list[int]
             stops an epoch among samples that were drawn at random.
     """
     batch_sampler = loader.batch_sampler
+    if isinstance(batch_sampler, PoissonBatches):
+        every = range(len(loader.dataset))  # type: ignore[arg-type]
+        own_positions = batch_sampler.positions
+        return None if own_positions == list(every) else own_positions
     if type(batch_sampler) is not BatchSampler:
         raise DataError(
             "expected a loader whose batches are made of single draws, got "

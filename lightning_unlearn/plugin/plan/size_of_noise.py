@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from lightning_unlearn.errors import GuaranteeError
-from lightning_unlearn.guarantee.claims import noise_std_upper, sensitivity_upper
+from lightning_unlearn.guarantee.claims import Bound, noise_std_upper, sensitivity_upper
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
 from lightning_unlearn.guarantee.tolerance import USUAL, Tolerance, usual_tolerance
 from lightning_unlearn.plugin.options import Options
@@ -74,6 +74,8 @@ def loud_noise(plan: Plan, row_norm: float | None = None) -> str | None:
         return None
     if std is None:
         claim = plan.claim()
+        if claim.bound is Bound.PRIVATE_TRAINING:
+            return None  # its noise is in the model that there is
         sensitivity = sensitivity_upper(claim.bound, claim.constants)
         if sensitivity == 0:
             return None  # an exact release has no noise

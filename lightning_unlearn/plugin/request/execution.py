@@ -22,7 +22,11 @@ from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
-from lightning_unlearn.plugin.request import known_rows, ledger_entry, run_caveats
+from lightning_unlearn.plugin.request import (
+    known_rows,
+    ledger_entry,
+    run_caveats,
+)
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked
@@ -35,6 +39,7 @@ from lightning_unlearn.plugin.request.resolution import (
 from lightning_unlearn.plugin.request.result import UnlearningResult
 from lightning_unlearn.plugin.request.retrain_request import plan_of
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.request.unchanged import private_request
 from lightning_unlearn.plugin.run import progress
 from lightning_unlearn.plugin.run.progress import Display
 from lightning_unlearn.solvers.base import Solution
@@ -151,6 +156,10 @@ class Execution:
         context, request = self.context, self.request
         if request.retrained is not None:
             plan = plan_of(context, request, request.retrained)
+            check_agreement(context, plan)
+            return plan, None
+        if context.callback.record.private is not None:
+            plan = private_request.plan_of(context, request)
             check_agreement(context, plan)
             return plan, None
         plan = resolve(context, request)

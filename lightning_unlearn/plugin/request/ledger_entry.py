@@ -47,6 +47,7 @@ def entry(plan: Plan, certificate: Certificate, before: str, key: str) -> ledger
         grade=certificate.grade.value,
         mu=certificate.release_mus[-1] if certificate.release_mus else None,
         releases=certificate.releases,
+        group=certificate.group,
     )
 
 

@@ -8,7 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
-from lightning_unlearn.errors import ModelError
+from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee
 from lightning_unlearn.plugin.files.known_checkpoints import (
@@ -74,6 +74,12 @@ def resolve(
         UnlearningError: If the request will be refused.
     """
     record, options = context.callback.record, context.callback.options
+    if record.private is not None:
+        raise GuaranteeError(
+            "expected a model of an ordinary training for a step, got one of "
+            "PrivateTraining: trainer.unlearn needs no step there, and changes no "
+            "weight; or how='retrain'"
+        )
     if guarantee is not None:
         options = replace(options, guarantee=guarantee)
     dataset: Any = context.loader.dataset

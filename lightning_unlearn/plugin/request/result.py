@@ -96,6 +96,8 @@ class UnlearningResult:
             if self.certificate.bound is Bound.RETRAINED:
                 start = "a fresh start"
             passes = f"{self.solution.steps:,} training steps from {start}"
+        if self.certificate.bound is Bound.PRIVATE_TRAINING:
+            passes = "no weight was changed: the training was private"
         clean, written = self.checkpoint_path, "nothing (save_to= names a checkpoint)"
         then = "trainer.save_checkpoint keeps this model for yourself"
         if clean is not None:

@@ -176,7 +176,7 @@ def plan_of(
             options, noise_std=None, noise_seed=None, releases=None, max_norm=None
         ),
         loader=context.loader,
-        loss=_loss(context),
+        loss=loss_or_none(context),
         chosen=job.chosen,
         removed=job.removed,
         retained=job.retained,
@@ -187,7 +187,7 @@ def plan_of(
     )
 
 
-def _loss(context: StageContext) -> LossFunction:
+def loss_or_none(context: StageContext) -> LossFunction:
     """That of the module, which need not have one: it is measured with it, no more."""
     try:
         return hooks(context.module)[0]

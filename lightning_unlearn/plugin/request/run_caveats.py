@@ -2,7 +2,7 @@
 
 from torch.utils.data import WeightedRandomSampler
 
-from lightning_unlearn.guarantee.claims import EXACT
+from lightning_unlearn.guarantee.claims import EXACT, Bound
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files.stale_checkpoints import Stale
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
@@ -33,7 +33,12 @@ def not_covered(
             "to be deleted once this request is done (delete_stale): see that they are"
         )
     known = ()
-    if stale.checkpoints:
+    if stale.checkpoints and plan.claim().bound is Bound.PRIVATE_TRAINING:
+        known = (
+            "older checkpoints of this training: their weights are covered, the record "
+            f"of the training in them is not; {what}",
+        )
+    elif stale.checkpoints:
         known = (f"older checkpoints of this training: {what}",)
     if stale.unsure:
         known += (
@@ -101,7 +106,10 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
         now: Digest of the weights the request begins with.
     """
     record, loader = context.callback.record, context.loader
-    if plan.claim().bound in EXACT:  # whatever the old training was
+    if plan.claim().bound in (
+        *EXACT,
+        Bound.PRIVATE_TRAINING,
+    ):  # whatever the old training was
         return () if record.fingerprint is not None else (_NO_FINGERPRINT,)
     found, l2 = [], plan.l2
     if plan.outside.rebuilt:

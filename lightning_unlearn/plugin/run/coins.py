@@ -1,8 +1,11 @@
 """Random numbers of a training that nothing before it has a part in."""
 
 import random
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,3 +28,27 @@ def own_coins(seed: int) -> Iterator[None]:
         np.random.seed(seed)
         random.seed(seed)
         yield
+
+
+def fresh_coins() -> None:
+    """Seed the global generators by the operating system's entropy, for good."""
+    torch.manual_seed(secrets.randbits(63))
+    np.random.seed([secrets.randbits(32) for _ in range(8)])
+    random.seed(secrets.randbits(256))
+
+
+@dataclass(frozen=True)
+class FreshWorker:
+    """A loader's ``worker_init_fn`` after which a worker's coins are fresh.
+
+    Args:
+        own: That of the user, or None.
+    """
+
+    own: Callable[[int], Any] | None
+
+    def __call__(self, worker: int) -> None:
+        """Begin a worker."""
+        if self.own is not None:
+            self.own(worker)
+        fresh_coins()

@@ -71,6 +71,23 @@ def passed_loader(trainer: Trainer) -> object:
     return None if source.is_module() else source.instance
 
 
+def restart_loader(trainer: Trainer) -> None:
+    """Begin the training's loader anew, as an epoch does; its sampler has changed."""
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is None:
+        raise SetupError("expected a training that reads data, got none")
+    iter(fetcher)
+
+
+def logged_in_training(trainer: Trainer) -> set[str]:
+    """Names under which the training's own hooks have logged in this epoch."""
+    found = set[str]()
+    for result in trainer.fit_loop.epoch_loop._results.values():
+        name = result.meta.name
+        found |= {name, f"{name}_step", f"{name}_epoch"}
+    return found
+
+
 def run_stage(
     trainer: Trainer,
     model: LightningModule,

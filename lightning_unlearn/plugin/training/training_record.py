@@ -37,6 +37,31 @@ class Stage:
 
 
 @dataclass
+class PrivateSteps:
+    """The steps of a private training.
+
+    Args:
+        clip: c.
+        noise_multiplier: z, in clips.
+        sampling_rate: q.
+        steps: All that it could take at most, so far.
+        done: That it has taken.
+        names: Weights that were trained, by their names.
+        capacity: How many samples may be forgotten within the callback's epsilon.
+        problem: Why nothing can be claimed, or None.
+    """
+
+    clip: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    done: int = 0
+    names: list[str] = field(default_factory=list)
+    capacity: int = 0
+    problem: str | None = None
+
+
+@dataclass
 class TrainingRecord:
     """Plain Python values only, so that ``torch.load(weights_only=True)`` reads it.
 
@@ -83,6 +108,7 @@ class TrainingRecord:
         validated: As of a `Stage`, of the training that is not one of them yet.
         ended: Digest of the parameters and buffers that the last training ended with.
         stepped: Whether a request has moved the weights by a step since.
+        private: The steps of a private training; None of any other.
     """
 
     n_train: int | None = None
@@ -119,6 +145,7 @@ class TrainingRecord:
     validated: list[str] | None = field(default_factory=list)
     ended: str | None = None
     stepped: bool = False
+    private: PrivateSteps | None = None
 
     @property
     def retained(self) -> list[int]:
@@ -208,6 +235,7 @@ _LATER = frozenset(
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
         *("hyper_parameters", "retrains", "steps", "fit_seconds"),
         *("start", "stages", "validated", "ended", "stepped"),
+        "private",
     }
 )
 

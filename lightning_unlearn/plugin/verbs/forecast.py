@@ -265,7 +265,8 @@ def as_it_is(
         None if the model has no loss.
     """
     callback = context.callback
-    bare = replace(callback.options, noise_std=0.0, guarantee="auto", l2=0.0)
+    changes: dict[str, Any] = {"noise_std": 0.0, "guarantee": "auto", "l2": 0.0}
+    bare = replace(callback.options, **changes, private=None)
     with borrowed(callback, options=bare), suppress(UnlearningError):
         plan = resolve(context, known_request(Request(), context, job))
         loader, indices, name = data_of(plan, validation)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 
 from lightning_unlearn._base.notebook import table
 from lightning_unlearn._base.text import columns, point
+from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
 from lightning_unlearn.guarantee.claims import Grade
+from lightning_unlearn.guarantee.strength import MOST_FOUND
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options
@@ -157,19 +159,46 @@ def convex_head_on_public(
     ]
 
 
-def private_training() -> Route:
-    """What differential privacy would give."""
+def private_training(options: Options, record: TrainingRecord, job: Job) -> Route:
+    """What differential privacy gives, or would give.
+
+    Args:
+        options: Of the callback.
+        record: Of the training.
+        job: What would be forgotten.
+    """
+    grade, epsilon, seconds = None, None, None
+    needs = (
+        "a new training with UnlearningCallback(private=PrivateTraining(...)), for a "
+        "few deletions at once that change no weight",
+    )
+    steps = record.private
+    if steps is not None:
+        gone, needs = len(job.removed), ()
+        training = Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
+        found = privacy(training, gone, options.delta)
+        left = max(0, steps.capacity - gone)
+        if steps.problem is not None:
+            needs = (steps.problem,)
+        elif found.epsilon > options.epsilon:
+            needs = (
+                f"epsilon = {found.epsilon:g} of all {gone} forgotten so far is above "
+                f"{options.epsilon:g}, which allows {steps.capacity}",
+            )
+        else:
+            grade, epsilon, seconds = Grade.CERTIFIED, found.epsilon, 0.0
+            weak = found.most_found > MOST_FOUND
+            if weak or not options.delta * len(job.retained) < 1:
+                grade = Grade.VACUOUS
+            needs = (f"no weight is changed; {left} more could follow",)
     return Route(
         name="private training",
-        grade=None,
-        epsilon=None,
+        grade=grade,
+        epsilon=epsilon,
         metric="",
-        seconds=None,
+        seconds=seconds,
         memory="-",
-        needs=(
-            "a new training with differential privacy (DP-SGD), for a few deletions at "
-            "once; this version does not offer it",
-        ),
+        needs=needs,
     )
 
 
@@ -179,6 +208,9 @@ def with_recommended(routes: Sequence[Route]) -> tuple[Route, ...]:
     Args:
         routes: The step on this model first, then retraining.
     """
+    for route in routes:
+        if route.name == "private training" and route.grade is Grade.CERTIFIED:
+            return tuple(replace(r, recommended=r is route) for r in routes)
     step, again = routes[0], routes[1]
     slow = bool(advice.slower(step.seconds, again.seconds))
     best = step if step.grade is Grade.CERTIFIED and not slow else again

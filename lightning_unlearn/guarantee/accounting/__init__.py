@@ -1,0 +1,1 @@
+"""Accountants: numbers that need more than one formula. No data, no weights."""

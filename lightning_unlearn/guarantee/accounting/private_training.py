@@ -1,0 +1,379 @@
+r"""What a differentially private training lets anyone tell of k samples together.
+
+One step of DP-SGD with Poisson sampling at rate q and noise z times the clip: of k
+samples ``j ~ Bin(k, q)`` are drawn, and these move the sum by at most j clips. So the
+pair (with them, without them) is dominated by
+
+    sum_j Bin(k, q)(j) N(j, z^2)   against   N(0, z^2),   both directions,
+
+and T adaptive steps by the T-fold composition (Choquette-Choo and others 2023,
+arXiv 2310.15526, Corollary 4.7; Ganesh 2024, arXiv 2401.10294). The divergences of one
+step are computed here; `dp_accounting` makes a distribution of the privacy loss
+of them that dominates ("connect the dots", arXiv 2207.04380) and composes it. What is
+rounded or cut off is put on the side of more.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+from scipy.special import log_ndtr, ndtr
+
+from lightning_unlearn._base import validate
+from lightning_unlearn.errors import ArgumentError, CertificateError
+
+#: Of delta that is kept for the rounding of sums and Fourier transforms.
+_KEPT = 1e-3
+#: Points of the grid on which the loss of one step is written down, at most.
+_POINTS = 200_000
+_DIGITS = 4
+#: The rate of false alarms of the test that strength is measured by.
+_FALSE_ALARMS = 0.01
+_INSTALL = (
+    "the package dp-accounting; install it from your clone of this repository: pip "
+    'install -e ".[private]"'
+)
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """The steps of one private training.
+
+    Args:
+        noise_multiplier: z: standard deviation of the noise, in clips, > 0.
+        sampling_rate: q, with which each sample is drawn for each step, in (0, 1].
+        steps: T, all of them, >= 1.
+
+    Raises:
+        ArgumentError: If a number is outside its range.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        validate.positive(
+            noise_multiplier=self.noise_multiplier, sampling_rate=self.sampling_rate
+        )
+        validate.count(steps=self.steps)
+        if self.sampling_rate > 1:
+            raise ArgumentError(
+                f"expected sampling_rate in (0, 1], got {self.sampling_rate}"
+            )
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What of some samples is told: both are rounded up.
+
+    Args:
+        epsilon: At the delta that was asked for.
+        most_found: The share of true cases that any test with 1% false alarms finds.
+    """
+
+    epsilon: float
+    most_found: float
+
+
+def privacy(mechanism: Mechanism, forgotten: int, delta: float) -> Privacy:
+    """What a private training lets anyone tell of some of its samples together.
+
+    Args:
+        mechanism: Its steps.
+        forgotten: k, how many samples (or people, where these are drawn and clipped).
+        delta: Failure probability, from 1e-9 on.
+
+    Returns:
+        Epsilon, and what the best test finds.
+
+    Raises:
+        ArgumentError: If a number is outside its range.
+        CertificateError: If `dp_accounting` is not installed.
+    """
+    epsilon, found = (_said(raw) for raw in _numbers(mechanism, forgotten, delta))
+    return Privacy(epsilon, found)
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(mechanism: Mechanism, k: int, delta: float) -> tuple[float, float]:
+    """Epsilon, and the share that is found: before they are rounded up."""
+    validate.count(forgotten=k)
+    validate.probability(delta=delta)
+    if delta < 1e-9:
+        raise ArgumentError(
+            f"expected delta >= 1e-9 of a private training, got {delta}: Fourier "
+            "transforms in float64 say nothing of a smaller one"
+        )
+    both = _composed(mechanism, k, delta)
+    epsilon = max(loss.get_epsilon_for_delta(delta * (1 - _KEPT)) for loss in both)
+    if not epsilon < math.inf:
+        raise ArgumentError(
+            f"expected a finite epsilon of {k} samples, got none: more noise, fewer "
+            "steps, or fewer samples at once"
+        )
+    found = max(_power(*both), _power(*both[::-1])) * (1 + _KEPT)
+    return max(epsilon, 1e-6), min(1.0, found)
+
+
+def _said(raw: float, nudge: float = 0.0) -> float:
+    """A number rounded up to a few digits, so that all machines say the same."""
+    raw *= 1 + 1e-6 + nudge
+    scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(raw)))
+    return math.ceil(raw * scale) / scale
+
+
+def mechanism_of(values: Mapping[str, float]) -> Mechanism:
+    """The steps of a training by the names of a certificate's constants.
+
+    Raises:
+        ArgumentError: If a number is outside its range, or none where it counts.
+    """
+    for name in ("steps", "forgotten"):
+        if not float(values[name]).is_integer():
+            raise ArgumentError(f"expected whole {name}, got {values[name]}")
+    validate.positive(clip=values["clip"])
+    return Mechanism(
+        values["noise_multiplier"], values["sampling_rate"], int(values["steps"])
+    )
+
+
+def check(values: Mapping[str, float], epsilon: float, delta: float) -> None:
+    """Raise `CertificateError` unless a certificate states what its numbers give.
+
+    Args:
+        values: Its constants.
+        epsilon: As it states it.
+        delta: Failure probability.
+    """
+    raw = _numbers(mechanism_of(values), int(values["forgotten"]), delta)
+    stated = {"epsilon": epsilon, "most_found": values["most_found"]}
+    for (name, said), number in zip(stated.items(), raw, strict=True):
+        # Where a number ends near a digit, another machine may say the next one.
+        if said not in {_said(number, nudge) for nudge in (-5e-7, 0.0, 5e-7)}:
+            raise CertificateError(
+                f"the certificate states {name}={said}, its constants give "
+                f"{_said(number)}: it was changed or made by another program"
+            )
+
+
+def capacity(mechanism: Mechanism, epsilon: float, delta: float) -> int:
+    """How many samples may be forgotten together within an epsilon; 0 if not one.
+
+    Args:
+        mechanism: The steps of the training.
+        epsilon: At most, > 0.
+        delta: Failure probability.
+    """
+    validate.positive(epsilon=epsilon)
+
+    def fits(k: int) -> bool:
+        return privacy(mechanism, k, delta).epsilon <= epsilon
+
+    if not fits(1):
+        return 0
+    most, least = 2, 1
+    while most < 4096 and fits(most):
+        most, least = 2 * most, most
+    while most - least > 1:
+        middle = (most + least) // 2
+        most, least = (most, middle) if fits(middle) else (middle, least)
+    return least
+
+
+def least_noise(
+    epsilon: float, delta: float, sampling_rate: float, steps: int
+) -> float:
+    """The noise multiplier with which one sample has an epsilon, rounded up.
+
+    Args:
+        epsilon: Of one sample, > 0.
+        delta: Failure probability.
+        sampling_rate: q.
+        steps: T.
+    """
+    validate.positive(epsilon=epsilon)
+
+    def fits(z: float) -> bool:
+        return privacy(Mechanism(z, sampling_rate, steps), 1, delta).epsilon <= epsilon
+
+    safe, unsafe = 1.0, 0.0
+    while not fits(safe):
+        safe, unsafe = 2 * safe, safe
+    while unsafe == 0.0:
+        half = safe / 2
+        if half < 0.2 or not fits(half):
+            unsafe = half
+        else:
+            safe = half
+    while safe - unsafe > 1e-3 * safe:
+        middle = (safe + unsafe) / 2
+        safe, unsafe = (middle, unsafe) if fits(middle) else (safe, middle)
+    return safe
+
+
+def drawn_together(k: int, q: float, rest: float) -> Iterator[tuple[int, float]]:
+    """How many of k samples are drawn, each with probability q, and how probable it is.
+
+    What is less probable than `rest` together counts as all k of them.
+
+    Args:
+        k: Samples.
+        q: Sampling rate.
+        rest: Probability of what need not be told apart.
+    """
+    most = min(k, int(stats.binom.isf(rest, k, q)) + 1)
+    if stats.binom.pmf(most, k, q) == 0:  # q = 1
+        most = k
+    yield from ((j, float(stats.binom.pmf(j, k, q))) for j in range(most + 1))
+    if most < k:
+        yield k, float(stats.binom.sf(most, k, q))
+
+
+def _composed(mechanism: Mechanism, k: int, delta: float) -> tuple[Any, Any]:
+    """The loss of all steps, with the samples against without them, and back."""
+    try:
+        from dp_accounting.pld import pld_pmf
+    except ModuleNotFoundError as problem:
+        raise CertificateError(f"this certificate is checked with {_INSTALL}") from (
+            problem
+        )
+    cut = max(1e-22, delta * 1e-4 / mechanism.steps)
+    step = _Step.of(mechanism, k, cut)
+
+    def composed(back: bool) -> Any:
+        interval, low, high = step.grid(back)
+        deltas = step.divergences(interval, low, high, back)
+        one = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
+            interval, low, high, deltas
+        )
+        return one.self_compose(mechanism.steps, delta * 1e-6)
+
+    return composed(False), composed(True)
+
+
+def _power(forward: Any, back: Any) -> float:
+    """What a test with few false alarms finds, by all (epsilon, delta) there are."""
+    import numpy as np
+
+    losses = np.linspace(0.0, 12.0, 1201)
+    there, here = (
+        np.asarray(loss.get_delta_for_epsilon(losses)) for loss in (forward, back)
+    )
+    by_one = np.exp(losses) * _FALSE_ALARMS + there
+    by_other = 1 - np.exp(-losses) * (1 - _FALSE_ALARMS - here)
+    return float(min(by_one.min(), by_other.min()))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step: N(0, z^2) against a mixture of N(-s, z^2), and the other way round.
+
+    Args:
+        z: Noise multiplier.
+        shifts: s, in clips.
+        weights: Their probabilities.
+        cut: Probability that may be put on an infinite loss.
+        spread: About the standard deviation of the loss.
+    """
+
+    z: float
+    shifts: Any
+    weights: Any
+    cut: float
+    spread: float
+
+    @classmethod
+    def of(cls, mechanism: Mechanism, k: int, cut: float) -> "_Step":
+        import numpy as np
+
+        z, q = mechanism.noise_multiplier, mechanism.sampling_rate
+        pairs = [(j, p) for j, p in drawn_together(k, q, cut / 4) if p > 0]
+        shifts, weights = (
+            np.array(column, float) for column in zip(*pairs, strict=True)
+        )
+        spread = min(1.0, k * q) * math.sqrt(math.expm1(min(1 / z**2, 20.0)))
+        return cls(z, shifts, weights / weights.sum(), cut, spread)
+
+    def loss(self, x: Any, back: bool) -> Any:
+        """Ln(upper/lower) at points x: decreasing in x, whichever way round."""
+        import numpy as np
+
+        sign = 1.0 if back else -1.0
+        terms = (
+            math.log(p) + (sign * s * x - s * s / 2) / self.z**2
+            for s, p in zip(self.shifts, self.weights, strict=True)
+        )
+        return -sign * functools.reduce(np.logaddexp, terms)
+
+    def mixture_below(self, x: Any) -> Any:
+        """Probability that the mixture (of N(-s, z^2)) is at most x."""
+        terms = (
+            p * ndtr((x + s) / self.z)
+            for s, p in zip(self.shifts, self.weights, strict=True)
+        )
+        return sum(terms)
+
+    def mixture_above(self, x: Any) -> Any:
+        """Ln of the probability that the mixture of N(+s, z^2) is at most x."""
+        import numpy as np
+
+        terms = (
+            math.log(p) + log_ndtr((x - s) / self.z)
+            for s, p in zip(self.shifts, self.weights, strict=True)
+        )
+        return functools.reduce(np.logaddexp, terms)
+
+    def grid(self, back: bool) -> tuple[float, int, int]:
+        """Width of the grid of losses, and its first and last place."""
+        far = -self.z * float(stats.norm.ppf(self.cut))
+        low = -far
+        if not back:  # the mixture reaches further
+            low = -far - float(self.shifts.max())
+            high = -far + self.z
+            while high - low > 1e-3 * self.z:
+                middle = (low + high) / 2
+                above = self.mixture_below(middle) > self.cut
+                low, high = (low, middle) if above else (middle, high)
+        top, bottom = float(self.loss(low, back)), float(self.loss(far, back))
+        interval = min(1e-3, max(1e-6, self.spread / 50))
+        interval = max(interval, (top - bottom) / _POINTS)
+        return interval, math.floor(bottom / interval), math.ceil(top / interval)
+
+    def divergences(self, interval: float, low: int, high: int, back: bool) -> Any:
+        """Delta of one step at each loss of the grid."""
+        import numpy as np
+
+        losses = np.arange(low, high + 1) * interval
+        x = self._where(losses, back)
+        none = self.weights[self.shifts == 0].sum()  # nobody is drawn
+        limit = math.log(none) if none > 0 else -math.inf
+        with np.errstate(over="ignore"):
+            if back:
+                found = ndtr(x / self.z) - np.exp(losses + self.mixture_above(x))
+                found = np.where(losses >= -limit, 0.0, found)
+            else:
+                found = self.mixture_below(x) - np.exp(losses + log_ndtr(x / self.z))
+                found = np.where(losses <= limit, -np.expm1(losses), found)
+        found = np.clip(found, 0.0, 1.0)
+        return np.maximum.accumulate(found[::-1])[::-1]
+
+    def _where(self, losses: Any, back: bool) -> Any:
+        """The points at which one step has these losses."""
+        import numpy as np
+
+        edge = 60 * self.z + float(self.shifts.max())
+        table = np.linspace(-edge, edge, 40_001)
+        known = self.loss(table, back)
+        x = np.interp(losses, known[::-1], table[::-1])
+        width = table[1] - table[0]
+        for _ in range(4):  # Newton's method, near the answer already
+            slope = (self.loss(x + width / 64, back) - self.loss(x, back)) * 64 / width
+            move = np.divide(
+                losses - self.loss(x, back), slope, np.zeros_like(x), where=slope < 0
+            )
+            x = x + np.clip(move, -width, width)
+        return x

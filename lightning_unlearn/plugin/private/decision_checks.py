@@ -1,0 +1,164 @@
+"""That nothing is decided by what a private training computes without noise."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Subset
+
+from lightning_unlearn.errors import SetupError
+from lightning_unlearn.plugin.data import training_data
+from lightning_unlearn.plugin.lightning import Trainer
+from lightning_unlearn.plugin.run import compat
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+
+
+def _watched(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+    """Who decides by which metric."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if getattr(callback, "monitor", None) is not None:
+            yield type(callback).__name__, callback.monitor
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau:
+            yield type(config.scheduler).__name__, config.monitor
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuse decisions made on what the training logs, which is not private.
+
+    Raises:
+        SetupError: If a callback or a schedule goes by it.
+    """
+    finders = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if "LearningRateFinder" in {kind.__name__ for kind in type(callback).__mro__}
+    ]
+    if finders:
+        raise SetupError(
+            f"expected a learning rate that is known before for PrivateTraining, got "
+            f"{finders[0]}, which looks for one by losses of the training samples: set "
+            "lr by hand, or look for it on other data"
+        )
+    logged = compat.logged_in_training(trainer)
+    found = [f"{who} by {what!r}" for who, what in _watched(trainer) if what in logged]
+    if found:
+        raise SetupError(
+            "expected no decision by what the training steps log for "
+            f"PrivateTraining, got {', '.join(found)}: it is computed on private "
+            "samples without noise; monitor a metric of validation data that are no "
+            "training data"
+        )
+
+
+def check_validation(
+    trainer: Trainer, loader: DataLoader, record: TrainingRecord
+) -> None:
+    """Refuse decisions made on validation data that are the training's own.
+
+    Raises:
+        SetupError: If a callback or a schedule goes by them.
+    """
+    check_monitors(trainer)
+    found = [f"{who} by {what!r}" for who, what in _watched(trainer)]
+    if not found:
+        return
+    own, positions = _root(loader.dataset)
+    drawn = range(len(positions)) if record.drawn is None else record.drawn
+    used = {positions[i] for i in drawn}
+    for other in tree_leaves(trainer.val_dataloaders):
+        dataset = getattr(other, "dataset", None)
+        if dataset is None:
+            continue
+        root, places = _root(dataset)
+        same = root is own and not used.isdisjoint(places)
+        if not same and len(places) == record.n_train and record.fingerprint:
+            now = training_data.fingerprint(dataset, record.salt)
+            same = now == record.fingerprint
+        if same:
+            raise SetupError(
+                "expected validation data that are no training data where something is "
+                f"decided by them in a PrivateTraining, got training samples among "
+                f"them, and {', '.join(found)}: their metrics have no noise; hold "
+                "samples out (torch.utils.data.random_split), or take no monitor"
+            )
+
+
+def _root(dataset: Any) -> tuple[Any, Any]:
+    """The dataset under subsets, and the positions in it."""
+    places: Any = range(len(dataset))
+    while isinstance(dataset, Subset):
+        places = [dataset.indices[i] for i in places]
+        dataset = dataset.dataset
+    return dataset, places
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Learning rates and all else that an optimizer steps by."""
+    return [
+        {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:
+    """What tells whether the tensors of an optimizer's state were written to."""
+    kept = [x for state in optimizer.state.values() for x in tree_leaves(state)]
+    return [(id(x), x._version) for x in kept if isinstance(x, torch.Tensor)]
+
+
+def check_settings(
+    trainer: Trainer, optimizer: Optimizer, before: list[dict[str, Any]]
+) -> None:
+    """Refuse learning rates that no schedule has set: by what, nobody knows.
+
+    Args:
+        trainer: In a step.
+        optimizer: About to step.
+        before: Its settings when it last did.
+
+    Raises:
+        SetupError: If something else has set them.
+    """
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    now = settings_of(optimizer)
+    changed = set[str]()
+    for place, (old, new) in enumerate(zip(before, now, strict=False)):
+        said = [_last(s, place) for s in schedules]
+        for name in {*old, *new}:
+            by_schedule = bool(schedules) and (name != "lr" or new[name] in said)
+            if old.get(name) != new.get(name) and not by_schedule:
+                changed.add(name)
+    if changed or len(before) != len(now):
+        raise SetupError(
+            "expected learning rates that only a schedule of configure_optimizers "
+            f"changes for PrivateTraining, got {', '.join(sorted(changed)) or 'groups'}"
+            " changed by hand: what it was decided by may be private; return an "
+            "lr_scheduler (LambdaLR does any warm-up)"
+        )
+
+
+def _last(schedule: Any, place: int) -> Any:
+    last = getattr(schedule, "_last_lr", None) or []
+    return last[place] if place < len(last) else None
+
+
+def stopped_early(trainer: Trainer, done: int, steps: int) -> str | None:
+    """Why a training ended before its steps, where no known rule says so."""
+    rules = {"EarlyStopping", "Timer"}
+    known = any(
+        rules & {kind.__name__ for kind in type(callback).__mro__}
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    )
+    if done < steps and trainer.should_stop and not known:
+        return (
+            f"one that was stopped after {done} of {steps} steps (trainer.should_stop) "
+            "by a rule that is not known: it may have looked at private losses"
+        )
+    return None

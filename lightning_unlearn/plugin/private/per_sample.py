@@ -1,0 +1,125 @@
+"""The sum of clipped gradients, each a function of one sample alone."""
+
+import random
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_unlearn.errors import DataError, ModelError, UnlearningError
+from lightning_unlearn.plugin.lightning import LightningModule, isolate_rng
+from lightning_unlearn.plugin.mixin import hooks, unlogged
+
+#: Clipped a little below the clip: room for the rounding of float32.
+_SHORT = 1 - 1e-3
+_BYTES = 1 << 25  # gradients of single samples that are held at once
+_FEW = 64  # of them that are added in their own dtype
+
+
+class _Loss(nn.Module):
+    """Lets `functional_call` swap the weights that a loss sees."""
+
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module, self.loss = module, hooks(module)[0]
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(batch, 0).mean()
+
+
+def rows_of(batch: Any) -> tuple[list[Tensor], Any]:
+    """The tensors of a batch, one row a sample, and how they are put together.
+
+    Raises:
+        DataError: If it has anything else.
+    """
+    leaves, spec = tree_flatten(batch)
+    sizes = {len(x) if isinstance(x, Tensor) and x.dim() else None for x in leaves}
+    if len(sizes) != 1 or None in sizes:
+        raise DataError(
+            "expected batches of tensors with one row for each sample for "
+            "PrivateTraining, got others: leave ids, texts and what is not of one "
+            "sample out of the batch"
+        )
+    return leaves, spec
+
+
+def clipped_sum(
+    module: LightningModule, batch: Any, names: Sequence[str], clip: float
+) -> dict[str, Tensor]:
+    """Sum over a batch of the gradients of single samples, each clipped.
+
+    Each is computed from its own row and from coins of its own alone (`torch.func`):
+    no other sample of the batch has a part in it.
+
+    Args:
+        module: In the mode it trains in.
+        batch: One row a sample.
+        names: Of the weights.
+        clip: Largest norm of the gradient of one sample.
+
+    Returns:
+        Float64, by name.
+
+    Raises:
+        ModelError: If the loss cannot be computed so.
+    """
+    leaves, spec = rows_of(batch)
+    loss, named = _Loss(module), dict(module.named_parameters())
+    weights = {f"module.{name}": named[name].detach() for name in names}
+
+    def one(weights: dict[str, Tensor], *row: Tensor) -> Tensor:
+        alone = tree_unflatten([x.unsqueeze(0) for x in row], spec)
+        return torch.func.functional_call(loss, weights, (alone,))
+
+    size = sum(w.nbytes for w in weights.values())
+    chunk = max(1, _BYTES // max(1, size))
+    each = torch.vmap(
+        torch.func.grad(one),
+        in_dims=(None, *(0 for _ in leaves)),
+        randomness="different",
+    )
+    total = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in weights.items()}
+    with isolate_rng(), unlogged(module):
+        torch.manual_seed(secrets.randbits(63))
+        shared = secrets.randbits(32)
+        for start in range(0, len(leaves[0]), chunk):
+            # One draw is for all samples that are computed at once: for all, then.
+            np.random.seed(shared)
+            random.seed(shared)
+            part = [x[start : start + chunk] for x in leaves]
+            found = _gradients(each, weights, part)
+            _add(total, found, clip * _SHORT)
+    return {name.removeprefix("module."): value for name, value in total.items()}
+
+
+def _gradients(each: Any, weights: dict[str, Tensor], part: list[Tensor]) -> Any:
+    try:
+        return each(weights, *part)
+    except (UnlearningError, RuntimeError, ValueError, TypeError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            "expected a loss whose gradient can be taken for one sample alone "
+            f"(torch.func.vmap) for PrivateTraining, got {problem!s:.500}; keep "
+            "metrics, .item() and branches on values out of it: define "
+            "unlearning_loss(batch, batch_idx) that returns the loss of each sample, "
+            "of torch operations alone"
+        ) from problem
+
+
+def _add(total: dict[str, Tensor], found: dict[str, Tensor], clip: float) -> None:
+    """Add the rows of some gradients, each made no longer than a clip."""
+    flat = {name: g.detach().flatten(1) for name, g in found.items()}
+    norms = torch.stack([g.norm(dim=1).double() for g in flat.values()]).norm(dim=0)
+    good = torch.isfinite(norms)  # of a sample without a gradient nothing is added
+    factor = (clip / norms[good].clamp_min(1e-300)).clamp_max(1.0)
+    whole = bool(good.all())
+    for name, rows in flat.items():
+        rows = rows if whole else rows[good]
+        for few, some in zip(factor.split(_FEW), rows.split(_FEW), strict=True):
+            total[name] += (few.to(rows.dtype) @ some).view_as(total[name])

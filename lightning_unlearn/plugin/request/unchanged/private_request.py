@@ -1,0 +1,97 @@
+"""A request to a model that was trained privately: what it means and proves."""
+
+from dataclasses import replace
+
+from lightning_unlearn.errors import BudgetError, GuaranteeError
+from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
+from lightning_unlearn.plugin.private.private_plan import PrivatePlan
+from lightning_unlearn.plugin.request.request import Request
+from lightning_unlearn.plugin.request.retrain_request import (
+    check_current,
+    loss_or_none,
+    meant,
+)
+from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.training.outside import outside_of
+from lightning_unlearn.weights.digests import state_digest
+from lightning_unlearn.weights.scope import Scope
+
+_INSTEAD = "how='retrain' answers any request, of any model"
+
+
+def plan_of(context: StageContext, request: Request) -> PrivatePlan:
+    """The plan of a request to a private training; nothing is computed of its data.
+
+    Args:
+        context: The Trainer's run.
+        request: What is asked for.
+
+    Raises:
+        BudgetError: If more would be forgotten than the callback's epsilon allows.
+        GuaranteeError: If the training is not known to have been private to its end.
+        UnlearningError: If the request will be refused for another reason.
+    """
+    job = meant(context, request)
+    check_current(context, request, job)
+    record, options, module = (
+        context.callback.record,
+        context.callback.options,
+        context.module,
+    )
+    steps = record.private
+    assert steps is not None  # or nobody would have asked
+    if steps.problem is not None or steps.done < 1 or record.drawn_problem is not None:
+        raise GuaranteeError(
+            "expected a training that was private from its start to its end, got "
+            f"{steps.problem or record.drawn_problem or 'one that took no step'}: "
+            f"{_INSTEAD}"
+        )
+    named = dict(module.named_parameters())
+    others = sorted({*record.trained} ^ {*steps.names})
+    if others or not {*steps.names} <= {*named}:
+        raise GuaranteeError(
+            "expected every weight that was trained to have been trained privately, "
+            f"got {', '.join(others[:3]) or 'another module'}: {_INSTEAD}"
+        )
+    if record.weights_digest not in (None, state_digest(module.state_dict())):
+        raise GuaranteeError(
+            "expected the weights that the private training ended with, got others: "
+            "something has changed them since; pass ckpt_path= of a checkpoint of it"
+        )
+    training = Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
+    found = privacy(training, len(job.removed), options.delta)
+    if found.epsilon > options.epsilon:
+        raise BudgetError(
+            f"expected at most epsilon = {options.epsilon:g} of all samples forgotten "
+            f"so far of this private training, got {found.epsilon:g} of "
+            f"{len(job.removed)}: it allows {steps.capacity} "
+            f"({len(record.removed)} are used up); {_INSTEAD}"
+        )
+    scope = Scope(module, [named[name] for name in steps.names])
+    scope.check_finite()
+    outside = outside_of(module, scope, record)
+    if outside.unscrubbed:
+        raise GuaranteeError(
+            "expected nothing but the weights to change in a private training, got "
+            f"{', '.join(outside.unscrubbed[:3])}: what is computed of samples without "
+            f"noise is not private; keep no statistics of them. {_INSTEAD}"
+        )
+    return PrivatePlan(
+        clip=steps.clip,
+        training=training,
+        privacy=found,
+        scope=scope,
+        head=None,
+        guarantee=None,
+        trainer=context.trainer,
+        module=module,
+        options=replace(options, epsilon=found.epsilon),
+        loader=context.loader,
+        loss=loss_or_none(context),
+        chosen=job.chosen,
+        removed=job.removed,
+        retained=job.retained,
+        outside=outside,
+        ledger=job.ledger,
+        l2=record.l2 or 0.0,
+    )
