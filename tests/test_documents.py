@@ -53,9 +53,10 @@ def people_and_net():
     """What the home page takes as given: 60 people, and a head on public features."""
     people = digits(1400)
     people.user_id = [f"u{i % 60}" for i in range(1400)]
+    loader = DataLoader(people, 20, shuffle=True)
     features = RandomFeatures(128, "relu", shape=64)
     net = CertifiedClassifier(features, num_classes=10)
-    return {"net": net, "people": DataLoader(people, 64, shuffle=True)}
+    return {"net": net, "people": loader, "others": DataLoader(digits(100), 50)}
 
 
 @pytest.mark.parametrize("path", list(filter(with_code, PAGES)), ids=lambda p: p.name)
