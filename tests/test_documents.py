@@ -1,6 +1,7 @@
 """The documents' code runs and prints what they say, commands and names exist."""
 
 import importlib.util
+import os
 import re
 import runpy
 import shlex
@@ -10,14 +11,19 @@ import warnings
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 import lightning_unlearn
+from lightning_unlearn import CertifiedClassifier, RandomFeatures
 from lightning_unlearn.certificate import console
 from lightning_unlearn.guarantee.claims import Grade
+from tests.helpers.nets import digits
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/api/*.md"))]
+REFERENCE = [ROOT / "docs" / "api.md", *sorted(ROOT.glob("docs/api/*.md"))]
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 LANGUAGES = {"python", "text", "bash"}
 
 
@@ -43,10 +49,21 @@ def with_code(path):
     return any(language == "python" for language, _ in blocks(path))
 
 
+def people_and_net():
+    """What the home page takes as given: 60 people, and a head on public features."""
+    people = digits(1400)
+    people.user_id = [f"u{i % 60}" for i in range(1400)]
+    features = RandomFeatures(128, "relu", shape=64)
+    net = CertifiedClassifier(features, num_classes=10)
+    return {"net": net, "people": DataLoader(people, 64, shuffle=True)}
+
+
 @pytest.mark.parametrize("path", list(filter(with_code, PAGES)), ids=lambda p: p.name)
 def test_code_of_a_page_runs_and_prints_what_the_page_says(path, capsys):
     # Lightning finds the file of a class by its module.
     namespace = {"__name__": "__main__"}
+    if path.name == "index.md":
+        namespace |= people_and_net()
     printed = None
     for language, body in blocks(path):
         if language == "python":
@@ -70,7 +87,7 @@ def test_pages_with_code_are_found_and_their_languages_known():
     found = [path.name for path in PAGES if with_code(path)]
     assert found == [
         "README.md", "deletion-request.md", "does-it-forget.md", "in-your-project.md",
-        "public-backbone.md", "tables.md", "which-guarantee.md",
+        "index.md", "public-backbone.md", "tables.md", "which-guarantee.md",
     ]  # fmt: skip
     for path in PAGES:
         assert {language for language, _ in blocks(path)} <= LANGUAGES, path
@@ -90,10 +107,21 @@ def public_names():
 
 
 def test_every_public_name_is_in_the_reference():
-    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    listed = [
+        name
+        for page in REFERENCE
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+    ]
     own = [name for name in listed if name.count(".") == 1]
     names = {f"lightning_unlearn.{name}" for name in public_names()}
     assert sorted(own) == sorted({*names, "lightning_unlearn.errors"})
+
+
+def test_the_overview_of_the_reference_links_to_every_name():
+    overview = (ROOT / "docs/api.md").read_text()
+    for page in REFERENCE[1:]:
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M):
+            assert f"(api/{page.name}#{name})" in overview, name
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
@@ -106,13 +134,19 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},  # an advertisement of the theme
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "WARNING" not in said, said
-    page = (tmp_path / "site" / "api.html").read_text()
+    pages = [tmp_path / "site" / "api.html", *(tmp_path / "site/api").glob("*.html")]
+    reference = "".join(page.read_text() for page in pages)
     for name in public_names():
-        assert f'id="lightning_unlearn.{name}"' in page, name
+        assert f'id="lightning_unlearn.{name}"' in reference, name
+    for path in NOTEBOOKS:
+        page = (tmp_path / "site/notebooks" / f"{path.stem}.html").read_text()
+        for told in re.findall(r"Out|CERTIFIED", path.read_text()):
+            assert told in page, path
     assert not (ROOT / "site").exists()
     loaded = [
         line
