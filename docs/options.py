@@ -7,6 +7,15 @@ import griffe
 _BY_POSITION = ("epsilon", "delta")
 
 
+def _default(value: Any) -> Any:
+    """The default alone, of a field that says more of itself."""
+    if isinstance(value, griffe.ExprCall):
+        for argument in value.arguments:
+            if getattr(argument, "name", None) == "default":
+                return argument.value
+    return value
+
+
 class ParametersOfOptions(griffe.Extension):
     """What ``with_parameters_of`` does at run time, for readers of the source."""
 
@@ -23,7 +32,7 @@ class ParametersOfOptions(griffe.Extension):
                 griffe.Parameter(
                     name,
                     annotation=field.annotation,
-                    default=field.value,
+                    default=_default(field.value),
                     kind=kinds.positional_or_keyword
                     if name in _BY_POSITION
                     else kinds.keyword_only,
