@@ -13,6 +13,7 @@ import functools
 import secrets
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +92,7 @@ class PrivateRun:
     _leaves: Leaves | None = None
     _probe: LossProbe | None = None
     _state: StateWatch | None = None
+    _quiet: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def begin(
@@ -151,6 +153,9 @@ class PrivateRun:
         return run
 
     def _take_over(self, optimizer: Optimizer) -> None:
+        # No sum of ordinary gradients is of use, and what one process leaves out, or
+        # does twice, would meet sums of another kind in the others.
+        self._quiet.enter_context(strategies.without_sums(self.trainer))
         object.__setattr__(self.loader, "batch_sampler", self.sampler)
         self.loader.worker_init_fn = FreshWorker(self.loader.worker_init_fn)
         compat.restart_loader(self.trainer)
@@ -243,7 +248,7 @@ class PrivateRun:
                 )
         with self.processes.summed(self._size) as (total,):
             if closure is not None:
-                with torch.enable_grad(), strategies.without_sums(self.trainer):
+                with torch.enable_grad():
                     loss = closure()
             total += self._with(self._sum, self._checked_sum(piece)).to(total)
             if self.processes.rank == 0:
@@ -319,6 +324,7 @@ class PrivateRun:
         private, optimizer = self._private, self.watch.optimizer
         early = decision_checks.stopped_early(self.trainer, private.done, private.steps)
         private.problem = private.problem or early
+        self._quiet.close()
         object.__setattr__(self.loader, "batch_sampler", self.before)
         if isinstance(self.loader.worker_init_fn, FreshWorker):
             self.loader.worker_init_fn = self.loader.worker_init_fn.own
