@@ -37,23 +37,27 @@ PRIVATE: dict[str, tuple[str, ...]] = {
 }
 
 
-def counts_people(constants: Iterable[Constant]) -> bool:
-    """Whether a private training drew, clipped and counted whole people.
-
-    Raises:
-        CertificateError: If it says so of some of its numbers, and not of others.
-    """
-    told = {
+def _of_people(constants: Iterable[Constant]) -> set[bool]:
+    """What the numbers say of which that depends, each for itself."""
+    return {
         c.reason == PRIVATE[c.name][-1]
         for c in constants
         if len(PRIVATE.get(c.name, ())) > 1
     }
-    if len(told) > 1:
+
+
+def counts_people(constants: Iterable[Constant]) -> bool:
+    """Whether a private training drew, clipped and counted whole people."""
+    return _of_people(constants) == {True}
+
+
+def check_one_kind(constants: Iterable[Constant]) -> None:
+    """Raise `CertificateError` if some numbers are of samples and some of people."""
+    if len(_of_people(constants)) > 1:
         raise CertificateError(
             "expected clip, sampling_rate and forgotten to be all of samples, or all "
             "of people, got some of each: it was changed or made by another program"
         )
-    return told == {True}
 
 
 def how_drawn(constants: Iterable[Constant]) -> str:

@@ -7,7 +7,7 @@ from a certificate: what it is compared with, and why each number is believed.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_unlearn.certificate.words.private_words import PRIVATE, counts_people
+from lightning_unlearn.certificate.words.private_words import PRIVATE, check_one_kind
 from lightning_unlearn.errors import CertificateError, GuaranteeError
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound
 from lightning_unlearn.guarantee.constants import Constant, Origin
@@ -332,7 +332,7 @@ def check(bound: Bound, reference: str, constants: Sequence[Constant]) -> None:
                 f"{constant.origin.value}: {constant.reason!r}"
             )
     if bound is Bound.PRIVATE_TRAINING:
-        counts_people(constants)
+        check_one_kind(constants)
 
 
 def _constant(bound: Bound, name: str, value: float) -> Constant:

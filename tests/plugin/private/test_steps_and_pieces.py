@@ -1,7 +1,5 @@
 """What one step draws may be read in pieces; and what a training shows of itself."""
 
-import logging
-
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -10,6 +8,7 @@ from lightning_unlearn import PrivateTraining, UnlearningCallback
 from lightning_unlearn.errors import ModelError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data.drawn import Drawable, PoissonBatches
+from lightning_unlearn.plugin.private import shown
 from lightning_unlearn.plugin.private.private_steps import epsilon_one
 from tests.helpers.lightning import Callback, CSVLogger, EarlyStopping
 from tests.helpers.nets import MLP, digits, trainer
@@ -148,10 +147,10 @@ def test_processes_share_everybody_and_pieces_hold_what_was_drawn():
 # -- what it shows ----------------------------------------------------------------
 
 
-def test_epsilon_so_far_is_logged_and_said_at_the_end(tmp_path, caplog):
-    logger = CSVLogger(tmp_path)
-    with caplog.at_level(logging.INFO):
-        _, made, callback = fitted(epochs=3, logger=logger, log_every_n_steps=1)
+def test_epsilon_so_far_is_logged_and_said_at_the_end(tmp_path, monkeypatch):
+    logger, said = CSVLogger(tmp_path), []
+    monkeypatch.setattr(shown, "rank_zero_info", said.append)
+    _, made, callback = fitted(epochs=3, logger=logger, log_every_n_steps=1)
     steps = callback.record.private
     expected = [epsilon_one(steps, 1e-4, done) for done in (10, 20, 30)]
     assert expected == sorted(expected)
@@ -160,7 +159,8 @@ def test_epsilon_so_far_is_logged_and_said_at_the_end(tmp_path, caplog):
     assert "unlearn/epsilon_one" in made.progress_bar_metrics
     rows = [m for m in logger.experiment.metrics if "unlearn/epsilon_one" in m]
     assert [r["unlearn/epsilon_one"] for r in rows] == pytest.approx(expected)
-    (line,) = [m for m in caplog.messages if m.startswith("private training")]
+    (line,) = said
+    assert line.startswith("private training: epsilon = ")
     assert f"epsilon = {expected[-1]:.4g} of one sample at delta = 0.0001" in line
     assert f"of all 30 steps; {steps.capacity} samples may be forgotten" in line
     assert "within epsilon = 4" in line
@@ -178,8 +178,6 @@ def test_a_training_may_stop_by_it():
 
 
 def test_many_epochs_take_few_of_the_epsilons(monkeypatch, tmp_path):
-    from lightning_unlearn.plugin.private import shown
-
     asked = []
 
     def counting(steps, delta, done=None):
