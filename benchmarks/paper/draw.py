@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import models  # noqa: F401 - puts the folder of common.py on the path
+import models
 
 # isort: split
 import series
