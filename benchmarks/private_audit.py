@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import private_faults as faults
-from common import RESULTS, machine, publish, spread, table
+from common import RESULTS, publish, spread, table
 
 from lightning_unlearn.errors import AuditError
 from lightning_unlearn.evaluation import audit
@@ -93,7 +93,7 @@ def of_mechanism() -> list[list[str]]:
 
 def main() -> None:
     counts = [int(n) for n in sys.argv[1:]] or [HONEST, PLANTED]
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": machine()}
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for fault in ("none", *faults.FAULTS):
         runs = kept.setdefault(fault, [])
         while len(runs) < counts[fault != "none"]:
@@ -108,13 +108,12 @@ def main() -> None:
             spread(run["certified"] for run in runs),
             spread((run["cpu"] for run in runs), 1),
         ]
-        for fault, runs in kept.items() if fault != "machine"
+        for fault, runs in kept.items()
     ]  # fmt: skip
     publish(
         "private-audit",
         "The one-run audit of private trainings",
-        "Command: `python benchmarks/private_audit.py`. Runs were made on "
-        f"{kept['machine'].partition(', torch')[0]}.",
+        "Command: `python benchmarks/private_audit.py`.",
         f"{faults.CANARIES} canaries, each with a coordinate of its own, in by a coin; "
         f"{faults.OTHERS} other samples; two layers; noise multiplier "
         f"{faults.NOISE:g}, {faults.EPOCHS} epochs of batches of {faults.BATCH}. "
@@ -125,15 +124,14 @@ def main() -> None:
              "CPU seconds of a run"],
             rows,
         ),
-        "Shuffled batches that are stated as Poisson draws are not found so, and could "
-        "not be. Below is the mechanism alone: somebody sees the noisy sum of every "
-        f"step at each of {SEEN:,} canaries' own coordinates, guesses by the exact "
-        "likelihood ratio, and takes the best of seven numbers of guesses. Epsilon is "
-        "about rare outcomes, and shuffling makes these likelier; a guess of each of "
-        "many canaries sees the usual ones. So the draws are looked at instead: a "
-        "loader whose sampler is replaced ends the training, rows are compared with "
-        "the samples that the coins drew, and the library's tests hold batch sizes to "
-        "those of coins.",
+        "Shuffled batches that are stated as independent draws are not found so. Below "
+        "is the mechanism alone, with more to see: the noisy sum of every step at each "
+        f"of {SEEN:,} canaries' own coordinates. Guesses go by the exact likelihood "
+        "ratio, and the best of seven numbers of guesses counts. Guesses of many "
+        "canaries show what is usual, and epsilon is about what is rare. So the draws "
+        "are looked at instead: a loader whose sampler is replaced ends the training, "
+        "rows are compared with the samples that the coins drew, and the library's "
+        "tests hold the draws to those of coins.",
         table(
             ["noise multiplier", "batches", "epochs", "certified of Poisson draws",
              "found: Poisson", "found: shuffled"],
