@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import models
+import models  # noqa: F401 - puts the folder of common.py on the path
 
 # isort: split
 import series
