@@ -1,7 +1,14 @@
 """A head that is served with noise before anybody is forgotten (`cover_served=`)."""
 
+from torch.distributed.tensor import DTensor
+
 from lightning_unlearn.certificate.ledger import Ledger
-from lightning_unlearn.errors import BudgetError, GuaranteeError, ModelError
+from lightning_unlearn.errors import (
+    BudgetError,
+    GuaranteeError,
+    ModelError,
+    StrategyError,
+)
 from lightning_unlearn.guarantee.accounting.served_head import optimum_shift_upper
 from lightning_unlearn.guarantee.claims import noise_std_upper, sensitivity_upper
 from lightning_unlearn.plugin.lightning import LightningModule
@@ -31,6 +38,7 @@ def check_fit(
     Raises:
         GuaranteeError: If nothing bounds how far samples move its head.
         ModelError: If a head was served without noise, or this would be one more.
+        StrategyError: If it is in shards.
     """
     if record.covered is not None:
         raise ModelError(
@@ -58,6 +66,11 @@ def check_fit(
             "expected one PublicBackbone with unit_norm=True for cover_served=, got "
             "rows whose norm only the data would tell: how far one sample moves the "
             "head must be known before it is read"
+        )
+    if any(isinstance(p, DTensor) for p in module.parameters()):
+        raise StrategyError(
+            "expected one device or ddp for cover_served=, got a module in shards "
+            "(FSDP2): a head on a public backbone is small; use strategy='ddp'"
         )
     if any(bool(p.any()) for p in head.parameters()):
         raise ModelError(

@@ -195,7 +195,7 @@ LINKS: dict[str, Link] = {
         ),
         lipschitz=lambda zmax, K: 0.25 / K,
         norm=lambda zmax, K: 1 / math.sqrt(K),
-        longest=lambda K: 1 / math.sqrt(K),
+        longest=lambda K: 1.01 / math.sqrt(K),
     ),
     "poisson": Link(
         terms=lambda z, y: z.exp() - y * z,
