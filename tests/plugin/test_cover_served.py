@@ -59,7 +59,8 @@ def numbers(c):
 
 
 def train(own, model, dataset, **options):
-    own.fit(model, loader(dataset), DataLoader(dataset, 256), **options)
+    watched = [DataLoader(dataset, 256)] if hasattr(model, "backbone") else []
+    own.fit(model, loader(dataset), *watched, **options)
 
 
 def refused(error, match, model=None, data=None, **options):
