@@ -52,6 +52,8 @@ class Entry:
         group: Where nothing was released because the training was private: all samples
             of it (or people, if it drew people) forgotten so far, this request's among
             them. Else it is not written.
+        covered: Of the trained head that was served with noise before any request: how
+            many may be forgotten in all. It forgot nobody. Else it is not written.
         hash: SHA-256 of all the fields above; filled in by `Ledger.append`.
     """
 
@@ -72,6 +74,7 @@ class Entry:
     releases: int | None
     schema: int = SCHEMA
     group: int | None = None
+    covered: int | None = None
     hash: str = ""
 
     def sealed(self) -> "Entry":
@@ -83,9 +86,7 @@ class Entry:
     def written(self) -> dict[str, Any]:
         """As a line of the file has it."""
         plain = asdict(self)
-        if self.group is None:
-            plain.pop("group")
-        return plain
+        return {k: v for k, v in plain.items() if k not in _MAY_LACK or v is not None}
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,12 @@ class Ledger:
                 "it again, or retrain and start a new ledger"
             )
         if releases is not None and len(self.noisy) >= releases:
+            instead = "how='retrain' needs none; or retrain"
+            if self.entries[0].covered is not None:  # the trained head is one of them
+                instead = "train a new model"
             raise BudgetError(
                 f"expected at most {releases} announced releases, all {releases} have "
-                "been made, 0 are left: how='retrain' needs none; or retrain "
+                f"been made, 0 are left: {instead} "
                 "without the forgotten samples and start a new ledger, with a larger "
                 "releases= if more requests will come"
             )
@@ -297,7 +301,7 @@ def _entry(line: str) -> Entry:
     return from_plain(Entry, plain, LedgerError, "a ledger entry", _MAY_LACK)
 
 
-_MAY_LACK = frozenset({"group"})
+_MAY_LACK = frozenset({"group", "covered"})
 
 
 def _is_noisy(entry: Entry) -> bool:
@@ -307,7 +311,11 @@ def _is_noisy(entry: Entry) -> bool:
 def _check_entry(
     entry: Entry, position: int, noisy: int, previous: str, ledger_id: str
 ) -> None:
-    counts = (entry.n_forget, entry.n_retain, entry.index)
+    forgot = entry.n_forget
+    if entry.covered is not None:  # the trained head: before anybody was forgotten
+        first = position == 1 and forgot == 0 and entry.mu is not None
+        forgot = entry.covered if first else 0
+    counts = (forgot, entry.n_retain, entry.index)
     budget = entry.releases
     if min(counts) < 1 or (budget is not None and not noisy <= budget):
         raise LedgerError(

@@ -16,7 +16,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.certificate.verification import Finding
 from lightning_unlearn.errors import SetupError
-from lightning_unlearn.guarantee.claims import Bound
+from lightning_unlearn.guarantee.terms import CONVEX
 
 State = Mapping[str, object]
 #: What a checkpoint to be served may hold: Lightning's own, without the clock.
@@ -213,7 +213,7 @@ def _scope(c: Certificate, state: State) -> Finding:
     n = sum(tensor.numel() for tensor in tensors)
     if n != c.n_parameters:
         return _failed(f"scope: expected {c.n_parameters:,} weights, got {n:,}")
-    if c.bound is Bound.STRONGLY_CONVEX and not _is_affine(held):
+    if c.bound in CONVEX and not _is_affine(held):
         return _failed(
             "scope: expected the weight and bias of one affine head for the bound "
             f"{c.bound.value}, got {_few(c.scope)}"

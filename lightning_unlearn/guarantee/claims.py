@@ -16,6 +16,7 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.guarantee import bounds
 from lightning_unlearn.guarantee.accounting import private_training as private
+from lightning_unlearn.guarantee.accounting.served_head import optimum_shift_upper
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
 from lightning_unlearn.guarantee.gaussian import (
     check_delta,
@@ -25,6 +26,7 @@ from lightning_unlearn.guarantee.gaussian import (
 )
 from lightning_unlearn.guarantee.strength import MOST_FOUND, promised_mu, protects
 from lightning_unlearn.guarantee.terms import (
+    CONVEX,
     EXACT,
     Basis,
     Bound,
@@ -46,6 +48,7 @@ NO_SENSITIVITY = (
 
 _GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})
 _ENFORCED = frozenset({Origin.ENFORCED})
+_PROVED = frozenset({Origin.PROVED})
 
 #: The constants each bound needs, by their public names, and what each may be. Nothing
 #: measured or estimated: the noise would depend on the data, and the guarantee does not
@@ -56,8 +59,13 @@ REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
     Bound.PRIVATE_TRAINING: dict.fromkeys(
         ("clip", "noise_multiplier", "sampling_rate", "steps", "forgotten"), _ENFORCED
     )
-    | {"most_found": frozenset({Origin.PROVED})},
+    | {"most_found": _PROVED},
     Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
+    Bound.SERVED_HEAD: {
+        **dict.fromkeys(("strong_convexity", "residual_norm"), _PROVED),
+        **dict.fromkeys(("tolerance", "row_norm", "samples"), _ENFORCED),
+        **dict.fromkeys(("covered", "forgotten", "left"), _ENFORCED),
+    },
     Bound.NEWTON_STEP: {
         "max_norm": _ENFORCED,
         "hessian_lipschitz": _GIVEN,
@@ -248,6 +256,8 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
 
     * strongly convex: both outputs have |grad F| <= tolerance for the same F, so
       each is within tolerance/mu of the one minimiser: ``2 tolerance / mu``.
+    * served head: the same, and what the minimiser moves by if all that may still be
+      forgotten leave: a head that is served before they do.
     * Newton step: Theorem A with Diam = 2C, or the diameter 2C if that is less.
     * norm ball: both outputs are projected onto the ball of radius C: ``2C``.
     * retrained, rewound: 0, a function of the retained samples alone.
@@ -264,11 +274,19 @@ def sensitivity_upper(bound: Bound, constants: Iterable[Constant]) -> float:
         CertificateError: If a constant is missing or listed twice.
     """
     values = _values(bound, constants)
-    if bound is Bound.STRONGLY_CONVEX:
-        return 2 * bounds.strongly_convex_upper(
-            gradient_norm=values["tolerance"],
-            strong_convexity=values["strong_convexity"],
+    if bound in CONVEX:
+        mu = values["strong_convexity"]
+        near = bounds.strongly_convex_upper(
+            gradient_norm=values["tolerance"], strong_convexity=mu
         )
+        moved = 0.0
+        if bound is Bound.SERVED_HEAD:
+            moved = optimum_shift_upper(
+                leaving=values["left"],
+                strong_convexity=mu,
+                **{k: values[k] for k in ("samples", "residual_norm", "row_norm")},
+            )
+        return 2 * near + moved
     if bound in EXACT:
         if values["drawn_besides"] != 0 or not values.get("stages_kept", 1.0) >= 1:
             raise CertificateError("not exact: drawn_besides > 0, or no stage was kept")

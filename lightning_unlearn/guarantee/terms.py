@@ -29,6 +29,7 @@ class Bound(str, enum.Enum):
     REWOUND = "rewound"
     PRIVATE_TRAINING = "private_training"
     STRONGLY_CONVEX = "strongly_convex"
+    SERVED_HEAD = "served_head"
     NEWTON_STEP = "newton_step"
     NORM_BALL = "norm_ball"
     NO_BOUND = "no_bound"
@@ -44,6 +45,8 @@ class NoiseSource(str, enum.Enum):
 
 #: Bounds of a training again: nothing depends on the forgotten samples.
 EXACT = frozenset({Bound.RETRAINED, Bound.REWOUND})
+#: Bounds of a convex head that is solved to its optimum.
+CONVEX = frozenset({Bound.STRONGLY_CONVEX, Bound.SERVED_HEAD})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.plugin import covered
 from lightning_unlearn.plugin.data import own_scale, training_data
 from lightning_unlearn.plugin.data.training_data import rebuilder
 from lightning_unlearn.plugin.excluded import Guard
@@ -178,6 +179,7 @@ class Attachment:
         self, module: LightningModule, options: Options, unwatched: bool
     ) -> None:
         """Refuse, or note, a training that what is known before does not allow."""
+        covered.check_fit(module, options, self.record)
         if options.private is not None:
             fit_checks.check_start(module, self.record, unwatched)
         elif self.record.private is not None:

@@ -89,10 +89,8 @@ class UnlearningCallback(Callback):
             usual way would take more than half of what is free. Not for `NewtonStep`.
         ledger: File of the deletion ledger (JSON lines), kept in the checkpoint too. Of
             this model. With it pass ``save_to``: a model lost unsaved stays recorded.
-        ledger_indices: Write the forgotten positions into the ledger, not only their
-            keyed digest.
-        log_gradient: Measure |grad F| over the training data when training ends (one
-            pass): how far the model is from an optimum.
+        ledger_indices: Write forgotten positions into the ledger, not a digest alone.
+        log_gradient: Measure |grad F| over the training data when training ends.
         prepared: File of what is read and solved, for later requests: as secret as the
             data. Of a head it is the row store, which lives on.
         state_file: For one request: where a solve is, every ``state_every`` steps
@@ -110,6 +108,8 @@ class UnlearningCallback(Callback):
         exclude_by: Attribute of the data with each sample's id.
         private: `PrivateTraining`: `fit` trains privately, so that requests change no
             weight while epsilon of all who were forgotten stays below `epsilon`.
+        cover_served: How many samples may be forgotten in all, where what is served
+            before a request is to be covered too: `fit` ends with noise on the head.
 
     Raises:
         ArgumentError: If an option is outside its range.

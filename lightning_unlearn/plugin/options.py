@@ -63,6 +63,7 @@ class Options:
     exclusions_key: str | Path | None = None
     exclude_by: str | None = None
     private: PrivateTraining | None = None
+    cover_served: int | None = None
 
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon)
@@ -105,6 +106,8 @@ class Options:
             )
         if self.private is not None:
             self._check_private()
+        if self.cover_served is not None:
+            self._check_cover()
         known = (StronglyConvex, NormBall, NewtonStep)
         if self.guarantee != "auto" and not isinstance(self.guarantee, known):
             raise ArgumentError(
@@ -147,6 +150,30 @@ class Options:
                 f"{', '.join(f'{name}=' for name in given)}, got {self.private!r} with "
                 f"{', '.join(other) or 'none of them'}: a private training has its own "
                 "noise, and a request adds none"
+            )
+
+    def _check_cover(self) -> None:
+        validate.count(cover_served=self.cover_served)
+        if self.releases is None or self.releases < 2:
+            raise ArgumentError(
+                "expected releases= of at least 2 with cover_served=, got "
+                f"{self.releases}: the trained head is the first release, each request "
+                "makes one more, and the noise of all is scaled for their number"
+            )
+        given = {
+            "noise_std": self.noise_std,
+            "noise_seed": self.noise_seed,
+            "private": self.private,
+            "max_norm": self.max_norm,
+        }
+        other = [f"{name}=" for name, value in given.items() if value is not None]
+        if not isinstance(self.guarantee, StronglyConvex) and self.guarantee != "auto":
+            other.append("guarantee=")
+        if other:
+            raise ArgumentError(
+                f"expected cover_served= without {', '.join(other)}, got both: the "
+                "noise of every head that is served follows from epsilon, delta and "
+                "releases, and from nothing else"
             )
 
     @property

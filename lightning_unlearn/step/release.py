@@ -15,8 +15,9 @@ from lightning_unlearn.certificate.words.standing_caveats import (
 )
 from lightning_unlearn.certificate.words.theorems import REFERENCES
 from lightning_unlearn.errors import ArgumentError
-from lightning_unlearn.guarantee.claims import Basis, Bound, Grade, Terms, decide
+from lightning_unlearn.guarantee.claims import Basis, Grade, Terms, decide
 from lightning_unlearn.guarantee.constants import Origin
+from lightning_unlearn.guarantee.terms import CONVEX
 from lightning_unlearn.step.noise import add_noise
 from lightning_unlearn.step.step import Step, project
 from lightning_unlearn.weights.scope import Dot, Vector, plain_dot
@@ -109,7 +110,7 @@ def release(
             earlier_grades=around.earlier_grades,
         ),
     )
-    convex = claim.bound is Bound.STRONGLY_CONVEX
+    convex = claim.bound in CONVEX
     radius = None if convex else around.max_norm
     released = _with_noise(
         step.weights, decision.noise_std, radius, around.dot, around.noise_seed

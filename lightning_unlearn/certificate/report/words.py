@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.report.evidence import Evidence
+from lightning_unlearn.certificate.report.methods import METHODS
 from lightning_unlearn.certificate.words.printed import headline, limits as limits
 from lightning_unlearn.certificate.words.private_words import how_drawn
 from lightning_unlearn.certificate.words.strength_words import (
@@ -27,6 +28,7 @@ from lightning_unlearn.guarantee.claims import (
     NoiseSource,
 )
 from lightning_unlearn.guarantee.constants import TRUSTED, Constant, Origin
+from lightning_unlearn.guarantee.terms import CONVEX
 
 
 @dataclass(frozen=True)
@@ -141,24 +143,6 @@ SOURCES = {
     NoiseSource.OS_ENTROPY: "the operating system's entropy; it cannot be drawn again",
     NoiseSource.SEEDED: "a seeded generator; it can be drawn again and subtracted",
     NoiseSource.NO_NOISE: "none was added",
-}
-
-_BOUNDS = {
-    Bound.RETRAINED: "The model was trained again from a fresh start, by the same "
-    "code, on the retained samples alone.",
-    Bound.REWOUND: "The model was trained again by the same code on the retained "
-    "samples alone, from the end of the last stage of its training that never saw the "
-    "forgotten ones.",
-    Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
-    "solved to its optimum on the retained samples alone, up to the tolerance in "
-    "box 7.",
-    Bound.NEWTON_STEP: "One damped Newton step on the retained samples moved the "
-    "weights towards where training without the forgotten ones would have ended; they "
-    "were kept inside a ball of fixed radius.",
-    Bound.NORM_BALL: "The weights were updated on the retained samples and kept inside "
-    "a ball of fixed radius. The claim rests on that radius alone, not on the update.",
-    Bound.NO_BOUND: "The weights were updated on the retained samples to remove the "
-    "influence of the forgotten ones.",
 }
 
 
@@ -298,10 +282,10 @@ def method(c: Certificate) -> str:
     if c.bound is Bound.PRIVATE_TRAINING:
         return how_drawn(c.constants)
     if c.noise_std == 0 or c.noise_source is NoiseSource.NO_NOISE:
-        return f"{_BOUNDS[c.bound]} No noise was added."
+        return f"{METHODS[c.bound]} No noise was added."
     who = "chosen by hand" if c.noise_by_hand else "computed from the numbers in box 7"
     return (
-        f"{_BOUNDS[c.bound]} Then Gaussian noise was added to each of the "
+        f"{METHODS[c.bound]} Then Gaussian noise was added to each of the "
         f"{c.n_parameters:,} weights; its size was {who}."
     )
 
@@ -318,7 +302,7 @@ def shows_measurements(c: Certificate) -> bool:
     """
     data = (Origin.MEASURED, Origin.ESTIMATED)
     measured = any(constant.origin in data for constant in c.constants)
-    return measured and c.bound is not Bound.STRONGLY_CONVEX
+    return measured and c.bound not in CONVEX
 
 
 def conditions(c: Certificate) -> tuple[str, ...]:
@@ -364,14 +348,20 @@ def attacks(c: Certificate) -> tuple[str, ...]:
         who = "If every condition above is true: someone"
     else:
         who = "If what is taken as public never saw the samples: someone"
-    if c.bound is Bound.PRIVATE_TRAINING:
-        return (_attack(who, "all models of this training", most_in_100(c)),)
+    if c.bound in _EVERY:
+        return (_attack(who, _EVERY[c.bound], most_in_100(c)),)
     this = c.release_mus[-1]
     held = [("this model's weights", this)]
     if (later := _later_mu(c)) > this:
         more = (c.releases or c.release) - c.release
         held.append((f"these weights and one day those of all {more} later", later))
     return tuple(_attack(who, what, in_100(mu)) for what, mu in held)
+
+
+_EVERY = {
+    Bound.PRIVATE_TRAINING: "all models of this training",
+    Bound.SERVED_HEAD: "all heads served from the training on, the later ones too,",
+}
 
 
 def _attack(who: str, what: str, most: str) -> str:

@@ -11,7 +11,8 @@ from lightning_unlearn.certificate.words.standing_caveats import (
     warnings_of_noise,
 )
 from lightning_unlearn.errors import CertificateError
-from lightning_unlearn.guarantee.claims import Bound, Terms
+from lightning_unlearn.guarantee.claims import REQUIRED, Bound, Terms
+from lightning_unlearn.guarantee.terms import CONVEX
 from lightning_unlearn.guarantee.tolerance import How, usual_tolerance
 
 _CHANGED = "it was changed or made by another program"
@@ -50,7 +51,7 @@ def _check_begins(
 def _check_tolerance(c: CertificateFields) -> None:
     """A tolerance that is said to follow from fixed numbers does."""
     values = {constant.name: constant.value for constant in c.constants}
-    if c.bound is not Bound.STRONGLY_CONVEX:
+    if c.bound not in CONVEX:
         return
     how, R = theorems.how_set(c.constants), values.get("row_norm")
     if how is How.GIVEN or (c.epsilon is None and R is not None):
@@ -68,12 +69,37 @@ def _check_tolerance(c: CertificateFields) -> None:
 def _check_forgotten(c: CertificateFields) -> None:
     """Who was forgotten before counts too."""
     values = {constant.name: constant.value for constant in c.constants}
-    if c.bound is not Bound.PRIVATE_TRAINING or counts_people(c.constants):
+    if "forgotten" not in REQUIRED[c.bound] or counts_people(c.constants):
         return  # people have any number of samples
     if values["forgotten"] < c.n_forget:
         raise CertificateError(
             f"expected forgotten to count the {c.n_forget} samples of this request "
             f"too, got {values['forgotten']:g}: {_CHANGED}"
+        )
+    if c.bound is Bound.SERVED_HEAD:
+        _check_served(c, values)
+
+
+def _check_served(c: CertificateFields, values: dict[str, float]) -> None:
+    """Every head that was served had noise for all that were forgotten since."""
+    may, gone = values["covered"], values["forgotten"]
+    last = c.release == c.releases
+    expected = {
+        "samples": float(c.n_retain),
+        "left": 0.0 if last else may - gone,
+        "covered": max(may, gone),
+    }
+    for name, value in expected.items():
+        if values[name] != value:
+            raise CertificateError(
+                f"expected {name}={value:g} from the rest of the certificate, got "
+                f"{values[name]:g}: {_CHANGED}"
+            )
+    if c.releases is None or c.release < 2 or len(c.release_mus) not in (0, c.release):
+        raise CertificateError(
+            "expected announced releases, of which the trained head is the first, got "
+            f"release {c.release} of {c.releases} with {len(c.release_mus)} that are "
+            f"listed: {_CHANGED}"
         )
 
 
@@ -84,7 +110,7 @@ def _check_entries(c: CertificateFields) -> None:
             "expected scope to name the entries of the weights in scope, got none: "
             f"{_CHANGED}"
         )
-    stays = (Bound.STRONGLY_CONVEX, Bound.NEWTON_STEP, Bound.PRIVATE_TRAINING)
+    stays = {*CONVEX, Bound.NEWTON_STEP, Bound.PRIVATE_TRAINING}
     if c.rebuilt and c.bound in stays:
         raise CertificateError(
             f"expected nothing rebuilt under the bound {c.bound.value}, got "

@@ -41,10 +41,10 @@ def headline(c: CertificateFields) -> str:
     tested = ""
     if strength in (Level.MODERATE, Level.WEAK):
         tested = f" ({finding(c)})"
-    if c.bound is Bound.PRIVATE_TRAINING:
+    if c.bound in _ALL_MODELS:
         if_true = ", ONLY IF what is marked assumed below is true"
         return (
-            f"{name}: this model and all others of its private training "
+            f"{name}: {_ALL_MODELS[c.bound]} "
             f"{_TOLD_ALL[strength]} those of one without {samples}{_and_earlier(c)}"
             f"{tested}, {_promise(c)}, {taking(c)}"
             f"{'' if grade is Grade.CERTIFIED else if_true}"
@@ -86,8 +86,15 @@ _TOLD_ALL = {
 }
 
 
+#: What a claim speaks of that covers models from before the request.
+_ALL_MODELS = {
+    Bound.PRIVATE_TRAINING: "this model and all others of its private training",
+    Bound.SERVED_HEAD: "this head and all others served since its training",
+}
+
+
 def _forgotten(c: CertificateFields) -> int:
-    """All that were forgotten so far of a private training, by its own count."""
+    """All that were forgotten so far of such a training, by its own count."""
     return int({x.name: x.value for x in c.constants}.get("forgotten", 0))
 
 
@@ -181,6 +188,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
         Bound.REWOUND: "trained on the retained samples alone",
         Bound.PRIVATE_TRAINING: "the noise is in every step of the training",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
+        Bound.SERVED_HEAD: "2 tolerance / l2, and what is left to forget",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
         Bound.NO_BOUND: "no bound",
@@ -222,10 +230,15 @@ def _release(c: CertificateFields) -> str:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)
     worth = "" if worth == Grade.CERTIFIED.value else worth
-    return f"{text}; {so_far(c.composed_epsilon, c.release, c.releases, worth)}"
+    if c.bound is Bound.SERVED_HEAD:
+        text += " (1 is the trained head)"
+    covers = c.bound is Bound.SERVED_HEAD
+    return f"{text}; {so_far(c.composed_epsilon, c.release, c.releases, worth, covers)}"
 
 
-def so_far(epsilon: float, release: int, releases: int | None, worth: str) -> str:
+def so_far(
+    epsilon: float, release: int, releases: int | None, worth: str, covers: bool = False
+) -> str:
     """The epsilon of all releases so far, in words: what it is worth, and whose it is.
 
     Args:
@@ -233,10 +246,13 @@ def so_far(epsilon: float, release: int, releases: int | None, worth: str) -> st
         release: How many there are, with this one.
         releases: Announced number of them, or None.
         worth: `composed_worth`, or nothing where that is plain.
+        covers: Whether it is that of all who were forgotten, not of the first.
     """
     qualifier = f" ({worth})" if worth else ""
     which = "so far together" if releases else "all together"
-    whose = "" if release == 1 else ", for samples that the first of them forgot"
+    whose = ", for samples that the first of them forgot"
+    if release == 1 or covers:
+        whose = ""
     return f"{which} epsilon = {number(epsilon)}{qualifier}{whose}"
 
 

@@ -7,6 +7,7 @@ from a certificate: what it is compared with, and why each number is believed.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_unlearn.certificate.words import served_words
 from lightning_unlearn.certificate.words.private_words import PRIVATE, check_one_kind
 from lightning_unlearn.errors import CertificateError, GuaranteeError
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound
@@ -28,6 +29,7 @@ REFERENCES = {
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
+    Bound.SERVED_HEAD: served_words.REFERENCE,
     Bound.NEWTON_STEP: "the network retrained without the forgotten samples inside "
     "the same norm ball, with the same noise",
     Bound.NORM_BALL: "any weights in the norm ball, the retrained ones among them, "
@@ -78,6 +80,24 @@ TOLERANCES: dict[How, tuple[Origin, str]] = {
     ),
 }
 
+_CONVEX: dict[str, tuple[tuple[Origin, str], ...]] = {
+    "tolerance": tuple(TOLERANCES.values()),
+    "strong_convexity": (
+        (
+            Origin.PROVED,
+            "= l2: affine head, loss convex in the logits, (l2/2)|w|^2 on every weight "
+            "in scope",
+        ),
+    ),
+}
+_ROW_NORM = (
+    (
+        Origin.ENFORCED,
+        "of every row the public backbone gives, and the 1 of a bias: fixed by its "
+        "options, not by data",
+    ),
+)
+
 #: Why a number is believed, word for word: for each bound what it rests on ...
 REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
     Bound.RETRAINED: {"drawn_besides": _DRAWN},
@@ -98,16 +118,8 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
         )
         for name, texts in PRIVATE.items()
     },
-    Bound.STRONGLY_CONVEX: {
-        "tolerance": tuple(TOLERANCES.values()),
-        "strong_convexity": (
-            (
-                Origin.PROVED,
-                "= l2: affine head, loss convex in the logits, (l2/2)|w|^2 on every "
-                "weight in scope",
-            ),
-        ),
-    },
+    Bound.STRONGLY_CONVEX: _CONVEX,
+    Bound.SERVED_HEAD: {**_CONVEX, "row_norm": _ROW_NORM, **served_words.REASONS},
     Bound.NEWTON_STEP: {
         "max_norm": (_BALL,),
         "residual": (
@@ -125,13 +137,7 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
 #: ... and beside every bound what no claim rests on. A number a reason needs is a
 #: constant of its own.
 REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
-    "row_norm": (
-        (
-            Origin.ENFORCED,
-            "of every row the public backbone gives, and the 1 of a bias: fixed by its "
-            "options, not by data",
-        ),
-    ),
+    "row_norm": _ROW_NORM,
     "feature_norm": (
         (
             Origin.MEASURED,
@@ -214,21 +220,28 @@ def private_claim(values: Mapping[str, float], people: bool = False) -> Claim:
     return Claim(bound=bound, constants=tuple(constants))
 
 
-def strongly_convex_claim(tolerance: Tolerance, l2: float) -> Claim:
+def strongly_convex_claim(
+    tolerance: Tolerance, l2: float, served: Mapping[str, float] | None = None
+) -> Claim:
     """Of a convex head for which `guarantee.proofs.is_stationary` holds.
 
     Args:
         tolerance: tau, and how it was set.
         l2: Coefficient of (l2/2)|w|^2 on every weight in scope, > 0.
+        served: Where heads that were served before are covered, what that rests on
+            besides, by name.
     """
     origin, text = TOLERANCES[tolerance.how]
+    bound = Bound.STRONGLY_CONVEX if served is None else Bound.SERVED_HEAD
     constants = [
         Constant(name="tolerance", value=tolerance.value, origin=origin, reason=text),
-        _constant(Bound.STRONGLY_CONVEX, "strong_convexity", l2),
+        _constant(bound, "strong_convexity", l2),
     ]
-    if tolerance.row_norm is not None:
+    if served is not None:
+        constants += [_constant(bound, name, value) for name, value in served.items()]
+    elif tolerance.row_norm is not None:
         constants.append(reported("row_norm", tolerance.row_norm))
-    return Claim(bound=Bound.STRONGLY_CONVEX, constants=tuple(constants))
+    return Claim(bound=bound, constants=tuple(constants))
 
 
 def how_set(constants: Iterable[Constant]) -> How:

@@ -35,6 +35,8 @@ class CertifiedModule(UnlearnableMixin, LightningModule):
     """What classifier and regressor share."""
 
     _metric: ClassVar[str]
+    #: No optimizer moves the head: it is solved where training starts.
+    solved_at_start: ClassVar[bool] = True
 
     class_weights: Tensor | None
 

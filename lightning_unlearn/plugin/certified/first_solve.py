@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.plugin.certified.first_release import first_release
+from lightning_unlearn.plugin.covered import refuse_unaffordable
 from lightning_unlearn.plugin.files import prepared_file
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.request import known_rows
@@ -35,6 +37,7 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
         plan = resolve(context, None, guarantee=StronglyConvex())
         assert isinstance(plan, HeadPlan)
         plan = replace(plan, display=display)
+        refuse_unaffordable(plan)
         # What a request can use is kept: the features are read once.
         bound, passes = known_rows.prepared(context, plan)
         attached, options = context.callback.attached, context.callback.options
@@ -45,8 +48,10 @@ def solve_head(context: StageContext) -> tuple[float, int, float]:
         attached.warn_if_scaled(
             context.trainer, context.loader.dataset, bound.state.rows
         )
+        weights = bound.state.start
+        if options.cover_served is not None:
+            weights = first_release(context, plan, bound.state)
         display.end()
-    weights = bound.state.start
     assert weights is not None
     plan.scope.again().assign(weights)  # in shards again, if they were
     return passes, len(plan.retained), plan.tolerance.value

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
+from lightning_unlearn.guarantee.accounting.served_head import ROUNDING
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches, own_positions
@@ -13,6 +14,7 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.public_backbones import (
+    fixed_row_norm,
     reading_private,
     tell_near,
 )
@@ -23,6 +25,7 @@ from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.factor import cheap_factor
 from lightning_unlearn.step.head.minimise import check_resolved, minimise
 from lightning_unlearn.step.head.prepared_head import PreparedHead
+from lightning_unlearn.step.head.rows.bounded import check_bounded
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.step.step import Step
 from lightning_unlearn.weights.passes import passes
@@ -49,7 +52,31 @@ class HeadPlan(Plan):
 
     def claim(self) -> Claim:
         """See `Plan`."""
-        return strongly_convex_claim(self.tolerance, self.l2)
+        return strongly_convex_claim(self.tolerance, self.l2, self.served)
+
+    @property
+    def served(self) -> dict[str, float] | None:
+        """What a claim about heads that were served before rests on; None without."""
+        covered, head = self.options.cover_served, self.head
+        R, longest = fixed_row_norm(self.module, head), head.link.longest
+        if covered is None or R is None or longest is None:
+            return None  # which a training with cover_served= has refused
+        forgotten = len(self.removed)
+        last = len(self.ledger.entries) + 1 == self.options.releases
+        return {
+            "residual_norm": longest(head.out_features) * self._heaviest,
+            "row_norm": R,
+            "samples": float(len(self.retained)),
+            "covered": float(covered),
+            "forgotten": float(forgotten),
+            "left": 0.0 if last else float(covered - forgotten),
+        }
+
+    @property
+    def _heaviest(self) -> float:
+        """The largest factor of a sample's loss, by public weights of classes."""
+        found = getattr(self.module, "class_weights", None)
+        return 1.0 if found is None else max(1.0, float(found.max()))
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:
         """See `Plan`; all of `retained` where no `proxy_samples` make it a forecast."""
@@ -115,6 +142,12 @@ class HeadPlan(Plan):
             reading = again if own else self.retained
             fresh = self._rows(self.blocks(reading) if reading else None)
         rest = before.on(own, fresh, len(self.retained))
+        served = self.served
+        if served is not None:
+            with self.processes.together():
+                longest = ROUNDING * served["row_norm"]
+                bias = self.head.bias is not None
+                check_bounded(rest.rows, bias, longest, self._heaviest)
         rest = rest.with_gram(self.head, before)
         objective = rest.objective(self.head, self.l2, self.processes, self.retained)
         step = rest.step(

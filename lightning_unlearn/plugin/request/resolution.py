@@ -11,6 +11,7 @@ from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
 from lightning_unlearn.guarantee.kinds import Guarantee
+from lightning_unlearn.plugin import covered
 from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
     Standing,
@@ -117,6 +118,7 @@ def resolve(
         with context.processes.together():
             check_newest_known(context, request, chosen, digest)
             request.check_replaced(record, sorted(gone))
+            covered.check_request(options, record, ledger, len(gone), digest)
     return plan_for(
         scope,
         head,

@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.errors import ModelError, StrategyError
+from lightning_unlearn.plugin import covered
 from lightning_unlearn.plugin.mixin import hooks
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.resolution import (
@@ -45,6 +46,7 @@ def asked_for(context: StageContext, request: Request) -> Job:
     Raises:
         UnlearningError: If the request will be refused.
     """
+    covered.refuse_retraining(context.callback.record)
     job = meant(context, request)
     check_current(context, request, job)
     return job

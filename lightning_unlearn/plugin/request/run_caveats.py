@@ -12,6 +12,9 @@ from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.solvers.observer import NOBODY
 
+#: Bounds that speak of the models that were served before a request, too.
+_COVERING = (Bound.PRIVATE_TRAINING, Bound.SERVED_HEAD)
+
 
 def not_covered(
     context: StageContext, plan: Plan, stale: Stale, deletes: bool
@@ -33,7 +36,7 @@ def not_covered(
             "to be deleted once this request is done (delete_stale): see that they are"
         )
     known = ()
-    if stale.checkpoints and plan.claim().bound is Bound.PRIVATE_TRAINING:
+    if stale.checkpoints and plan.claim().bound in _COVERING:
         known = (
             "older checkpoints of this training: their weights are covered, the record "
             f"of the training in them is not; {what}",

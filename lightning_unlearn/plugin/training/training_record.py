@@ -114,6 +114,8 @@ class TrainingRecord:
         ended: Digest of the parameters and buffers that the last training ended with.
         stepped: Whether a request has moved the weights by a step since.
         private: The steps of a private training; None of any other.
+        covered: Where its head was served with noise, the first release: how many
+            samples may be forgotten in all; None of any other.
     """
 
     n_train: int | None = None
@@ -151,6 +153,7 @@ class TrainingRecord:
     ended: str | None = None
     stepped: bool = False
     private: PrivateSteps | None = None
+    covered: int | None = None
 
     @property
     def retained(self) -> list[int]:
@@ -240,7 +243,7 @@ _LATER = frozenset(
         *("rows_changed", "rows_compared", "made_at_start", "whole"),
         *("hyper_parameters", "retrains", "steps", "fit_seconds"),
         *("start", "stages", "validated", "ended", "stepped"),
-        "private",
+        *("private", "covered"),
     }
 )
 

@@ -82,6 +82,7 @@ class Preflight:
             where there is none.
         composed_grade: What that is worth: the lowest grade of them.
         on_your_word: What the claim takes as public: nobody checks it.
+        covers: Whether it speaks of the heads that were served before, too.
         refused: Why a step on this model would be refused, or None: what is known of
             it alone is None then.
         routes: The ways to answer the request, the step on this model first.
@@ -110,6 +111,7 @@ class Preflight:
     composed_epsilon: float | None = None
     composed_grade: Grade | None = None
     on_your_word: tuple[str, ...] = ()
+    covers: bool = False
     training_seconds: float | None = None
     refused: str | None = None
     routes: tuple[Route, ...] = ()
@@ -173,14 +175,14 @@ class Preflight:
         return text
 
     def _release(self) -> str:
-        text = f"{self.release}"
-        if self.releases is not None:
-            text += f" of {self.releases} announced"
+        text = f"{self.release}" + (
+            f" of {self.releases} announced" if self.releases else ""
+        )
         if self.composed_epsilon is None or self.composed_grade is None:
             return text
         worth = self.composed_grade.value
-        together = so_far(self.composed_epsilon, self.release, self.releases, worth)
-        return f"{text}; {together}"
+        of = self.composed_epsilon, self.release, self.releases, worth, self.covers
+        return f"{text}; {so_far(*of)}"
 
 
 def preflight(
@@ -309,6 +311,7 @@ def _look(
         composed_epsilon=decision.composed_epsilon,
         composed_grade=decision.composed_grade,
         on_your_word=_on_your_word(plan, decision.grade),
+        covers=basis.bound is claims.Bound.SERVED_HEAD,
     )
 
 

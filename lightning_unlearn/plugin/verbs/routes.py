@@ -106,11 +106,13 @@ def retraining(
             "UnlearningCallback(retrain=make_training) and how='retrain'; from the "
             "command line --how retrain is enough"
         )
-    kept = len(job.kept)
+    kept, covered = len(job.kept), record.covered is not None
+    if covered:
+        needs = ["a new model: a retrained head is no release that was announced"]
     return Route(
         name=f"retraining from stage {kept + 1}" if kept else "retraining",
-        grade=Grade.EXACT,
-        epsilon=0.0,
+        grade=None if covered else Grade.EXACT,
+        epsilon=None if covered else 0.0,
         metric=metric,
         seconds=_seconds(record, seconds, job),
         memory="as training",
@@ -226,4 +228,5 @@ def with_recommended(routes: Sequence[Route]) -> tuple[Route, ...]:
     step, again = routes[0], routes[1]
     slow = bool(advice.slower(step.seconds, again.seconds))
     best = step if step.grade is Grade.CERTIFIED and not slow else again
+    best = step if again.grade is None else best
     return tuple(replace(r, recommended=r is best) for r in routes)

@@ -50,6 +50,8 @@ class Link:
         lipschitz: (largest |z| entrywise exponent, K) -> Lipschitz constant of the
             derivative in z where the logits lie.
         norm: Same arguments -> bound on the norm of the derivative's nonlinear part.
+        longest: K -> bound on the norm of the derivative, whatever logits and targets
+            are; None if there is none.
     """
 
     terms: Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +59,7 @@ class Link:
     curvature: Callable[[Tensor], LogitHessian]
     lipschitz: Callable[[float, int], float]
     norm: Callable[[float, int], float]
+    longest: Callable[[int], float] | None = None
 
     def loss(self, z: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Losses (n,) of logits (n, K) and targets."""
@@ -173,6 +176,9 @@ LINKS: dict[str, Link] = {
         curvature=lambda z: _SoftmaxHessian(z.softmax(-1)),
         lipschitz=lambda zmax, K: 0.5,  # |diag(p) - p p'| <= 1/2
         norm=lambda zmax, K: 1.0,
+        # sqrt(1 + |y|^2), where soft targets may add up to 1.01 (`ConvexHead`), and as
+        # much again where class weights make others of them.
+        longest=lambda K: 1.44,
     ),
     "mse": Link(
         terms=lambda z, y: (z - y) ** 2,
@@ -189,6 +195,7 @@ LINKS: dict[str, Link] = {
         ),
         lipschitz=lambda zmax, K: 0.25 / K,
         norm=lambda zmax, K: 1 / math.sqrt(K),
+        longest=lambda K: 1.01 / math.sqrt(K),
     ),
     "poisson": Link(
         terms=lambda z, y: z.exp() - y * z,

@@ -1,0 +1,55 @@
+"""What is said of a head that was served with noise before anybody was forgotten."""
+
+from lightning_unlearn.guarantee.constants import Origin
+
+REFERENCE = (
+    "the same heads trained from the beginning without all that were forgotten so far: "
+    "the trained one that was served first and every one since, from any start, to the "
+    "same tolerance, with the same noise, computed in the same environment and blocks"
+)
+
+#: Why each number is believed, besides those of a strongly convex scope.
+REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
+    "residual_norm": (
+        (
+            Origin.PROVED,
+            "no loss has a longer derivative in its logits, whatever these are: it "
+            "follows from the kind of loss, its outputs and the largest class weight, "
+            "and every sample was held to it",
+        ),
+    ),
+    "samples": (
+        (Origin.ENFORCED, "samples retained now; their number counts as public"),
+    ),
+    "covered": (
+        (
+            Origin.ENFORCED,
+            "samples that may be forgotten in all, set before the training: every head "
+            "that was served since, the trained one first, had noise for all of these "
+            "that were still in",
+        ),
+    ),
+    "forgotten": (
+        (
+            Origin.ENFORCED,
+            "samples forgotten so far, with this request: epsilon speaks of all of "
+            "them together, and of all heads that were served",
+        ),
+    ),
+    "left": (
+        (
+            Origin.ENFORCED,
+            "samples that may still be forgotten after this release, which has noise "
+            "for them too; 0 of the last one announced",
+        ),
+    ),
+}
+
+#: In place of what is said of models that were served before.
+NOT_COVERED = (
+    "heads of other trainings on the same samples, and whatever was served of this one "
+    "besides its releases: the optimum before the noise stands in prepared state and "
+    "in the row store",
+    "the number of all samples, which the size of the noise follows from: it counts as "
+    "public",
+)
