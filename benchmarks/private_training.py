@@ -112,9 +112,9 @@ def private(kind: str, noise: float, train: Any, test: Any) -> dict[str, Any]:
         before = accuracy(net, test)
         deleted = []
         for number, forget in enumerate(([7], [70, 700]), 1):
-            begin = time.perf_counter()
+            begin = time.process_time()
             result = fit.unlearn(forget, save_to=Path(folder) / f"{number}.ckpt")
-            deleted.append(time.perf_counter() - begin)
+            deleted.append(time.process_time() - begin)
             assert result.certificate.grade.value == "certified"
         assert accuracy(net, test) == before
     steps = callback.record.private

@@ -69,7 +69,7 @@ ROOMS = {
     "evaluation/attacks": ((*BASE, "evaluation/metrics"), METRICS),
     "evaluation/audits": (
         (
-            *(*BASE, "guarantee", *RECORD, "step/noise"),
+            *(*BASE, "guarantee", "guarantee/accounting", *RECORD, "step/noise"),
             *("evaluation/metrics", "evaluation/attacks"),
         ),
         {"torch", "scipy", "tqdm"},
