@@ -335,7 +335,9 @@ class Attachment:
             self.private.batch_done()
         if self.drawing is not None:
             self.drawing.batch_done(trainer, self.record, batch_idx)
-        if batch_idx == 0 and self.record.stages is not None:
+        private = self.record.private
+        decided = private is not None and private.decided_by
+        if batch_idx == 0 and (decided or self.record.stages is not None):
             kept_stages.note_validated(self.record, trainer, self.validated)
 
     def note_drawn(self) -> None:

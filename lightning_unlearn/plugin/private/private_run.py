@@ -135,6 +135,9 @@ class PrivateRun:
             names = [n for n, p in module.named_parameters() if p.requires_grad]
             people = whole_people.digest(drawn, key)
             steps = planned(settings, record.private, rate, left, names, people, terms)
+            earlier = record.private.decided_by if record.private else []
+            decided = {*earlier, *decision_checks.decisions(trainer)}
+            steps.decided_by = sorted(decided)
         same_everywhere.check_same(processes, loader.dataset, steps)
         record.private = steps
         before, optimizer = loader.batch_sampler, trainer.optimizers[0]
