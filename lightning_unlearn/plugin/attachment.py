@@ -175,11 +175,16 @@ class Attachment:
         return loader
 
     def check_private(
-        self, module: LightningModule, options: Options, unwatched: bool
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        unwatched: bool,
     ) -> None:
         """Refuse, or note, a training that what is known before does not allow."""
         if options.private is not None:
-            fit_checks.check_start(module, self.record, unwatched)
+            with strategies.processes_of(trainer).together():
+                fit_checks.check_start(module, self.record, unwatched)
         elif self.record.private is not None:
             self.record.private.problem = (
                 "its training was continued without PrivateTraining"
