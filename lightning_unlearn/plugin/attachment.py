@@ -176,12 +176,17 @@ class Attachment:
         return loader
 
     def check_private(
-        self, module: LightningModule, options: Options, unwatched: bool
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        options: Options,
+        unwatched: bool,
     ) -> None:
         """Refuse, or note, a training that what is known before does not allow."""
         covered.check_fit(module, options, self.record)
         if options.private is not None:
-            fit_checks.check_start(module, self.record, unwatched)
+            with strategies.processes_of(trainer).together():
+                fit_checks.check_start(module, self.record, unwatched)
         elif self.record.private is not None:
             self.record.private.problem = (
                 "its training was continued without PrivateTraining"
@@ -337,7 +342,9 @@ class Attachment:
             self.private.batch_done()
         if self.drawing is not None:
             self.drawing.batch_done(trainer, self.record, batch_idx)
-        if batch_idx == 0 and self.record.stages is not None:
+        private = self.record.private
+        decided = private is not None and private.decided_by
+        if batch_idx == 0 and (decided or self.record.stages is not None):
             kept_stages.note_validated(self.record, trainer, self.validated)
 
     def note_drawn(self) -> None:

@@ -281,7 +281,7 @@ class UnlearningCallback(Callback):
             self.record.outside = outside_digests(pl_module, scope_of(pl_module))
             datamodule = getattr(trainer, "datamodule", None)
             self.record.hyper_parameters = written(pl_module, datamodule)
-        attached.check_private(pl_module, self.options, resumed)
+        attached.check_private(trainer, pl_module, self.options, resumed)
         self._mark(trainer, pl_module)
         self.record.max_norm = self.options.max_norm
         self._project(trainer, pl_module)  # the start lies in the ball too

@@ -48,8 +48,9 @@ _PRIVATE = (
     "what the weights knew at the start (of samples that a training nobody watched has "
     "seen before), and other trainings on the same samples, with one that went on "
     "twice from one checkpoint: epsilon is of each alone, not of all together",
-    "whatever was decided while looking at losses of the training samples: when it was "
-    "interrupted, which of several trainings is served, a schedule's own rule",
+    "whatever was decided while looking at losses of the training samples, or of "
+    "validation data that resemble them: when it was interrupted, which of several "
+    "trainings is served, a schedule's own rule",
     "rounding: the theorem speaks of real numbers, and the training computed in floats",
 )
 _MEASURED = (

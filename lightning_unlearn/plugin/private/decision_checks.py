@@ -33,6 +33,12 @@ def _watched(trainer: Trainer) -> Iterator[tuple[str, Any]]:
             yield type(config.scheduler).__name__, config.monitor
 
 
+def decisions(trainer: Trainer) -> list[str]:
+    """Who decides by which metric of data."""
+    found = {f"{who} by {what!r}" for who, what in _watched(trainer) if what != SHOWN}
+    return sorted(found)
+
+
 def check_monitors(trainer: Trainer) -> None:
     """Refuse decisions made on what the training logs, which is not private.
 
@@ -70,7 +76,7 @@ def check_validation(
         SetupError: If a callback or a schedule goes by them.
     """
     check_monitors(trainer)
-    found = [f"{who} by {what!r}" for who, what in _watched(trainer) if what != SHOWN]
+    found = decisions(trainer)
     if not found:
         return
     own, positions = root_of(loader.dataset)

@@ -135,6 +135,9 @@ class PrivateRun:
             names = [n for n, p in module.named_parameters() if p.requires_grad]
             people = whole_people.digest(drawn, key)
             steps = planned(settings, record.private, rate, left, names, people, terms)
+            earlier = record.private.decided_by if record.private else []
+            decided = {*earlier, *decision_checks.decisions(trainer)}
+            steps.decided_by = sorted(decided)
         same_everywhere.check_same(processes, loader.dataset, steps)
         record.private = steps
         before, optimizer = loader.batch_sampler, trainer.optimizers[0]
@@ -332,10 +335,15 @@ class PrivateRun:
         if self._patched is not None:  # a schedule counts the steps
             optimizer.step = self._patched  # type: ignore[method-assign]
         self._batch = self._piece = self._leaves = self._probe = self._state = None
-        if not failed:
-            found = same_everywhere.digest_of(self.module, private.names)
-            if len({*self.processes.gather(found)}) > 1:
-                private.problem = "one whose processes ended with different weights"
+        if failed:  # others may have come to another end
+            return
+        weights = same_everywhere.digest_of(self.module, private.names)
+        ended = self.processes.gather((weights, private.problem))
+        if len({digest for digest, _ in ended}) > 1:
+            private.problem = "one whose processes ended with different weights"
+        told = [private.problem, *(problem for _, problem in ended)]
+        private.problem = next(filter(None, told), None)
+        if self.processes.rank == 0:
             self.shown.tell()
 
     _size: int = field(init=False, repr=False, default=0)

@@ -65,6 +65,8 @@ def line(steps: PrivateSteps, epsilon: float, delta: float) -> str:
         epsilon: Of the callback.
         delta: Of the callback.
     """
+    if steps.problem is not None:
+        return f"private training: nothing is claimed of this one, {steps.problem}"
     one, many = ("sample", "samples") if steps.by is None else ("person", "people")
     few = one if steps.capacity == 1 else many
     return (

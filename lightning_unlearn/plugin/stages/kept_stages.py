@@ -165,7 +165,8 @@ def note_validated(record: TrainingRecord, trainer: Trainer, noted: list[Any]) -
         noted.append(dataset)
         with isolate_rng():  # a training goes on as if nobody had looked
             found = _digests(dataset, record)
-        if found is None and record.validated is not None:
+        staged = record.stages is not None
+        if staged and found is None and record.validated is not None:
             rank_zero_warn(
                 "expected validation samples of tensors, arrays, images, text and "
                 "numbers that are the same at every read, for stages=, got others: no "

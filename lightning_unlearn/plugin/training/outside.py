@@ -100,9 +100,9 @@ def merge_changes(record: TrainingRecord, processes: Processes) -> None:
         record.rows_compared = record.rows_compared and compared
         record.made_at_start = sorted({*record.made_at_start, *made})
     own = record.private
-    for problem in processes.gather(None if own is None else own.problem):
-        if own is not None:
-            own.problem = own.problem or problem
+    problems = processes.gather(None if own is None else own.problem)
+    if own is not None:
+        own.problem = next(filter(None, [own.problem, *problems]), None)
 
 
 def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:

@@ -51,6 +51,7 @@ class PrivateSteps:
             callback's epsilon.
         by: Attribute that says whose a sample is, where people are drawn; else None.
         people: Digest of which samples belong together, or None.
+        decided_by: Callbacks and schedules that went by metrics of validation data.
         problem: Why nothing can be claimed, or None.
     """
 
@@ -63,6 +64,7 @@ class PrivateSteps:
     capacity: int = 0
     by: str | None = None
     people: str | None = None
+    decided_by: list[str] = field(default_factory=list)
     problem: str | None = None
 
 

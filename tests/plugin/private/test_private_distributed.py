@@ -34,7 +34,7 @@ def run(folder, strategy, *faults):
     """What each process told, of each fault."""
     ended = subprocess.run(
         [sys.executable, "-m", JOB, folder, strategy, *faults],
-        cwd=ROOT, timeout=400, capture_output=True, text=True,
+        cwd=ROOT, timeout=900, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("?.json"))]

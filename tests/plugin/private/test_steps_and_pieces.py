@@ -10,6 +10,7 @@ from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data.drawn import Drawable, PoissonBatches
 from lightning_unlearn.plugin.private import shown
 from lightning_unlearn.plugin.private.private_steps import epsilon_one
+from lightning_unlearn.plugin.training.training_record import PrivateSteps
 from tests.helpers.lightning import Callback, CSVLogger, EarlyStopping
 from tests.helpers.nets import MLP, digits, trainer
 
@@ -189,3 +190,14 @@ def test_many_epochs_take_few_of_the_epsilons(monkeypatch, tmp_path):
     assert len(asked) == 21  # one of them for the line at the end
     assert asked[0] == 30
     assert asked[-2:] == [600, None]
+
+
+def test_a_training_of_which_nothing_is_claimed_says_so():
+    moved = "something but its steps has changed w"
+    steps = PrivateSteps(1.0, 4.0, 0.1, 10, problem=moved)
+    said = f"private training: nothing is claimed of this one, {moved}"
+    assert shown.line(steps, 1.0, 1e-5) == said
+    people = PrivateSteps(1.0, 4.0, 0.1, 10, capacity=1, by="user_id")
+    said = shown.line(people, 5.0, 1e-5)
+    assert "of one person at delta" in said
+    assert "1 person may be forgotten within epsilon = 5" in said

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback
 from lightning_unlearn.errors import DataError, GuaranteeError, ModelError, SetupError
@@ -301,6 +301,19 @@ def test_early_stopping_by_the_training_samples_as_validation_data():
     assert certified(
         Validated(), validation=validated(0, 60)
     )  # nothing is decided by it
+
+
+def test_a_copy_among_the_validation_data_costs_its_own_claim():
+    """Of another dataset, and another place: known by what it holds."""
+    x, y = digits(N).tensors
+    later, labels = digits()[N : N + 60]
+    mixed = TensorDataset(torch.cat([later, x[7:8]]), torch.cat([labels, y[7:8]]))
+    validation, stops = DataLoader(mixed, 30), EarlyStopping("val_loss")
+    made = fit(Validated(), [stops], validation=validation)
+    with pytest.raises(GuaranteeError, match="got 1 of these among.*EarlyStopping by"):
+        made.unlearn([3, 7])
+    assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
+    assert fit(Validated(), validation=validation).unlearn([7])  # nothing decided
 
 
 class LogsLate(Net):

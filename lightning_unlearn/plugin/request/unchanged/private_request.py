@@ -15,6 +15,7 @@ from lightning_unlearn.plugin.request.retrain_request import (
 )
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.retrained import Job
+from lightning_unlearn.plugin.stages.kept_stages import Gone
 from lightning_unlearn.plugin.training.outside import outside_of
 from lightning_unlearn.weights.digests import state_digest
 from lightning_unlearn.weights.scope import Scope
@@ -67,6 +68,13 @@ def _plan_of(context: StageContext, job: Job) -> PrivatePlan:
             "something has changed them since; pass ckpt_path= of a checkpoint of it"
         )
     training, dataset = mechanism_of(steps), context.loader.dataset
+    seen = Gone.of(record, dataset, job.chosen).digests & {*(record.validated or ())}
+    if steps.decided_by and seen:
+        raise GuaranteeError(
+            f"expected validation data without the samples to forget, got {len(seen)} "
+            f"of these among them, and {', '.join(steps.decided_by)}: what was decided "
+            f"by their metrics had no noise. {_INSTEAD}"
+        )
     group = whole_people.forgotten(record, dataset, job.removed)
     found = privacy(training, group, options.delta)
     if found.epsilon > options.epsilon:
