@@ -14,7 +14,7 @@ import time
 import numpy as np
 import sklearn
 import torch
-from common import mnist, publish, table, trainer
+from common import accuracy, mnist, publish, table, trainer
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -43,12 +43,6 @@ def parts(X, y, seed):
     order = np.random.default_rng(seed).permutation(len(y))
     ends = [int(0.6 * len(y)), int(0.75 * len(y))]
     return np.split(order, ends)
-
-
-def accuracy(net, dataset) -> float:
-    with torch.no_grad():
-        found = [(net(x).argmax(1) == y).float() for x, y in DataLoader(dataset, 1000)]
-    return torch.cat(found).mean().item()
 
 
 def certified(features, train, test, classes, forget, l2, tolerance):

@@ -50,7 +50,8 @@ class Entry:
         releases: T announced, or None.
         schema: Number of this format.
         group: Where nothing was released because the training was private: all samples
-            of it forgotten so far, this request's among them. Else it is not written.
+            of it (or people, if it drew people) forgotten so far, this request's among
+            them. Else it is not written.
         hash: SHA-256 of all the fields above; filled in by `Ledger.append`.
     """
 

@@ -11,19 +11,25 @@ class PrivateTraining:
     """Train privately: what is forgotten later needs no change of weights.
 
     Every step draws each sample by a coin of its own, clips its gradient and adds noise
-    that no seed reproduces (docs/theory.md section 11). One device, 32 or 64 bits.
+    that no seed reproduces (docs/theory.md section 11). One device or ddp, in 32 or 64
+    bits. With ``accumulate_grad_batches=k`` a step draws k times as many, which are
+    read in k batches.
 
     Args:
         noise_multiplier: Noise of a step, in clips; in its place `epsilon`.
         epsilon: Of one sample over the whole training: the noise follows from it.
         delta: Of that epsilon; None takes the callback's.
         max_grad_norm: The clip: largest norm of one sample's gradient.
+        by: Attribute or column of the data with each sample's person, such as
+            ``"user_id"``: whole people are drawn, the gradient of their mean loss is
+            clipped, and people are counted. None draws and counts samples.
     """
 
     noise_multiplier: float | None = None
     epsilon: float | None = None
     delta: float | None = None
     max_grad_norm: float = 1.0
+    by: str | None = None
 
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.epsilon is None):

@@ -358,7 +358,7 @@ class Attachment:
         self.note_drawn()
         self.drawing = None
         if self.private is not None:
-            self.private.end()
+            self.private.end(failed=failed)
             self.private = None
 
     def remember(self, module: LightningModule) -> None:

@@ -8,6 +8,7 @@ from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.report.evidence import Evidence
 from lightning_unlearn.certificate.words.printed import headline, limits as limits
+from lightning_unlearn.certificate.words.private_words import how_drawn
 from lightning_unlearn.certificate.words.strength_words import (
     Level,
     finding,
@@ -148,10 +149,6 @@ _BOUNDS = {
     Bound.REWOUND: "The model was trained again by the same code on the retained "
     "samples alone, from the end of the last stage of its training that never saw the "
     "forgotten ones.",
-    Bound.PRIVATE_TRAINING: "The training itself was private: every step drew each "
-    "sample by a coin of its own, bounded what one can add, and hid it in noise. This "
-    "request changed no weight: it states what that training proves of the samples "
-    "that are asked about.",
     Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
     "solved to its optimum on the retained samples alone, up to the tolerance in "
     "box 7.",
@@ -299,7 +296,7 @@ def sentence(c: Certificate) -> str:
 def method(c: Certificate) -> str:
     """What was done, in words."""
     if c.bound is Bound.PRIVATE_TRAINING:
-        return _BOUNDS[c.bound]
+        return how_drawn(c.constants)
     if c.noise_std == 0 or c.noise_source is NoiseSource.NO_NOISE:
         return f"{_BOUNDS[c.bound]} No noise was added."
     who = "chosen by hand" if c.noise_by_hand else "computed from the numbers in box 7"

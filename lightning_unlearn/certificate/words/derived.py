@@ -5,6 +5,7 @@ from collections import Counter
 
 from lightning_unlearn.certificate.fields import CertificateFields, entries_digest
 from lightning_unlearn.certificate.words import theorems
+from lightning_unlearn.certificate.words.private_words import counts_people
 from lightning_unlearn.certificate.words.standing_caveats import (
     not_covered,
     warnings_of_noise,
@@ -67,7 +68,9 @@ def _check_tolerance(c: CertificateFields) -> None:
 def _check_forgotten(c: CertificateFields) -> None:
     """Who was forgotten before counts too."""
     values = {constant.name: constant.value for constant in c.constants}
-    if c.bound is Bound.PRIVATE_TRAINING and values["forgotten"] < c.n_forget:
+    if c.bound is not Bound.PRIVATE_TRAINING or counts_people(c.constants):
+        return  # people have any number of samples
+    if values["forgotten"] < c.n_forget:
         raise CertificateError(
             f"expected forgotten to count the {c.n_forget} samples of this request "
             f"too, got {values['forgotten']:g}: {_CHANGED}"

@@ -4,6 +4,7 @@ import textwrap
 
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.certificate.words.private_words import counts_people
 from lightning_unlearn.certificate.words.standing_caveats import not_covered
 from lightning_unlearn.certificate.words.strength_words import (
     Level,
@@ -91,6 +92,10 @@ def _forgotten(c: CertificateFields) -> int:
 
 
 def _and_earlier(c: CertificateFields) -> str:
+    if counts_people(c.constants):
+        them = _forgotten(c)
+        whom = "the one person" if them == 1 else f"the {them:,} people"
+        return f" and all others of {whom} forgotten so far"
     earlier = _forgotten(c) - c.n_forget
     return f" and the {earlier:,} forgotten before" if earlier > 0 else ""
 
@@ -208,7 +213,11 @@ def _release(c: CertificateFields) -> str:
         earlier = "; the earlier ones are what their own certificates say"
         return text + (earlier if c.release > 1 else "")
     if c.bound is Bound.PRIVATE_TRAINING:
-        return f"{text}; epsilon is of all {_forgotten(c):,} forgotten so far together"
+        people = " people" if counts_people(c.constants) else ""
+        return (
+            f"{text}; epsilon is of all {_forgotten(c):,}{people} forgotten so far "
+            "together"
+        )
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)

@@ -4,9 +4,10 @@ A `Claim` is made here before the step is taken, and `check` derives its words a
 from a certificate: what it is compared with, and why each number is believed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_unlearn.certificate.words.private_words import PRIVATE, check_one_kind
 from lightning_unlearn.errors import CertificateError, GuaranteeError
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound
 from lightning_unlearn.guarantee.constants import Constant, Origin
@@ -92,43 +93,10 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
         ),
     },
     Bound.PRIVATE_TRAINING: {
-        name: ((origin, text),)
-        for name, origin, text in (
-            (
-                "clip",
-                Origin.ENFORCED,
-                "no gradient of one sample is longer in the sum of a step",
-            ),
-            (
-                "noise_multiplier",
-                Origin.ENFORCED,
-                "Gaussian noise of this many clips was added to the sum in every step, "
-                "from the operating system's entropy",
-            ),
-            (
-                "sampling_rate",
-                Origin.ENFORCED,
-                "every sample was drawn for a step with this probability, by coins of "
-                "its own from the operating system's entropy",
-            ),
-            (
-                "steps",
-                Origin.ENFORCED,
-                "steps of the training, all that it could take at most",
-            ),
-            (
-                "forgotten",
-                Origin.ENFORCED,
-                "samples forgotten so far of this training, with this request: epsilon "
-                "speaks of all of them together",
-            ),
-            (
-                "most_found",
-                Origin.PROVED,
-                "share of true cases that the best test with 1% false alarms finds: "
-                "follows from the numbers above",
-            ),
+        name: tuple(
+            (next(iter(REQUIRED[Bound.PRIVATE_TRAINING][name])), t) for t in texts
         )
+        for name, texts in PRIVATE.items()
     },
     Bound.STRONGLY_CONVEX: {
         "tolerance": tuple(TOLERANCES.values()),
@@ -229,16 +197,21 @@ def retrained_claim(stages_kept: int = 0) -> Claim:
     return Claim(bound=bound, constants=constants)
 
 
-def private_claim(values: Mapping[str, float]) -> Claim:
+def private_claim(values: Mapping[str, float], people: bool = False) -> Claim:
     """Of a training in whose every step samples were drawn, clipped and noised.
 
     Args:
         values: Each number that the bound needs, by its name.
+        people: Whether whole people were, and are counted.
     """
-    bound = Bound.PRIVATE_TRAINING
-    names = REQUIRED[bound]
-    constants = tuple(_constant(bound, name, values[name]) for name in names)
-    return Claim(bound=bound, constants=constants)
+    bound, place = Bound.PRIVATE_TRAINING, -1 if people else 0
+    constants = []
+    for name in REQUIRED[bound]:
+        origin, text = REASONS[bound][name][place]
+        constants.append(
+            Constant(name=name, value=values[name], origin=origin, reason=text)
+        )
+    return Claim(bound=bound, constants=tuple(constants))
 
 
 def strongly_convex_claim(tolerance: Tolerance, l2: float) -> Claim:
@@ -325,7 +298,7 @@ def reported(name: str, value: float, reason: int = 0) -> Constant:
     return Constant(name=name, value=value, origin=origin, reason=text)
 
 
-def check(bound: Bound, reference: str, constants: Iterable[Constant]) -> None:
+def check(bound: Bound, reference: str, constants: Sequence[Constant]) -> None:
     """Refuse words that are not those of the theorem.
 
     The reason of an assumed number is free: it says whose word it is.
@@ -358,6 +331,8 @@ def check(bound: Bound, reference: str, constants: Iterable[Constant]) -> None:
                 f"{expected or 'no reason: no theorem here gives one'}; got "
                 f"{constant.origin.value}: {constant.reason!r}"
             )
+    if bound is Bound.PRIVATE_TRAINING:
+        check_one_kind(constants)
 
 
 def _constant(bound: Bound, name: str, value: float) -> Constant:

@@ -43,8 +43,10 @@ class Audit:
             together with `epsilon_lower`, at `confidence`.
         epsilon_certified: Of this release alone at `delta`, from `mu_certified`: that
             of the certificate if it is for one release. 0.0 for grade ``exact``, whose
-            mu is 0; None for grade ``none``.
-        mu_certified: The last of the certificate's ``release_mus``, or None.
+            mu is 0; None for grade ``none``. For a private training that of one
+            sample, from its constants.
+        mu_certified: The last of the certificate's ``release_mus``, or None. A private
+            training claims none, and `mu_lower` of it is 0.
         grade: Of the certificate.
         delta: At which the epsilons are stated; 0 for grade ``exact``, unless another
             was asked for.
@@ -86,7 +88,7 @@ class Audit:
             f"delta = {number(self.delta)}"
         ]
         bounds = [("", self.epsilon_lower, self.ceiling)]
-        if self.mu_certified != 0:  # or there is no noise
+        if self.mu_certified != 0 and self.mu_ceiling > 0:  # or no mu is looked for
             most = epsilon_of_mu_lower(self.mu_ceiling, self.delta)
             gaussian = ", the noise being Gaussian"
             bounds.append((gaussian, self.epsilon_lower_gaussian, most))
@@ -97,7 +99,10 @@ class Audit:
                 f"  lower bound of epsilon{condition}: {number(found)} found (at most "
                 f"{number(most)} can be, with so few); certified {grade}: {claim}"
             )
-        if self.mu_certified is not None and self.mu_ceiling <= self.mu_certified:
+        too_few = self.ceiling <= (self.epsilon_certified or -1)
+        if self.mu_certified is not None:
+            too_few = self.mu_ceiling <= self.mu_certified
+        if too_few:
             lines.append("  so few could not have refuted this certificate: take more")
         lines.append(
             "  a failed audit proves nothing: other attacks or more draws may find more"
@@ -132,14 +137,19 @@ def compared(
     n: int,
     confidence: float,
     delta: float,
+    epsilon: float | None = None,
 ) -> Audit:
     """The audit, if it refutes nothing.
+
+    `epsilon` is what is certified where that follows from no mu.
 
     Raises:
         AuditError: If a lower bound is above what is certified.
     """
     mu = worlds.stated_mu(certificate)
-    stated = gaussian_epsilon(mu, delta) if mu else mu  # mu = 0: the same law
+    stated = epsilon if mu is None else mu  # mu = 0: the same law
+    if mu:
+        stated = gaussian_epsilon(mu, delta)
     audit = Audit(
         epsilon_lower=lower.epsilon,
         mu_lower=lower.mu,
@@ -160,14 +170,17 @@ def compared(
 
 def _refuse_contradiction(audit: Audit) -> None:
     mu, epsilon = audit.mu_certified, audit.epsilon_certified
-    if mu is None or epsilon is None:
+    if epsilon is None:
         return
-    by_mu = audit.mu_lower <= mu * worlds.ROUNDING
+    by_mu = mu is None or audit.mu_lower <= mu * worlds.ROUNDING
     if by_mu and audit.epsilon_lower <= epsilon * worlds.ROUNDING:
         return
+    what, found, stated = "mu", audit.mu_lower, mu
+    if stated is None:
+        what, found, stated = "epsilon", audit.epsilon_lower, epsilon
     raise AuditError(
-        "expected no lower bound above what is certified, got one: mu of at least "
-        f"{number(audit.mu_lower)}, certified {number(mu)}. The certificate or the "
+        f"expected no lower bound above what is certified, got one: {what} of at least "
+        f"{number(found)}, certified {number(stated)}. The certificate or the "
         "code is wrong: release nothing, and report it. First see that the retrained "
         "world ran the same request, noise included, or that the coins were fair and "
         "unknown to the attack, and, since an honest certificate does this in up to "

@@ -4,6 +4,8 @@ Each canary is put into the training data or left out; all that are in are forgo
 one request. Whatever the coins, the retained set is the same, so the claim compares
 every outcome with one and the same retrained world, in which nothing depends on the
 coins and a guess of a coin is right half of the time.
+
+A private training claims something of each canary, whoever else is in: `one_by_one`.
 """
 
 import math
@@ -17,7 +19,7 @@ from torch import Tensor
 from lightning_unlearn._base import validate
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError
-from lightning_unlearn.evaluation.audits import worlds
+from lightning_unlearn.evaluation.audits import one_by_one, worlds
 from lightning_unlearn.evaluation.audits.finding import (
     Audit,
     Lower,
@@ -87,10 +89,10 @@ def _guessed_right(included: Tensor, scores: Tensor, guesses: int) -> int:
     return int((~included[out]).sum() + included[inside].sum())
 
 
-def _of_these(
+def _verified(
     certificate: Certificate | Sequence[Certificate], included: Tensor
-) -> Certificate:
-    """The certificate that claims least, when every one is of its run."""
+) -> list[Certificate]:
+    """A certificate for each run, of a request that fits its coins."""
     each = (
         [certificate] * len(included)
         if isinstance(certificate, Certificate)
@@ -100,14 +102,22 @@ def _of_these(
         raise ArgumentError(
             f"expected a certificate for each of {len(included)} runs, got {len(each)}"
         )
-    for found, coins in zip(each, included, strict=True):
+    for found in each:
         found.verify()
+    if one_by_one.is_private_training(each):
+        return each
+    for found, coins in zip(each, included, strict=True):
         if found.n_forget < int(coins.sum()):
             raise ArgumentError(
                 f"expected a request that forgot all {int(coins.sum())} canaries that "
                 f"were in, got a certificate of {found.n_forget} forgotten samples: "
                 "one that stays makes the retained set depend on the coins"
             )
+    return each
+
+
+def _least_claim(each: list[Certificate]) -> Certificate:
+    """The certificate that claims least."""
     stated = [worlds.stated_mu(found) for found in each]
     if None in stated:  # nothing is claimed of some run, so nothing of all
         return each[stated.index(None)]
@@ -139,6 +149,11 @@ def one_run_audit(
     Jagielski 2023 (arXiv 2305.08846), who audit differential privacy of one sample at
     a time and need more: here all canaries go in one request.
 
+    With certificates of private trainings it is the audit of that paper: each canary
+    is held to epsilon of one sample, which follows from the certificate's constants,
+    and the runs count as one of all their canaries. The request may be of any samples,
+    since no weight follows from it. The number of samples counts as public.
+
     Args:
         certificate: Of the request, or one for each run; they must verify.
         included: Boolean, (canaries,) or (runs, canaries) of independent runs: True
@@ -168,20 +183,29 @@ def one_run_audit(
     """
     validate.probability(confidence=confidence)
     coins, s = _runs(included, scores)
-    claim = _of_these(certificate, coins)
+    each = _verified(certificate, coins)
+    private = one_by_one.is_private_training(each)
+    claim = _least_claim(each)
     delta = asked_delta(claim, delta)
     runs, r = coins.shape
     k = r if guesses is None else guesses
     check_guesses(k, r)
     right = [_guessed_right(c, x, k) for c, x in zip(coins, s, strict=True)]
+
+    def lower(right: list[int]) -> Lower:
+        if not private:
+            return _lower(right, k, delta, confidence)
+        return one_by_one.lower(sum(right), runs * k, runs * r, delta, confidence)
+
     of_runs = f" in {runs} runs" if runs > 1 else " in one run"
     return compared(
         claim,
-        _lower(right, k, delta, confidence),
-        _lower([k] * runs, k, delta, confidence),
-        attack="guessing coins",
+        lower(right),
+        lower([k] * runs),
+        attack="guessing coins" + ", one sample at a time" * private,
         tried=f"{sum(right):,} of {runs * k:,} guesses right, {r:,} canaries{of_runs}",
         n=runs * r,
         confidence=confidence,
         delta=delta,
+        epsilon=one_by_one.of_one_sample(each, delta) if private else None,
     )

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,45 +25,103 @@ _INSTEAD = (
 )
 
 
-class PoissonBatches:
-    """Batches for which each position is drawn by a coin of its own.
+@dataclass(frozen=True)
+class Drawable:
+    """Whom the coins of a private training draw: samples, or people with all theirs.
 
-    Coins come from the operating system. Who takes a batch takes its positions from
+    Args:
+        positions: All that may be drawn, sorted.
+        people: Those of each person; None where each sample is drawn for itself.
+    """
+
+    positions: list[int]
+    people: list[list[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions if self.people is None else self.people)
+
+    def __getitem__(self, place: int) -> list[int]:
+        """Positions of one of them."""
+        return [self.positions[place]] if self.people is None else self.people[place]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one batch must hold.
+
+    Args:
+        drawn: Positions of each sample, or person, that it is of.
+        last: Whether the optimizer steps after it; else it is a part of what one step
+            has drawn, and others follow.
+    """
+
+    drawn: list[list[int]]
+    last: bool = True
+
+    @property
+    def positions(self) -> list[int]:
+        """The samples, in their order."""
+        return [position for some in self.drawn for position in some]
+
+
+class PoissonBatches:
+    """Batches for which each sample, or person, is drawn by a coin of its own.
+
+    Coins come from the operating system. Who takes a batch takes what it must hold from
     `ahead`, in order: an empty draw is a batch of one filler that counts for nothing.
 
     Args:
-        positions: That may be drawn, sorted.
-        rate: q, the probability of each, for each batch.
+        drawable: Who may be drawn.
+        rate: q, the probability of each, for each step.
         batches: Of an epoch.
         refresh: Called before each is read: augmentation by a known seed would tell
             how many samples were read before.
+        pieces: Batches in which what one step has drawn is read.
+        rank: Of this process: it draws from every `world`-th, beginning with its own.
+        world: Number of processes that share them.
     """
 
     def __init__(
         self,
-        positions: list[int],
+        drawable: Drawable,
         rate: float,
         batches: int,
         refresh: Callable[[], None] = lambda: None,
+        *,
+        pieces: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.positions, self.rate, self.batches = positions, rate, batches
-        self.refresh = refresh
-        self.ahead: deque[list[int]] = deque()
+        self.drawable, self.rate, self.batches = drawable, rate, batches
+        self.refresh, self.pieces = refresh, pieces
+        self.share = range(rank, len(drawable), world)
+        self.ahead: deque[Piece] = deque()
+
+    @property
+    def positions(self) -> list[int]:
+        """All that may be drawn, in whichever process."""
+        return self.drawable.positions
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.ahead = ahead = deque[list[int]]()  # what nobody took is forgotten
-        below = int(self.rate * 2**53)
-        for _ in range(self.batches):
-            raw = bytearray(os.urandom(8 * len(self.positions)))
-            coins = torch.frombuffer(raw, dtype=torch.int64).bitwise_and(2**53 - 1)
-            places = torch.nonzero(coins < below).flatten().tolist()
-            drawn = [self.positions[i] for i in places]
-            ahead.append(drawn)
-            self.refresh()
-            yield drawn or self.positions[:1]
+        self.ahead = ahead = deque[Piece]()  # what nobody took is forgotten
+        for first in range(0, self.batches, self.pieces):
+            pieces = min(self.pieces, self.batches - first)
+            drawn = self._draw()
+            for i in range(pieces):
+                here = slice(len(drawn) * i // pieces, len(drawn) * (i + 1) // pieces)
+                piece = Piece(drawn[here], last=i == pieces - 1)
+                ahead.append(piece)
+                self.refresh()
+                yield piece.positions or self.drawable[self.share[0]][:1]
+
+    def _draw(self) -> list[list[int]]:
+        raw = bytearray(os.urandom(8 * len(self.share)))
+        coins = torch.frombuffer(raw, dtype=torch.int64).bitwise_and(2**53 - 1)
+        places = torch.nonzero(coins < int(self.rate * 2**53)).flatten().tolist()
+        return [self.drawable[self.share[i]] for i in places]
 
 
 def drawn_positions(loader: DataLoader, batches: int | None = None) -> list[int] | None:
@@ -159,6 +218,14 @@ def _is_distributed(sampler: Any) -> bool:
     return type(sampler) is DistributedSampler or (
         named and isinstance(sampler, DistributedSampler)
     )
+
+
+def under(sampler: Any) -> Any:
+    """The sampler that Lightning's own was put in front of; itself if there is none."""
+    if not _is_distributed(sampler):
+        return sampler
+    inner = _inner(sampler)
+    return SequentialSampler(sampler.dataset) if inner is None else inner
 
 
 def _inner(sampler: Any) -> Any:

@@ -14,6 +14,14 @@ from lightning_unlearn.plugin.lightning import Trainer
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
+#: Name of the epsilon so far that is logged: a function of numbers, not of data.
+SHOWN = "unlearn/epsilon_one"
+
+
+def watched(trainer: Trainer) -> set[str]:
+    """Metrics by which something is decided."""
+    return {what for _, what in _watched(trainer)}
+
 
 def _watched(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Who decides by which metric."""
@@ -42,7 +50,7 @@ def check_monitors(trainer: Trainer) -> None:
             f"{finders[0]}, which looks for one by losses of the training samples: set "
             "lr by hand, or look for it on other data"
         )
-    logged = compat.logged_in_training(trainer)
+    logged = compat.logged_in_training(trainer) - {SHOWN}
     found = [f"{who} by {what!r}" for who, what in _watched(trainer) if what in logged]
     if found:
         raise SetupError(
@@ -62,17 +70,17 @@ def check_validation(
         SetupError: If a callback or a schedule goes by them.
     """
     check_monitors(trainer)
-    found = [f"{who} by {what!r}" for who, what in _watched(trainer)]
+    found = [f"{who} by {what!r}" for who, what in _watched(trainer) if what != SHOWN]
     if not found:
         return
-    own, positions = _root(loader.dataset)
+    own, positions = root_of(loader.dataset)
     drawn = range(len(positions)) if record.drawn is None else record.drawn
     used = {positions[i] for i in drawn}
     for other in tree_leaves(trainer.val_dataloaders):
         dataset = getattr(other, "dataset", None)
         if dataset is None:
             continue
-        root, places = _root(dataset)
+        root, places = root_of(dataset)
         same = root is own and not used.isdisjoint(places)
         if not same and len(places) == record.n_train and record.fingerprint:
             now = training_data.fingerprint(dataset, record.salt)
@@ -86,7 +94,7 @@ def check_validation(
             )
 
 
-def _root(dataset: Any) -> tuple[Any, Any]:
+def root_of(dataset: Any) -> tuple[Any, Any]:
     """The dataset under subsets, and the positions in it."""
     places: Any = range(len(dataset))
     while isinstance(dataset, Subset):

@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.sampler import SubsetRandomSampler
 
 from lightning_unlearn._base.problems import Problems
-from lightning_unlearn.errors import DataError, ModelError, SetupError, StrategyError
+from lightning_unlearn.errors import DataError, ModelError, SetupError
+from lightning_unlearn.plugin.data.drawn import under
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
+from lightning_unlearn.plugin.private.same_everywhere import check_strategy
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
     was_trained,
@@ -67,12 +69,7 @@ def check(trainer: Trainer, module: LightningModule, loader: DataLoader) -> None
     """
     problems = Problems()
     with problems.noted():
-        name = type(trainer.strategy).__name__
-        if trainer.world_size > 1 or name != "SingleDeviceStrategy":
-            raise StrategyError(
-                f"expected one device and no strategy for PrivateTraining, got {name} "
-                f"with {trainer.world_size}: use devices=1, strategy='auto'"
-            )
+        check_strategy(trainer)
     with problems.noted():
         _check_trainer(trainer, module)
     with problems.noted():
@@ -94,8 +91,6 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
     wrong = []
     if not module.automatic_optimization or len(trainer.optimizers) != 1:
         wrong.append("automatic optimization with one optimizer")
-    if trainer.accumulate_grad_batches != 1:
-        wrong.append("accumulate_grad_batches=1 (memory is bounded anyway)")
     if trainer.gradient_clip_val is not None:
         wrong.append("no gradient_clip_val (max_grad_norm clips)")
     if str(trainer.precision) not in _PRECISIONS:
@@ -118,7 +113,7 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
 
 
 def _check_sampler(trainer: Trainer, loader: DataLoader) -> None:
-    sampler: Any = loader.sampler
+    sampler: Any = under(loader.sampler)  # what ddp puts before it makes way too
     known = type(sampler) in (SequentialSampler, SubsetRandomSampler) or (
         type(sampler) is RandomSampler
         and not sampler.replacement

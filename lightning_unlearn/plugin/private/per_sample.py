@@ -49,18 +49,25 @@ def rows_of(batch: Any) -> tuple[list[Tensor], Any]:
 
 
 def clipped_sum(
-    module: LightningModule, batch: Any, names: Sequence[str], clip: float
+    module: LightningModule,
+    batch: Any,
+    names: Sequence[str],
+    clip: float,
+    sizes: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over a batch of the gradients of single samples, each clipped.
+    """Sum over a batch of the gradients of single samples, or people, each clipped.
 
     Each is computed from its own row and from coins of its own alone (`torch.func`):
-    no other sample of the batch has a part in it.
+    no other sample of the batch has a part in it. That of a person is the mean over all
+    rows of theirs: the gradient of their mean loss.
 
     Args:
         module: In the mode it trains in.
         batch: One row a sample.
         names: Of the weights.
-        clip: Largest norm of the gradient of one sample.
+        clip: Largest norm of the gradient of one sample, or person.
+        sizes: How many rows, one after the other, each person has; None if each row is
+            one for itself.
 
     Returns:
         Float64, by name.
@@ -84,6 +91,7 @@ def clipped_sum(
         randomness="different",
     )
     total = {n: torch.zeros_like(w, dtype=torch.float64) for n, w in weights.items()}
+    people = None if sizes is None else _People(sizes)
     with isolate_rng(), unlogged(module):
         torch.manual_seed(secrets.randbits(63))
         shared = secrets.randbits(32)
@@ -93,8 +101,48 @@ def clipped_sum(
             random.seed(shared)
             part = [x[start : start + chunk] for x in leaves]
             found = _gradients(each, weights, part)
-            _add(total, found, clip * _SHORT)
+            if people is not None:
+                found = people.whole(found)
+            if found:
+                _add(total, found, clip * _SHORT)
     return {name.removeprefix("module."): value for name, value in total.items()}
+
+
+class _People:
+    """Means over the rows of people, which come a part at a time.
+
+    Args:
+        sizes: How many rows each has, in their order.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = torch.tensor(sizes)
+        self.whose = torch.repeat_interleave(torch.arange(len(sizes)), self.sizes)
+        self.read = 0
+        self.open: dict[str, Tensor] = {}  # of somebody some of whose rows have come
+
+    def whole(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of those whose last row has come, by name; none, if nobody.
+
+        Args:
+            found: Gradients of the next rows.
+        """
+        rows = len(next(iter(found.values())))
+        whose = self.whose[self.read : self.read + rows]
+        self.read += rows
+        first, last = int(whose[0]), int(whose[-1])
+        ends = self.read == len(self.whose) or int(self.whose[self.read]) != last
+        done = last - first + 1 if ends else last - first
+        sizes = self.sizes[whose]
+        sums = dict[str, Tensor]()
+        for name, g in found.items():
+            share = (g.detach().flatten(1).T / sizes.to(g)).T
+            sums[name] = share.new_zeros(last - first + 1, share.shape[1])
+            sums[name].index_add_(0, (whose - first).to(g.device), share)
+            if name in self.open:
+                sums[name][0] += self.open[name]
+        self.open = {} if ends else {name: g[-1].clone() for name, g in sums.items()}
+        return {name: g[:done] for name, g in sums.items()} if done else {}
 
 
 def _gradients(each: Any, weights: dict[str, Tensor], part: list[Tensor]) -> Any:

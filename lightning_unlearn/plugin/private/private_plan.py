@@ -20,11 +20,15 @@ class PrivatePlan(Plan):
         clip: Largest norm of one sample's gradient.
         training: Its steps.
         privacy: Of all that will be forgotten so far.
+        group: How many these are: samples, or people.
+        people: Whether whole people were drawn, and are counted.
     """
 
     clip: float
     training: Mechanism
     privacy: Privacy
+    group: int
+    people: bool
 
     def claim(self) -> Claim:
         """See `Plan`."""
@@ -34,9 +38,10 @@ class PrivatePlan(Plan):
                 "noise_multiplier": self.training.noise_multiplier,
                 "sampling_rate": self.training.sampling_rate,
                 "steps": float(self.training.steps),
-                "forgotten": float(len(self.removed)),
+                "forgotten": float(self.group),
                 "most_found": self.privacy.most_found,
-            }
+            },
+            self.people,
         )
 
     def step(self, indices: list[int], proxy_samples: int | None = None) -> Step:

@@ -4,7 +4,7 @@ import atexit
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,6 +277,14 @@ def processes_of(trainer: Trainer) -> Processes:
         gather=_gather,
         broadcast=trainer.strategy.broadcast,
     )
+
+
+def without_sums(trainer: Trainer) -> AbstractContextManager[object]:
+    """A block in which backward passes add up no gradients over the processes."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        return strategy.block_backward_sync()
+    return nullcontext()
 
 
 def _leave() -> None:

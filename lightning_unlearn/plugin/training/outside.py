@@ -99,6 +99,10 @@ def merge_changes(record: TrainingRecord, processes: Processes) -> None:
         record.rows_changed = record.rows_changed or changed
         record.rows_compared = record.rows_compared and compared
         record.made_at_start = sorted({*record.made_at_start, *made})
+    own = record.private
+    for problem in processes.gather(None if own is None else own.problem):
+        if own is not None:
+            own.problem = own.problem or problem
 
 
 def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:

@@ -47,7 +47,10 @@ class PrivateSteps:
         steps: All that it could take at most, so far.
         done: That it has taken.
         names: Weights that were trained, by their names.
-        capacity: How many samples may be forgotten within the callback's epsilon.
+        capacity: How many of those that are drawn may be forgotten within the
+            callback's epsilon.
+        by: Attribute that says whose a sample is, where people are drawn; else None.
+        people: Digest of which samples belong together, or None.
         problem: Why nothing can be claimed, or None.
     """
 
@@ -58,6 +61,8 @@ class PrivateSteps:
     done: int = 0
     names: list[str] = field(default_factory=list)
     capacity: int = 0
+    by: str | None = None
+    people: str | None = None
     problem: str | None = None
 
 

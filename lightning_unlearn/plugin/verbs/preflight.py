@@ -392,6 +392,6 @@ def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ..
             step,
             routes.retraining(options, record, look.training_seconds, job, before),
             *routes.convex_head_on_public(context.module, options, record),
-            routes.private_training(context.callback.options, record, job),
+            routes.private_training(options, record, job, context.loader.dataset),
         ]
     )

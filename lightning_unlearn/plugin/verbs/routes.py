@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lightning_unlearn._base.notebook import table
 from lightning_unlearn._base.text import columns, point
-from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
+from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.guarantee.accounting.private_training import privacy
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.guarantee.strength import MOST_FOUND
 from lightning_unlearn.plugin.lightning import LightningModule
 from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
+from lightning_unlearn.plugin.private import whole_people
+from lightning_unlearn.plugin.private.private_steps import mechanism_of
 from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.verbs import advice
@@ -159,13 +163,16 @@ def convex_head_on_public(
     ]
 
 
-def private_training(options: Options, record: TrainingRecord, job: Job) -> Route:
+def private_training(
+    options: Options, record: TrainingRecord, job: Job, dataset: Any
+) -> Route:
     """What differential privacy gives, or would give.
 
     Args:
         options: Of the callback.
         record: Of the training.
         job: What would be forgotten.
+        dataset: Of the training.
     """
     grade, epsilon, seconds = None, None, None
     needs = (
@@ -173,24 +180,29 @@ def private_training(options: Options, record: TrainingRecord, job: Job) -> Rout
         "few deletions at once that change no weight",
     )
     steps = record.private
-    if steps is not None:
-        gone, needs = len(job.removed), ()
-        training = Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
-        found = privacy(training, gone, options.delta)
+    gone, problem = 0, None if steps is None else steps.problem
+    try:
+        if steps is not None:
+            gone = whole_people.forgotten(record, dataset, job.removed)
+    except UnlearningError as why:
+        problem = problem or str(why)
+    if steps is not None and problem is not None:
+        needs = (problem,)
+    elif steps is not None:
+        found = privacy(mechanism_of(steps), gone, options.delta)
         left = max(0, steps.capacity - gone)
-        if steps.problem is not None:
-            needs = (steps.problem,)
-        elif found.epsilon > options.epsilon:
+        people = "" if steps.by is None else "people "
+        if found.epsilon > options.epsilon:
             needs = (
-                f"epsilon = {found.epsilon:g} of all {gone} forgotten so far is above "
-                f"{options.epsilon:g}, which allows {steps.capacity}",
+                f"epsilon = {found.epsilon:g} of all {gone} {people}forgotten so far "
+                f"is above {options.epsilon:g}, which allows {steps.capacity}",
             )
         else:
             grade, epsilon, seconds = Grade.CERTIFIED, found.epsilon, 0.0
             weak = found.most_found > MOST_FOUND
             if weak or not options.delta * len(job.retained) < 1:
                 grade = Grade.VACUOUS
-            needs = (f"no weight is changed; {left} more could follow",)
+            needs = (f"no weight is changed; {left} more {people}could follow",)
     return Route(
         name="private training",
         grade=grade,

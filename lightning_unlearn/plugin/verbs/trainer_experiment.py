@@ -45,6 +45,10 @@ _LEAST = 1e-10  # and no nearer: float64 sums are rounded
 class TrainerExperiment:
     """Train with some canaries, ``trainer.unlearn`` them, score all of them.
 
+    After a private training (``UnlearningCallback(private=...)``) the request is of one
+    canary that is in: no weight follows from it, and its certificate says what any
+    model of that training tells of one sample.
+
     Canaries are samples of your own data, or better ones made to be remembered, such as
     rare inputs with a wrong label: an attack on ordinary samples finds little.
 
@@ -141,6 +145,9 @@ class TrainerExperiment:
         if inside:
             gone = set(inside)
             forgets = [i for i, place in enumerate(kept) if place in gone]
+            private = callback_of(trainer, None).record.private is not None
+            if private and self.how != "retrain":
+                forgets = forgets[:1]
             if self.white_box:
                 unlearned, retrained = _before_noise(trainer, forgets)
             certificate = unlearn(

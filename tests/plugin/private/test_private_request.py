@@ -168,7 +168,6 @@ def test_batch_normalisation_is_refused_by_name():
 @pytest.mark.parametrize(
     ("option", "match"),
     [
-        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=1"),
         ({"gradient_clip_val": 1.0}, "no gradient_clip_val"),
         ({"precision": "bf16-mixed"}, "precision 32-true"),
         ({"limit_train_batches": 3}, "whole epochs"),

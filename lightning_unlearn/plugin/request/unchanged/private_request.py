@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from lightning_unlearn.errors import BudgetError, GuaranteeError
-from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
+from lightning_unlearn.guarantee.accounting.private_training import privacy
+from lightning_unlearn.plugin.private import whole_people
 from lightning_unlearn.plugin.private.private_plan import PrivatePlan
+from lightning_unlearn.plugin.private.private_steps import mechanism_of
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.retrain_request import (
     check_current,
@@ -12,6 +14,7 @@ from lightning_unlearn.plugin.request.retrain_request import (
     meant,
 )
 from lightning_unlearn.plugin.request.stage import StageContext
+from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.training.outside import outside_of
 from lightning_unlearn.weights.digests import state_digest
 from lightning_unlearn.weights.scope import Scope
@@ -33,6 +36,11 @@ def plan_of(context: StageContext, request: Request) -> PrivatePlan:
     """
     job = meant(context, request)
     check_current(context, request, job)
+    with context.processes.together():
+        return _plan_of(context, job)
+
+
+def _plan_of(context: StageContext, job: Job) -> PrivatePlan:
     record, options, module = (
         context.callback.record,
         context.callback.options,
@@ -58,14 +66,16 @@ def plan_of(context: StageContext, request: Request) -> PrivatePlan:
             "expected the weights that the private training ended with, got others: "
             "something has changed them since; pass ckpt_path= of a checkpoint of it"
         )
-    training = Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
-    found = privacy(training, len(job.removed), options.delta)
+    training, dataset = mechanism_of(steps), context.loader.dataset
+    group = whole_people.forgotten(record, dataset, job.removed)
+    found = privacy(training, group, options.delta)
     if found.epsilon > options.epsilon:
+        before = whole_people.forgotten(record, dataset, record.removed)
         raise BudgetError(
-            f"expected at most epsilon = {options.epsilon:g} of all samples forgotten "
-            f"so far of this private training, got {found.epsilon:g} of "
-            f"{len(job.removed)}: it allows {steps.capacity} "
-            f"({len(record.removed)} are used up); {_INSTEAD}"
+            f"expected at most epsilon = {options.epsilon:g} of all "
+            f"{'samples' if steps.by is None else 'people'} forgotten so far of this "
+            f"private training, got {found.epsilon:g} of {group}: it allows "
+            f"{steps.capacity} ({before} are used up); {_INSTEAD}"
         )
     scope = Scope(module, [named[name] for name in steps.names])
     scope.check_finite()
@@ -80,6 +90,8 @@ def plan_of(context: StageContext, request: Request) -> PrivatePlan:
         clip=steps.clip,
         training=training,
         privacy=found,
+        group=group,
+        people=steps.by is not None,
         scope=scope,
         head=None,
         guarantee=None,

@@ -1,0 +1,72 @@
+"""What is said of a private training that drew samples, and of one of people."""
+
+from collections.abc import Iterable
+
+from lightning_unlearn.errors import CertificateError
+from lightning_unlearn.guarantee.constants import Constant
+
+#: Of a private training that drew samples; and, where the words differ, people.
+PRIVATE: dict[str, tuple[str, ...]] = {
+    "clip": (
+        "no gradient of one sample is longer in the sum of a step",
+        "no gradient of one person, of the mean loss of all their samples, is longer "
+        "in the sum of a step",
+    ),
+    "noise_multiplier": (
+        "Gaussian noise of this many clips was added to the sum in every step, from "
+        "the operating system's entropy",
+    ),
+    "sampling_rate": (
+        "every sample was drawn for a step with this probability, by coins of its own "
+        "from the operating system's entropy",
+        "every person was drawn for a step, with all their samples, with this "
+        "probability, by coins of their own from the operating system's entropy",
+    ),
+    "steps": ("steps of the training, all that it could take at most",),
+    "forgotten": (
+        "samples forgotten so far of this training, with this request: epsilon speaks "
+        "of all of them together",
+        "people forgotten so far of this training, with this request, each with all "
+        "samples that the data give to their id: epsilon speaks of all of them "
+        "together",
+    ),
+    "most_found": (
+        "share of true cases that the best test with 1% false alarms finds: follows "
+        "from the numbers above",
+    ),
+}
+
+
+def _of_people(constants: Iterable[Constant]) -> set[bool]:
+    """What the numbers say of which that depends, each for itself."""
+    return {
+        c.reason == PRIVATE[c.name][-1]
+        for c in constants
+        if len(PRIVATE.get(c.name, ())) > 1
+    }
+
+
+def counts_people(constants: Iterable[Constant]) -> bool:
+    """Whether a private training drew, clipped and counted whole people."""
+    return _of_people(constants) == {True}
+
+
+def check_one_kind(constants: Iterable[Constant]) -> None:
+    """Raise `CertificateError` if some numbers are of samples and some of people."""
+    if len(_of_people(constants)) > 1:
+        raise CertificateError(
+            "expected clip, sampling_rate and forgotten to be all of samples, or all "
+            "of people, got some of each: it was changed or made by another program"
+        )
+
+
+def how_drawn(constants: Iterable[Constant]) -> str:
+    """What every step did with those who were drawn, in words."""
+    whom = "each sample by a coin of its own"
+    if counts_people(constants):
+        whom = "each person, with all their samples, by a coin of their own"
+    return (
+        f"The training itself was private: every step drew {whom}, bounded what one "
+        "can add, and hid it in noise. This request changed no weight: it states what "
+        "that training proves of the samples that are asked about."
+    )

@@ -1,0 +1,90 @@
+"""The steps that a private training may take, fixed before the first of them."""
+
+from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.guarantee.accounting.private_training import (
+    Mechanism,
+    capacity,
+    least_noise,
+    privacy,
+)
+from lightning_unlearn.guarantee.kinds import PrivateTraining
+from lightning_unlearn.plugin.training.training_record import PrivateSteps
+
+
+def planned(
+    settings: PrivateTraining,
+    earlier: PrivateSteps | None,
+    rate: float,
+    left: int,
+    names: list[str],
+    people: str | None,
+    terms: tuple[float, float],
+) -> PrivateSteps:
+    """The steps of a training, those that were taken before among them.
+
+    Args:
+        settings: What the user asked for.
+        earlier: The steps of a training that goes on, or None.
+        rate: With which each sample, or person, is drawn.
+        left: Steps that are still to be taken.
+        names: Of the weights that are trained.
+        people: Digest of who they are, or None.
+        terms: Epsilon and delta of the callback.
+
+    Raises:
+        GuaranteeError: If a training would go on otherwise than it began.
+    """
+    epsilon, delta = terms
+    total = left if earlier is None else max(earlier.done + left, earlier.steps)
+    z = settings.noise_multiplier
+    if z is None and earlier is not None:
+        z = earlier.noise_multiplier
+    if z is None:
+        assert settings.epsilon is not None  # or it has a noise multiplier
+        z = least_noise(settings.epsilon, settings.delta or delta, rate, total)
+    steps = PrivateSteps(
+        clip=settings.max_grad_norm,
+        noise_multiplier=z,
+        sampling_rate=rate,
+        steps=total,
+        done=0 if earlier is None else earlier.done,
+        names=names,
+        by=settings.by,
+        people=people,
+    )
+    if earlier is not None and _fixed(steps) != _fixed(earlier):
+        raise GuaranteeError(
+            "expected a private training to go on as it began (clip, noise, sampling "
+            "rate, weights, by=), got others: the accountant composes equal steps; "
+            "train a new model"
+        )
+    steps.capacity = capacity(mechanism_of(steps), epsilon, delta)
+    return steps
+
+
+def _fixed(steps: PrivateSteps) -> tuple[object, ...]:
+    return (
+        *(steps.clip, steps.noise_multiplier, steps.sampling_rate),
+        *(steps.names, steps.by, steps.people),
+    )
+
+
+def mechanism_of(steps: PrivateSteps) -> Mechanism:
+    """All steps of a training, as the accountant takes them."""
+    return Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
+
+
+def epsilon_one(steps: PrivateSteps, delta: float, done: int | None = None) -> float:
+    """Epsilon of one sample, or person.
+
+    Args:
+        steps: Of the training.
+        delta: Failure probability.
+        done: Of the steps, those that count; None for all of them.
+    """
+    if done == 0:
+        return 0.0
+    made = Mechanism(
+        steps.noise_multiplier, steps.sampling_rate, done or max(steps.steps, 1)
+    )
+    return privacy(made, 1, delta).epsilon

@@ -1,0 +1,112 @@
+"""A private training in two processes of its own, and a request after it.
+
+``python -m tests.plugin.helpers.private_job <folder> <strategy> <fault>...``: one
+process after another fault; each process writes what it saw to ``<rank>.json``.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from lightning_unlearn import PrivateTraining, UnlearningCallback
+from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.weights.digests import state_digest, tensors_digest
+from tests.helpers.lightning import Callback, ModelParallelStrategy
+from tests.helpers.nets import MLP, digits, trainer
+
+N = 301  # not divisible by two
+
+
+class Watch(Callback):
+    """Notes what a process draws, and the gradients that the optimizer sees."""
+
+    def __init__(self):
+        self.drawn, self.grads = [], []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        run = trainer.callbacks[0].attached.private
+        self.drawn.append(run._piece.positions)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.grads.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+
+
+class Second(Callback):
+    """Does something wrong in the second process alone."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 4:
+            if self.fault == "rows":
+                batch[0].add_(1.0)
+            if self.fault == "weights":
+                next(module.parameters()).data.add_(1.0)
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.global_rank == 1 and self.fault == "late":
+            next(module.parameters()).data.add_(1.0)
+
+
+class Skips(MLP):
+    """Leaves out a step, or takes it twice, in the second process."""
+
+    times = 1
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        second = self.trainer.global_rank == 1 and self.trainer.global_step == 4
+        if second and self.times == 0:
+            optimizer_closure()
+        for _ in range(self.times if second else 1):
+            optimizer.step(closure=optimizer_closure)
+
+
+def trained(folder, name, fault):
+    """What one process saw of a training with a fault, and of a request after it."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    strategy = ModelParallelStrategy(2, 1) if name == "fsdp2" else name
+    settings = PrivateTraining(noise_multiplier=4.0)
+    callback = UnlearningCallback(epsilon=4.0, delta=1e-4, private=settings)
+    watch, net, data = Watch(), MLP(), digits(N)
+    if fault in ("skips", "twice"):
+        net = Skips()
+        net.times = 0 if fault == "skips" else 2
+    if fault == "order" and rank == 1:
+        data = Subset(data, list(reversed(range(N))))
+    callbacks = [watch, Second(fault)]
+    own = trainer(callback, 2, strategy=strategy, devices=2, callbacks=callbacks)
+    loader = DataLoader(data, 15, shuffle=True)
+    own.fit(net, loader)
+    told = {
+        "sampler": type(own.train_dataloader.batch_sampler).__name__,
+        "grads": tensors_digest((str(i), g) for i, g in enumerate(watch.grads)),
+        "std": float(torch.stack(watch.grads).std()) if watch.grads else None,
+        "drawn": watch.drawn,
+        "weights": state_digest(net.state_dict()),
+    }
+    result = own.unlearn([3, 8], net, loader, save_to=folder / "clean.ckpt")
+    told["certificate"] = result.certificate.to_json()
+    told["after"] = state_digest(net.state_dict())
+    told["private"] = vars(callback.record.private)
+    return told
+
+
+def main(folder, name, *faults):
+    torch.set_num_threads(1)
+    rank, told = int(os.environ.get("LOCAL_RANK", 0)), {}
+    for fault in faults:
+        try:
+            told[fault] = trained(folder, name, fault)
+        except UnlearningError as error:
+            told[fault] = {"error": f"{type(error).__name__}: {error}"}
+        rank = int(os.environ.get("LOCAL_RANK", rank))
+        (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
