@@ -55,8 +55,8 @@ class Audit:
         attack: How the two worlds were told apart.
         tried: On what, in words.
         n: Models, or canaries, that the attack was given.
-        ceiling: The largest `epsilon_lower` so many can show: all right.
-        mu_ceiling: The largest `mu_lower` so many can show.
+        ceiling: The largest `epsilon_lower` that so few can give: all right.
+        mu_ceiling: The largest `mu_lower` that so few can give.
     """
 
     epsilon_lower: float
@@ -96,8 +96,8 @@ class Audit:
             stated = self.epsilon_certified
             claim = "nothing" if stated is None else f"epsilon = {number(stated)}"
             lines.append(
-                f"  lower bound of epsilon{condition}: {number(found)} found (so many "
-                f"can show {number(most)}); certified {grade}: {claim}"
+                f"  lower bound of epsilon{condition}: {number(found)} found (at most "
+                f"{number(most)} can be, with so few); certified {grade}: {claim}"
             )
         too_few = self.ceiling <= (self.epsilon_certified or -1)
         if self.mu_certified is not None:

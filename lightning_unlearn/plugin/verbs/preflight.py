@@ -150,7 +150,7 @@ class Preflight:
         ]
         rows.insert(1, ("release", self._release()))
         if self.on_your_word:
-            rows.insert(1, ("on your word, public", ", ".join(self.on_your_word)))
+            rows.insert(1, ("taken as public", ", ".join(self.on_your_word)))
         if self.duplicates is not None:
             found = f"{len(self.duplicates)} exact copies among the retained"
             rows.insert(3, ("duplicates", found))
