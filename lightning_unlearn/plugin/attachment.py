@@ -293,14 +293,7 @@ class Attachment:
         )
         self.scaling_told = found > 0
         if found:
-            rank_zero_warn(
-                f"{found} of {of} columns of the training data have mean 0 and "
-                "standard deviation 1 (to 1e-5): were they scaled by the mean and "
-                "deviation of this very data? Then every row was made with the samples "
-                "to be forgotten, and what a certificate takes as public is not; scale "
-                "by public constants, or offer dataset_without(positions), which a "
-                "request compares with"
-            )
+            own_scale.warn(found, of)
 
     def note_changes(
         self, trainer: Trainer, module: LightningModule, options: Options, alone: bool

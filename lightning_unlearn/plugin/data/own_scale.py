@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -98,3 +99,14 @@ def _scaled(sums: Tensor, n: int, signs: Tensor, over: list[int]) -> tuple[int, 
     found = int((unit & (mean.abs() < _CLOSE) & vary & ~signs).sum())
     of = int(vary.sum())
     return (found, of) if found >= max(1, _SHARE * of) else (0, 0)
+
+
+def warn(found: int, of: int) -> None:
+    """Warn that so many columns look scaled by the data's own mean and deviation."""
+    rank_zero_warn(
+        f"{found} of {of} columns of the training data have mean 0 and standard "
+        "deviation 1 (to 1e-5): were they scaled by the mean and deviation of this "
+        "very data? Then every row was made with the samples to be forgotten, and what "
+        "a certificate takes as public is not; scale by public constants, or offer "
+        "dataset_without(positions), which a request compares with"
+    )
