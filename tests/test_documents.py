@@ -91,7 +91,8 @@ def test_pages_with_code_are_found_and_their_languages_known():
     found = [path.name for path in PAGES if with_code(path)]
     assert found == [
         "README.md", "deletion-request.md", "does-it-forget.md", "in-your-project.md",
-        "index.md", "private-training.md", "public-backbone.md", "tables.md", "which-guarantee.md",
+        "index.md", "private-training.md", "public-backbone.md", "tables.md",
+        "which-guarantee.md",
     ]  # fmt: skip
     for path in PAGES:
         assert {language for language, _ in blocks(path)} <= LANGUAGES, path
