@@ -176,12 +176,14 @@ def private_training(
         job: What would be forgotten.
         dataset: Of the training.
     """
-    grade, epsilon, seconds = None, None, None
+    grade, epsilon, seconds = Grade.CERTIFIED, options.epsilon, None
     needs = (
         "a new training with UnlearningCallback(private=PrivateTraining(...)), for a "
         "few deletions at once that change no weight",
     )
     steps = record.private
+    if steps is not None:  # it is one: what does it allow?
+        grade, epsilon = None, None
     gone, problem = 0, None if steps is None else steps.problem
     try:
         if steps is not None:
@@ -223,7 +225,8 @@ def with_recommended(routes: Sequence[Route]) -> tuple[Route, ...]:
         routes: The step on this model first, then retraining.
     """
     for route in routes:
-        if route.name == "private training" and route.grade is Grade.CERTIFIED:
+        now = route.name == "private training" and route.seconds is not None
+        if now and route.grade is Grade.CERTIFIED:
             return tuple(replace(r, recommended=r is route) for r in routes)
     step, again = routes[0], routes[1]
     slow = bool(advice.slower(step.seconds, again.seconds))
