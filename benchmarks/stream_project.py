@@ -3,9 +3,10 @@
     python benchmarks/stream_project.py CASE unlearn --config config.yaml \
         --ckpt_path 1.ckpt --forget '[17]' --save_to 2.ckpt
 
-CASE is texts, images, features or pixels. It is what an operator has: one module, one
-DataModule, ``LightningCLI``. It imports what the request needs and nothing else. With
-``STREAM_READ=file`` it writes there how many samples went through the backbone.
+CASE is texts, unsorted, images, features or pixels. It is what an operator has: one
+module, one DataModule, ``LightningCLI``. It imports what the request needs and nothing
+else. With ``STREAM_READ=file`` it writes there how many samples went through the
+backbone.
 """
 
 import csv
@@ -87,10 +88,12 @@ class Data(LightningDataModule):
 
 
 class Questions(Dataset):
-    """Tokens and intents, sorted by length: batches are padded little."""
+    """Tokens and intents; sorted by length, batches are padded little."""
 
-    def __init__(self, samples: list[dict[str, Any]]):
-        self.samples = sorted(samples, key=lambda row: len(row["input_ids"]))
+    def __init__(self, samples: list[dict[str, Any]], by_length: bool):
+        if by_length:
+            samples = sorted(samples, key=lambda row: len(row["input_ids"]))
+        self.samples = samples
 
     def __len__(self):
         return len(self.samples)
@@ -106,12 +109,20 @@ class Banking77(Data):
         model: Folder of the language model, for its tokenizer.
         rows: As of `Data`.
         without: As of `Data`.
+        by_length: Sort them by length; else they stand as in the file.
     """
 
-    def __init__(self, model: str, rows: int = 0, without: list[int] | None = None):
+    def __init__(
+        self,
+        model: str,
+        rows: int = 0,
+        without: list[int] | None = None,
+        by_length: bool = True,
+    ):
         from transformers import AutoTokenizer, DataCollatorWithPadding
 
         super().__init__(rows, without)
+        self.by_length = by_length
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.collate = DataCollatorWithPadding(self.tokenizer)
 
@@ -128,7 +139,8 @@ class Banking77(Data):
                     "label": names.index(row["category"]),
                 }
                 for i, row in enumerate(rows)
-            ]
+            ],
+            self.by_length,
         )
 
 
@@ -226,6 +238,7 @@ class Rows(CertifiedClassifier):
 
 CASES = {
     "texts": (MiniLM, Banking77),
+    "unsorted": (MiniLM, Banking77),
     "images": (ResNet20, Cifar100),
     "features": (Rows, Features),
     "pixels": (Rows, Pixels),

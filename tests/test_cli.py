@@ -17,6 +17,8 @@ from lightning_unlearn.certificate import console
 from tests.helpers.cli_project import (
     QUIET,
     ROOT,
+    Classifier,
+    Digits,
     fit,
     refused,
     run,
@@ -385,3 +387,44 @@ def test_requests_that_are_refused_are_one_line(project, capsys):
     with pytest.raises(SystemExit):
         ask(*new, "--requests=other.csv")
     assert "expected --requests once, got it 2 times" in capsys.readouterr().err
+
+
+PARSERS = []
+
+
+class Recorded(cli.LightningCLI):
+    """Notes every parser that gets options."""
+
+    def add_arguments_to_parser(self, parser):
+        PARSERS.append(parser)
+
+
+def parsers_of(args=None, **options):
+    """How many a command has, which shows something and ends."""
+    del PARSERS[:]
+    with pytest.raises(SystemExit) as stop:
+        Recorded(Classifier, Digits, args=args, **options)
+    assert stop.value.code == 0
+    return len(PARSERS)
+
+
+def test_of_the_command_line_only_the_subcommand_asked_for_gets_options(
+    project, capsys, monkeypatch
+):
+    every = len(cli.LightningCLI.subcommands())
+    for name, count in (("preflight", 1), ("unlearn", 1), ("fit", every)):
+        monkeypatch.setattr(sys, "argv", ["train.py", name, "--print_config"])
+        assert parsers_of() == count
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert {"trainer", "model", "data", "unlearning"} <= shown.keys()
+    monkeypatch.setattr(sys, "argv", ["train.py", "unlearn", "--help"])
+    assert parsers_of() == 1
+    assert "--save_to" in capsys.readouterr().out
+    # Given within Python, or with defaults for all: nothing is left out.
+    with pytest.warns(UserWarning, match="args parameter is intended"):
+        assert parsers_of(["fit", "--print_config"]) == 1 + every
+    assert "max_epochs" in capsys.readouterr().out
+    (project / "all.yaml").write_text("fit:\n  trainer:\n    max_epochs: 3\n")
+    files = {"default_config_files": ["all.yaml"]}
+    monkeypatch.setattr(sys, "argv", ["train.py", "unlearn", "--print_config"])
+    assert parsers_of(parser_kwargs=files) == every

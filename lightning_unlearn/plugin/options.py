@@ -24,6 +24,7 @@ from lightning_unlearn.step.network.products import PRODUCTS
 
 Curvature = Literal["hessian", "hessian_forward", "gauss_newton", "central_difference"]
 _EXCLUDING = ("exclusions=", "exclusions_key=")
+_NAMES = {"prepared": "rows.store", "state_file": "solve.state"}  # as in the examples
 Precision = Literal["auto", "float32", "float64"]
 
 
@@ -132,6 +133,11 @@ class Options:
                     raise ArgumentError(
                         f"expected {name}= on a disk of this machine, got {path}: it "
                         "is locked, renamed and linked, which no remote store can do"
+                    )
+                if name in _NAMES and Path(path).is_dir():
+                    raise ArgumentError(
+                        f"expected {name}= to be a file, got the folder {path}: name a "
+                        f"file in it, {name}={Path(path) / _NAMES[name]}"
                     )
                 own = Path(path).resolve() if name in linked else Path(path).absolute()
                 object.__setattr__(self, name, own)

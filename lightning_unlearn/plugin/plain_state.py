@@ -107,6 +107,8 @@ class PlainState:
 
     def _look(self, name: str, value: Any) -> list[tuple[str, object]]:
         """Note one object; what is to be looked at next."""
+        if type(value) in _CONTAINERS:  # most of them, and it is quick to tell
+            return self._held_in(name, value)
         if isinstance(value, (DTensor, torchmetrics.Metric, nn.Parameter)):
             return []
         if isinstance(value, (Tensor, np.ndarray)):
@@ -121,16 +123,8 @@ class PlainState:
             return []
         if isinstance(value, nn.Module):
             return self._module(name, value)
-        if isinstance(value, (dict, list, set, deque, bytearray)):
-            self._nodes.append(_container(name, value))
-            pairs = (
-                _held(value).items() if isinstance(value, dict) else enumerate(value)
-            )
-            found = [(f"{name}[{k!r:.40}]", x) for k, x in _first(pairs)]
-            own = getattr(value, "__dict__", None)
-            return found + ([] if own is None else self._attributes(name, value))
-        if isinstance(value, (tuple, frozenset)):
-            return [(f"{name}[{i}]", x) for i, x in _first(enumerate(value))]
+        if isinstance(value, (*_CONTAINERS, deque, bytearray)):
+            return self._held_in(name, value)
         if isinstance(value, (MethodType, BuiltinMethodType)):
             parts = value.__self__, getattr(value, "__func__", None)
             return [(name, part) for part in parts]
@@ -154,6 +148,20 @@ class PlainState:
             return self._attributes(name, value)
         return []
 
+    def _held_in(self, name: str, value: Any) -> list[tuple[str, object]]:
+        if isinstance(value, (tuple, frozenset)):
+            pairs = _first(enumerate(value))
+            return [(f"{name}[{i}]", x) for i, x in pairs if type(x) not in _PLAIN]
+        self._nodes.append(_container(name, value))
+        pairs = _held(value).items() if isinstance(value, dict) else enumerate(value)
+        found = [
+            (f"{name}[{k!r:.40}]", x)
+            for k, x in _first(pairs)
+            if type(x) not in _PLAIN  # the container itself remembers these
+        ]
+        own = getattr(value, "__dict__", None)
+        return found + ([] if own is None else self._attributes(name, value))
+
     def _module(self, name: str, module: nn.Module) -> list[tuple[str, object]]:
         found = list[tuple[str, object]]()
         for prefix, layer in module.named_modules(prefix=name if name else ""):
@@ -174,6 +182,9 @@ class PlainState:
 
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+
+_PLAIN = frozenset({str, bytes, int, float, complex, bool, type(None)})
+_CONTAINERS = dict, list, set, tuple, frozenset
 
 
 def _first(pairs: Iterable[tuple[Any, object]]) -> Iterator[tuple[Any, object]]:

@@ -1,5 +1,7 @@
 """Are batches the same at every read, and left as they were?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -39,9 +41,16 @@ def check_repeatable(batches: Batches) -> None:
 def check_in_place(loss: LossFunction, batches: Batches) -> None:
     """Raise `ModelError` if the loss changes the batch it is given."""
     _, batch = batches.take(spread_places(batches.n))
+    with left_alone(batch):
+        loss(batch, 0)
+
+
+@contextmanager
+def left_alone(batch: object) -> Iterator[None]:
+    """Raise `ModelError` if a block, which reads a batch, changes it in place."""
     leaves = tensors_in(batch)
     before = [x.clone() for x in leaves]
-    loss(batch, 0)
+    yield
     if not _identical(before, leaves):
         raise ModelError(
             "expected a loss that leaves its batch as it is, got one that changes it "

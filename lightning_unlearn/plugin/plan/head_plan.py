@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.guarantee.accounting.served_head import ROUNDING
@@ -18,7 +19,7 @@ from lightning_unlearn.plugin.training.public_backbones import (
     reading_private,
     tell_near,
 )
-from lightning_unlearn.step.batch_checks import check_in_place, check_repeatable
+from lightning_unlearn.step.batch_checks import check_repeatable
 from lightning_unlearn.step.head.capture import capture, row_difference
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
@@ -111,7 +112,7 @@ class HeadPlan(Plan):
         """See `Plan`; `PreparedHead.nothing` if nothing is known."""
         step, objective, rest = self._solved(state)
         with passes(self.module, self.scope, self.dtype):
-            difference = self._difference(self.blocks(self.retained))
+            difference = self._difference(self.blocks(self.retained), rest)
         check_resolved(objective, step.weights, difference, self.tolerance.value)
         return replace(step, claim=self.claim()), rest
 
@@ -170,11 +171,18 @@ class HeadPlan(Plan):
         """
         return self.batches(self.loader, indices, by_position=True)
 
-    def _difference(self, batches: ExactBatches) -> float:
+    def _difference(self, batches: ExactBatches, known: PreparedHead) -> float:
         """See `row_difference`; the largest of all processes."""
         world, rank = self.processes.world, self.processes.rank
+
+        def solved_on(places: list[int]) -> Tensor | None:
+            own = [self.retained[place] for place in places]
+            # A filler's rows are another process's.
+            here = set(own) <= set(known.positions.tolist())
+            return known.of(own).features if here else None
+
         with self.processes.summed(world) as (found,):
-            found[rank] = row_difference(self.loss, self.head, batches)
+            found[rank] = row_difference(self.loss, self.head, batches, solved_on)
         return float(found.max())
 
     def _rows(self, batches: ExactBatches | None) -> FeatureData | None:
@@ -187,7 +195,6 @@ class HeadPlan(Plan):
     def _read(self, batches: ExactBatches) -> FeatureData:
         with reading_private(self.module, batches.now):
             check_repeatable(batches)
-            check_in_place(self.loss, batches)
             elsewhen = partial(compat.clock_moved, self.trainer)
             if self.display is not None:
                 batches.seen = self.display.reading(len(batches.places))

@@ -1,5 +1,6 @@
 """What reaches a head: every sample's row, read once and checked."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -149,7 +150,12 @@ def check_rows(
         )
 
 
-def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> float:
+def row_difference(
+    loss: LossFunction,
+    head: ConvexHead,
+    batches: Batches,
+    solved_on: Callable[[list[int]], Tensor | None] = lambda places: None,
+) -> float:
     """Largest distance of some samples' rows that are read in two companies.
 
     A batch is read in another order, with half of its samples taken from another batch
@@ -161,6 +167,9 @@ def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> fl
         loss: The module's loss of a batch.
         head: The head.
         batches: The retained samples (of this process).
+        solved_on: The rows of samples at some places, as they were solved on: they were
+            read in the company of their batch, and are not read so again. None where
+            they are not known.
     """
     first, last = list(batches.parts[0]), list(batches.parts[-1])
     mixed = [pair[i % 2] for i, pair in enumerate(zip(first, last, strict=False))]
@@ -168,14 +177,17 @@ def row_difference(loss: LossFunction, head: ConvexHead, batches: Batches) -> fl
     taken, others = batches.take(first), batches.take(mixed[::-1])
     if _form(others) != _form(taken):
         mixed, others = first, batches.take(first[::-1])
+    own = list(dict.fromkeys(first))
+    rows = solved_on(own)
     with fixed_weights(head):
-        known = rows_of(loss, head, first, taken)
+        if rows is None:
+            read = rows_of(loss, head, first, taken)
+            rows = _without_dust(torch.stack([read[place].features for place in own]))
         found = rows_of(loss, head, mixed[::-1], others)
-    return max(
-        float((row.features.double() - known[place].features.double()).norm())
-        for place, row in found.items()
-        if place in known  # every second of them is
-    )
+    both = [place for place in own if place in found]  # every second of them is
+    now = _without_dust(torch.stack([found[place].features for place in both]))
+    before = rows[[own.index(place) for place in both]].to(now.device)
+    return float((now.double() - before.double()).flatten(1).norm(dim=1).max())
 
 
 def _form(taken: tuple[int, object]) -> list[torch.Size]:

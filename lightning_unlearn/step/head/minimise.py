@@ -55,9 +55,9 @@ def check_resolved(
         raise GuaranteeError(
             f"expected a tolerance that the rows at the head can resolve, got "
             f"tolerance={tolerance:g} with rows that differ by {difference:.2g} when a "
-            "sample is read in another company: the optimum may move by more than "
-            f"{_UNSAID:.0%} of the sensitivity; take tolerance={least:.2g} or more, "
-            "compute in float64 (module.double()), or use deterministic kernels "
+            "sample is read again, in another company: the optimum may move by more "
+            f"than {_UNSAID:.0%} of the sensitivity; take tolerance={least:.2g} or "
+            "more, compute in float64 (module.double()), or use deterministic kernels "
             "(torch.use_deterministic_algorithms)"
         )
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from lightning_unlearn import UnlearningCallback, prepare
-from lightning_unlearn.errors import DataError, SetupError
+from lightning_unlearn.errors import ArgumentError, DataError, SetupError
 from lightning_unlearn.plugin.files import prepared_file
 from tests.helpers.nets import (
     MLP,
@@ -100,3 +100,10 @@ def test_a_missing_folder_is_said_before_the_work(monkeypatch):
     with pytest.raises(SetupError, match="folder of prepared=.*create it"):
         prepare(fit_trainer)
     assert callback.bound_state is None
+
+
+@pytest.mark.parametrize("name", ["prepared", "state_file"])
+def test_a_folder_is_refused_by_name(name, tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ArgumentError, match=f"expected {name}= .* folder .*kept: name"):
+        UnlearningCallback(**{name: tmp_path / "kept"})

@@ -12,7 +12,16 @@ from lightning_unlearn.errors import DataError, ModelError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.weights.opaque import Opaque, rewritten, tensors_in
 from tests.helpers.lightning import CombinedLoader, L
-from tests.helpers.nets import MLP, HeadNet, digits, loader, same, trainer, weights
+from tests.helpers.nets import (
+    MLP,
+    HeadNet,
+    digits,
+    fitted,
+    loader,
+    same,
+    trainer,
+    weights,
+)
 
 
 class Stream(IterableDataset):
@@ -227,6 +236,18 @@ def test_what_is_inside_such_a_batch_is_looked_at():
         requested(AnyMLP(), Graph, Augmented(), noise_std=0.0)
     with pytest.raises(ModelError, match="one that changes it in place"):
         requested(InPlace(), Graph, noise_std=0.0)
+
+
+class InPlaceHead(HeadNet):
+    def training_step(self, batch, batch_idx):
+        batch[0].sub_(batch[0].mean(1, keepdim=True) * 0.5)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_head_whose_loss_changes_its_batch_is_refused():
+    _, own, _, _ = fitted(InPlaceHead(), digits(300))
+    with pytest.raises(ModelError, match="one that changes it in place"):
+        own.unlearn([3])
 
 
 def test_other_tensors_in_a_copy():

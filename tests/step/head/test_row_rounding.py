@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.step.head.capture import row_difference
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.convex_objective import ConvexObjective
 from lightning_unlearn.step.head.links import LINKS
@@ -103,3 +104,52 @@ def test_a_tolerance_below_the_rows_is_refused_with_the_least_that_is_not():
         check_resolved(objective, w, 1e-7, 0.8 * float(told[1]))
     with pytest.raises(GuaranteeError, match="can resolve"):
         check_resolved(objective, w, float("nan"), 1e-3)
+
+
+class InOrder:
+    """Batches of 4 of some rows."""
+
+    def __init__(self, X, y):
+        self.X, self.y, self.parts = X, y, [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    def take(self, places):
+        return len(places), (self.X[places], self.y[places])
+
+
+@pytest.mark.parametrize("off", [0.0, 2.0**-12])
+def test_rows_are_compared_as_they_were_solved_on(off):
+    X, y = torch.arange(24.0).view(8, 3) / 8, torch.arange(8) % 3
+    head, read = ConvexHead(3, 3), []
+
+    def loss(batch, index):
+        read.append(len(batch[0]))
+        return head.loss(*batch).mean()
+
+    batches = InOrder(X, y)
+    assert row_difference(loss, head, batches) == 0.0
+    assert read == [4, 4]
+    del read[:]
+    asked = []
+
+    def solved_on(places):
+        asked.append(places)
+        return X[places] + torch.tensor([0.0, off, 0.0])
+
+    assert row_difference(loss, head, batches, solved_on) == off
+    assert (read, asked) == ([4], [[0, 1, 2, 3]])  # one batch: theirs are known
+    assert row_difference(loss, head, batches, lambda places: None) == 0.0
+
+
+def test_rows_whose_dust_was_taken_away_are_the_same():
+    X, y = torch.ones(8, 3), torch.zeros(8, dtype=torch.int64)
+    X[:, 2] = 1e-30
+    head = ConvexHead(3, 3)
+    kept = X.clone()
+    kept[:, 2] = 0  # as capture keeps them
+    found = row_difference(
+        lambda batch, index: head.loss(*batch).mean(),
+        head,
+        InOrder(X, y),
+        lambda places: kept[places],
+    )
+    assert found == 0.0

@@ -9,11 +9,18 @@ import torch
 from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.step.batch_checks import (
     Width,
+    left_alone,
     size_of,
     spread_places,
 )
 from lightning_unlearn.step.head.convex_head import ConvexHead
-from lightning_unlearn.step.head.rows.calls import Row, Rows, fixed_weights, rows_in
+from lightning_unlearn.step.head.rows.calls import (
+    Row,
+    Rows,
+    fixed_weights,
+    rows_in,
+    rows_of,
+)
 from lightning_unlearn.step.head.rows.feature_data import FeatureData
 from lightning_unlearn.weights.objective import Batches, LossFunction
 
@@ -37,6 +44,7 @@ def check_independent(
 ) -> set[Width]:
     """Some samples' rows: the same at other weights, in other company, at other times.
 
+    And the loss leaves the batch as it is, which the next read of it would show too.
     They are spread over the data: folders are sorted by class, and what a batch does to
     a sample may show for few of them.
 
@@ -52,11 +60,19 @@ def check_independent(
         found = (rows_in(loss, head, batches, group, index) for group in groups)
         return {place: row for rows in found for place, row in rows.items()}
 
+    def read_first() -> Rows:
+        found = Rows()
+        for group in groups:
+            taken = batches.take(group)
+            with left_alone(taken[1]):
+                found |= rows_of(loss, head, group, taken)
+        return found
+
     try:
-        own = read(groups)
+        own = read_first()
     except ModelError:  # at weights that training drove too far; any others will do
         with fixed_weights(head, seed=1):
-            own = read(groups)
+            own = read_first()
     with fixed_weights(head):
         exact = read(groups[:1])
         with elsewhen():
