@@ -248,9 +248,9 @@ def show(kept: dict[str, Any]) -> None:
              "for noise"],
             costs,
         ),
-        "The large network's private fit was made with epsilon = 1,000 in the callback: "
-        "the search for how many samples that allows is in its CPU seconds. The "
-        "program now has 20.",
+        "The large network's private fit was made with epsilon = 1,000 in the "
+        "callback: the search for how many samples that allows is in its CPU seconds. "
+        "The program now has 20.",
     )  # fmt: skip
 
 
