@@ -189,12 +189,13 @@ def draw(kept: dict[str, Any]) -> str:
             axis.axhline(
                 level, color="#888888", linestyle="--" if kind == "large" else ":"
             )
-            axis.annotate(f"{kind}, ordinary", (0.3, level), va="bottom", fontsize=8)
+            axis.annotate(f"{kind}, ordinary", (1, level), va="bottom", fontsize=8)
     axis.axhline(HEAD, color="#aa3377", linestyle="-.")
-    axis.annotate("certified head, epsilon 1", (12, HEAD), va="bottom", fontsize=8)
+    axis.annotate("certified head, epsilon 1", (1, HEAD), va="bottom", fontsize=8)
+    axis.set_ylim(top=99.9)
     axis.set(xscale="log", xlabel="epsilon at delta = 1e-5", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(RESULTS / "private-training.png", dpi=110)
     return "![Accuracy against epsilon](private-training.png)"
