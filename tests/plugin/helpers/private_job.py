@@ -49,7 +49,8 @@ class Second(Callback):
                 next(module.parameters()).data.add_(1.0)
 
     def on_train_epoch_end(self, trainer, module):
-        if trainer.global_rank == 1 and self.fault == "late":
+        when = {"early": 0, "late": 1}.get(self.fault)
+        if trainer.global_rank == 1 and trainer.current_epoch == when:
             next(module.parameters()).data.add_(1.0)
 
 

@@ -26,6 +26,7 @@ FAULTS = {
     "skips": "ModelError: expected one step of the optimizer for every batch",
     "twice": "ModelError: expected one step of the optimizer for every batch",
     "order": "DataError: expected the same training data in every process",
+    "early": "DataError: expected the same weights in every process",
     "late": "GuaranteeError: expected a training that was private.*something but its",
 }
 
