@@ -195,6 +195,14 @@ def test_a_covered_head_needs_what_was_agreed():
             trainer(other, -1).unlearn([3], model, loader(private()))
 
 
+def test_another_loss_on_the_same_weights_is_refused(tmp_path):
+    _, own, *_ = served()
+    own.save_checkpoint(tmp_path / "fit.ckpt")
+    again, other = trainer(UnlearningCallback(**COVER), -1), net(loss="mse")
+    with pytest.raises(GuaranteeError, match="expected the loss and backbone of the"):
+        again.unlearn([3], other, loader(private()), ckpt_path=tmp_path / "fit.ckpt")
+
+
 def test_another_fit_is_another_release_and_refused():
     model, own, callback, dataset = served()
     before = head(model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
+from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.guarantee.accounting.served_head import ROUNDING
 from lightning_unlearn.guarantee.kinds import StronglyConvex
 from lightning_unlearn.guarantee.tolerance import Tolerance
@@ -59,9 +60,14 @@ class HeadPlan(Plan):
     def served(self) -> dict[str, float] | None:
         """What a claim about heads that were served before rests on; None without."""
         covered, head = self.options.cover_served, self.head
+        if covered is None:
+            return None
         R, longest = fixed_row_norm(self.module, head), head.link.longest
-        if covered is None or R is None or longest is None:
-            return None  # which a training with cover_served= has refused
+        if R is None or longest is None:
+            raise GuaranteeError(
+                "expected the loss and backbone of the training with cover_served=, "
+                "got others, of which nothing says how far one sample moves the head"
+            )
         forgotten = len(self.removed)
         last = len(self.ledger.entries) + 1 == self.options.releases
         return {
