@@ -50,6 +50,12 @@ def spread(values, digits: int = 1) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def done(known) -> list[str]:
+    """The jobs with a certified head, and something to hold it to."""
+    compared = [job for job in JOBS if any(runs(known, job, w) for w in UNCERTIFIED)]
+    return [job for job in compared if runs(known, job, "certified")]
+
+
 def best(known, job: str) -> str:
     """The uncertified way with the best mean."""
     ways = [w for w in UNCERTIFIED if runs(known, job, w)]
@@ -66,7 +72,7 @@ def less(known, job: str, way: str, other: str) -> tuple[float, float | None]:
 
 
 def signed(difference: tuple[float, float | None]) -> str:
-    value, error = difference
+    value, error = round(difference[0], 1) + 0.0, difference[1]
     return f"{value:+.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
@@ -80,8 +86,7 @@ def audit(known, job: str, way: str) -> str:
     for name, cell in known.items():
         if name.startswith(f"{job} | audit {way} |"):
             found = max(cell["one_run"], cell.get("two_sample", 0.0))
-            group = f" (of {cell['group']:.3g}, a group's)" if "group" in cell else ""
-            return f"{found:.2g}{group}"
+            return f"{found:.2g}"
     return ""
 
 
@@ -104,7 +109,7 @@ def first_table(known) -> str:
     head = ["job", "way", "test accuracy, %", "runs", "less best uncertified",
             "a deletion, CPU s", "epsilon", "delta", "grade",
             "audit: epsilon at least"]  # fmt: skip
-    rows = [row(known, job, way) for job in JOBS for way in WAYS
+    rows = [row(known, job, way) for job in done(known) for way in WAYS
             if runs(known, job, way)]  # fmt: skip
     return table(head, rows)
 
@@ -112,10 +117,8 @@ def first_table(known) -> str:
 def aims(known) -> str:
     """Whether the certified head is within a point of the best uncertified way."""
     lines = []
-    for job, title in JOBS.items():
-        if not runs(known, job, "certified"):
-            continue
-        other = best(known, job)
+    for job in done(known):
+        title, other = JOBS[job], best(known, job)
         found = less(known, job, "certified", other)
         held = "within a point" if found[0] >= -AIM else "**missed**"
         lines.append(
@@ -147,9 +150,9 @@ def audits(known) -> str:
             )
         if kind == "audit private":
             lines.append(
-                f"* {JOBS[job]}, private training: {cell['one_run']:.2g} by guessing; "
-                f"the canaries that were in are a group, of which epsilon = "
-                f"{cell['group']:.3g} is certified."
+                f"* {JOBS[job]}, private training: {cell['one_run']:.2g} by guessing "
+                f"(all guesses right would show {cell['ceiling']:.2g}). The canaries "
+                "that were in are a group, whose epsilon is far above that of one."
             )
     return "\n".join(lines)
 
@@ -158,18 +161,17 @@ def chosen(known) -> str:
     lines = []
     for name, cell in known.items():
         job, kind, run = name.split(" | ")
-        if kind == "choice":
+        where = f"* {JOBS[job]}, run {run}: "
+        if kind == "choice" and "l2" in cell:
             features = cell.get("head", cell.get("features"))
-            own = ""
-            if "private" in cell:
-                lr, epochs, batch, clip = cell["private"]
-                on = cell["features"] if "head" in cell else ""
-                own = (
-                    f"; private training: lr {lr:g}, {epochs} epochs, batches of "
-                    f"{batch} expected, clip {clip:g}{', on ' + on if on else ''}"
-                )
-            lines.append(f"* {JOBS[job]}, run {run}: {features}, l2 = "
-                         f"{cell['l2']:g}{own}.")  # fmt: skip
+            lines.append(f"{where}{features}, l2 = {cell['l2']:g}.")
+        if kind.endswith("choice") and "private" in cell:
+            lr, epochs, batch, clip = cell["private"]
+            features = cell["features"] if job in ("images", "texts") else "identity"
+            lines.append(
+                f"{where}private training: {features}, lr {lr:g}, {epochs} epochs, "
+                f"batches of {batch} expected, clip {clip:g}."
+            )
     return "\n".join(lines)
 
 
@@ -180,7 +182,7 @@ def figure(known, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [job for job in JOBS if runs(known, job, "certified")]
+    shown = done(known)
     drawn, axes = plt.subplots(
         1, len(shown), figsize=(3.4 * len(shown), 3.8), squeeze=False
     )
@@ -201,9 +203,9 @@ def figure(known, path: Path) -> None:
     for axis in axes[0]:
         handles, labels = axis.get_legend_handles_labels()
         names |= dict(zip(labels, handles, strict=True))
-    drawn.legend(names.values(), names.keys(), loc="lower center", ncols=3, fontsize=8,
+    drawn.legend(names.values(), names.keys(), loc="lower center", ncols=2, fontsize=8,
                  frameon=False)  # fmt: skip
-    drawn.tight_layout(rect=(0, 0.14, 1, 1))
+    drawn.tight_layout(rect=(0, 0.18, 1, 1))
     drawn.savefig(path, dpi=110)
     plt.close(drawn)
 
@@ -254,7 +256,7 @@ that is fitted again without somebody has nothing to guess.
 
 def publish_all(known, results: Path) -> None:
     """Write jobs.md and jobs.png beside jobs.json."""
-    if not any(runs(known, job, "certified") for job in JOBS):
+    if not done(known):
         return
     machines = sorted({c["machine"] for c in known.values() if "machine" in c})
     figure(known, results / "jobs.png")
