@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 COMMITTED = sorted(RESULTS.glob("paper-*.json"))
 
 
-def run(script, *arguments, folder=PAPER):
+def run(script, *arguments, folder=PAPER, timeout=300):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -28,7 +28,7 @@ def run(script, *arguments, folder=PAPER):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
@@ -94,7 +94,7 @@ def test_a_real_job_is_done_in_every_way(tmp_path):
     for name in ("matplotlib", "sklearn", "dp_accounting"):
         pytest.importorskip(name)
     asked = ["people", "--quick", "--results", tmp_path]
-    done = run("run.py", *asked, folder=JOBS)
+    done = run("run.py", *asked, folder=JOBS, timeout=800)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "jobs.json").read_text())
     grades = {name.split(" | ")[1]: cell.get("grade") for name, cell in found.items()}

@@ -214,32 +214,36 @@ NOTES = """\
 A deletion forgets one person: one image, one question, one row of a table. Accuracy is
 that of the model after it, mean ± standard deviation over runs; differences have their
 standard error where all runs are shared. Seconds are CPU seconds of one thread, the
-median over runs: others were at work on the machine. Less best uncertified: beside
-the best of the whole network, trees, and scikit-learn.
+median over runs: others were at work on the machine (a load of 10 to 35 on two
+cores), which makes CPU seconds longer too: compare them roughly. Less best uncertified:
+beside the best of the whole network, trees, and scikit-learn.
 
 * **images**: 20 classes of CIFAR-100, 2,000 training and 400 test images; a run is
   another group of classes. The head: five blocks of a ResNet-20 of CIFAR-10, ten views
-  of each image; forgetting an image forgets its ten rows. The whole network: 20 epochs
-  from the same public weights, flips and shifts, bfloat16. The audit is of a head
-  on one view of each image.
+  of each image; forgetting an image forgets its ten rows. The whole network: 12 epochs
+  from the same public weights, flips and shifts, bfloat16; `benchmarks/public` has 20
+  epochs of it in float32, on fewer images. The audit and the private
+  training are of a head on one view of each image; the least of the learning rates
+  that were tried was the best for it, so a smaller one may be better.
 * **texts**: Banking77, 10,003 questions, 77 intents, 3,080 for the test;
   all-MiniLM-L6-v2. A run forgets another question; the test is the same, so the spread
-  is that of noise and person alone. The whole network: mean of tokens, 5 epochs of
-  AdamW, bfloat16, one run, its learning rate not tuned.
+  is that of noise and person alone. scikit-learn and private training read the same
+  rows. The whole network: mean of tokens, 5 epochs of AdamW, bfloat16, one run, its
+  learning rate not tuned.
 * **table**: scikit-learn's breast cancer data, 569 people, 30 columns. These are the
   people with classes that it bundles; `load_diabetes` is a regression of 442. A
   run is another split: 70% train, 5% known without their class (for the scale of
   columns; trees and perceptron train on them too), 25% test.
 * **table, made**: 8,000 by `make_classification`, 20 columns: 8 with four clusters a
   class, 4 mixtures of these, 8 with nothing. The bundled table is small and nearly
-  linear; this one is neither.
+  linear; this one is neither. One run.
 
 Certified: epsilon and delta as in the table, tolerance "auto", rows kept in a store
 (`prepared=`), so a request reads few samples anew. Whole networks and perceptron:
 `how="retrain"`; an epsilon of 0 because nothing is kept. Their accuracy before the
 request is that of the same training with the person in it, which was not measured
-again. scikit-learn: its solve alone, on rows in memory, with its own
-stopping rule; it says and proves nothing about a deletion. Private training: by
+again. scikit-learn: its solve alone, on rows in memory, with its own stopping rule; it
+says and proves nothing about a deletion. Private training: by
 `PrivateTraining`, epsilon 1 of one person over the whole training; a request moves no
 weight, and its seconds are the accountant's. As many requests as its capacity are
 possible (of these: 1, or few); after that it is trained again.

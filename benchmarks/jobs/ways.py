@@ -330,7 +330,8 @@ def audited_private(
     settings = PrivateTraining(noise_multiplier, max_grad_norm=s.clip)
 
     def train(given):
-        options = {"epsilon": 150.0, "delta": DELTA, "private": settings}
+        options = {"delta": DELTA, "private": settings}
+        options["epsilon"] = 3.0 * canaries  # enough for all that are in
         return _linear(rows, s, given, **options)[1]
 
     experiment = TrainerExperiment(train, TensorDataset(rows.x, y), range(canaries))
