@@ -299,7 +299,8 @@ def publish_all(known, results: Path) -> None:
     parts = [
         "# Three real jobs, measured the same way", *machines, first_table(known),
         "![accuracy against the seconds of a deletion](jobs.png)",
-        "## Within one point?", aims(known), missing(known), "## What was measured", NOTES.strip(),
+        "## Within one point?", aims(known), missing(known),
+        "## What was measured", NOTES.strip(),
         "## Audits", audits(known), "## What was chosen", chosen(known),
     ]  # fmt: skip
     text = "\n\n".join(part for part in parts if part)

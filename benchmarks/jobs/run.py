@@ -6,7 +6,7 @@
 
 Jobs: images, texts (MODEL is a folder with all-MiniLM-L6-v2), people, made people. What
 is measured is kept in results/jobs.json, and only what is missing there is run again.
-It needs the extras private and texts. One thread; an hour and a half.
+It needs the extras private and texts. One thread, more than an hour of it.
 """
 
 import argparse
