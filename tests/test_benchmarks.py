@@ -1,4 +1,4 @@
-"""The paper's experiments: on tiny subsets, and what of them is committed."""
+"""The paper's experiments and the real jobs: tiny, and what of them is committed."""
 
 import json
 import os
@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "benchmarks" / "paper"
+JOBS = ROOT / "benchmarks" / "jobs"
 RESULTS = ROOT / "benchmarks" / "results"
 COMMITTED = sorted(RESULTS.glob("paper-*.json"))
 
 
-def run(script, *arguments):
+def run(script, *arguments, folder=PAPER, timeout=300):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -23,11 +24,11 @@ def run(script, *arguments):
         "MPLBACKEND": "Agg",
     }
     return subprocess.run(
-        [sys.executable, PAPER / script, *map(str, arguments)],
+        [sys.executable, folder / script, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
@@ -86,3 +87,33 @@ def test_the_committed_page_says_what_the_committed_numbers_say(file):
     for picture in re.findall(r"!\[.*\]\((.*)\)", page):
         assert (RESULTS / picture).exists()
     assert len(json.loads(file.read_text())["seeds"]) >= 3
+
+
+@pytest.mark.slow
+def test_a_real_job_is_done_in_every_way(tmp_path):
+    for name in ("matplotlib", "sklearn", "dp_accounting"):
+        pytest.importorskip(name)
+    asked = ["people", "--quick", "--results", tmp_path]
+    done = run("run.py", *asked, folder=JOBS, timeout=800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "jobs.json").read_text())
+    grades = {name.split(" | ")[1]: cell.get("grade") for name, cell in found.items()}
+    assert grades["certified"] == grades["private"] == "certified"
+    assert grades["perceptron"] == "exact"
+    assert found["people | certified | 0"]["epsilon"] == 1.0
+    assert grades["trees"] is None
+    assert {"audit certified", "audit private", "audit not unlearned"} <= set(grades)
+    page = (tmp_path / "jobs.md").read_text()
+    assert page.count("\n| table |") == 5
+    again = run("run.py", *asked, folder=JOBS)  # all of it is known
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == page
+
+
+def test_the_page_of_the_jobs_says_what_their_numbers_say(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "jobs.json").write_bytes((RESULTS / "jobs.json").read_bytes())
+    done = run("run.py", "--draw", "--results", tmp_path, folder=JOBS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "jobs.md").read_text() == (RESULTS / "jobs.md").read_text()
+    assert (RESULTS / "jobs.png").exists()
