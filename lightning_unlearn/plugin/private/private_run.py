@@ -339,9 +339,9 @@ class PrivateRun:
             return
         weights = same_everywhere.digest_of(self.module, private.names)
         ended = self.processes.gather((weights, private.problem))
-        if len({digest for digest, _ in ended}) > 1:
-            private.problem = "one whose processes ended with different weights"
         told = [private.problem, *(problem for _, problem in ended)]
+        if len({digest for digest, _ in ended}) > 1:
+            told.append("one whose processes ended with different weights")
         private.problem = next(filter(None, told), None)
         if self.processes.rank == 0:
             self.shown.tell()
