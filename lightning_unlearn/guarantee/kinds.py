@@ -11,9 +11,8 @@ class PrivateTraining:
     """Train privately: what is forgotten later needs no change of weights.
 
     Every step draws each sample by a coin of its own, clips its gradient and adds noise
-    that no seed reproduces (docs/theory.md section 11). One device or ddp, in 32 or 64
-    bits. With ``accumulate_grad_batches=k`` a step draws k times as many, which are
-    read in k batches.
+    that no seed reproduces (docs/theory.md section 11). One device or ddp, 32 or 64
+    bits. With ``accumulate_grad_batches=k`` a step draws k times as many, in k batches.
 
     Args:
         noise_multiplier: Noise of a step, in clips; in its place `epsilon`.
@@ -52,7 +51,7 @@ class Guarantee:
 class StronglyConvex(Guarantee):
     """Sensitivity ``2 tolerance / l2``: the scope is one ConvexHead.
 
-    The only guarantee that is real and useful today (docs/theory.md section 4).
+    See docs/theory.md section 4.
 
     Args:
         max_steps: Newton steps before the request fails.
