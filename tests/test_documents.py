@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/api/*.md"))]
 REFERENCE = [ROOT / "docs" / "api.md", *sorted(ROOT.glob("docs/api/*.md"))]
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
-LANGUAGES = {"python", "text", "bash"}
+LANGUAGES = {"python", "text", "bash", "yaml"}
 
 
 def blocks(path):
