@@ -6,6 +6,7 @@ bundled with scikit-learn.
 """
 
 import logging
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -99,17 +100,17 @@ def main(folder="."):
         retrained={"forget": retrained[0], "retain": retrained[1]},
         overwrite=True,
     )
-    print(
-        "\nA model that never saw these 50 digits is right about "
-        f"{retrained[0]:.0%} of them; yours now\nis about {after[0]:.0%}. "
-        "Neither is memory: other people's digits look alike. What is proved is\n"
-        "in the certificate above: from the weights nobody can tell the two apart by "
-        "more\nthan epsilon and delta allow.\n"
-        f"\nWritten: {report} (open it in a browser; for you alone: it shows what was "
-        "measured\non the forgotten digits)\n"
+    for said in (
+        f"A model that never saw these 50 digits is right about {retrained[0]:.0%} of "
+        f"them; yours now is about {after[0]:.0%}. Neither is memory: other people's "
+        "digits look alike. What is proved is in the certificate above: from the "
+        "weights nobody can tell the two apart by more than epsilon and delta allow.",
+        f"Written: {report} (open it in a browser; for you alone: it shows what was "
+        "measured on the forgotten digits)",
         "Next: docs/which-guarantee.md, what you can have on a model of your own; "
-        "there\nprint(trainer.preflight(forget)) shows it"
-    )
+        "there print(trainer.preflight(forget)) shows it",
+    ):
+        print("\n" + textwrap.fill(said, 80, break_long_words=False))
     return result, after
 
 

@@ -195,7 +195,7 @@ def test_quickstart(capsys, tmp_path):
     assert claim in out.splitlines()
     assert "retrained without" in out
     assert "A model that never saw these 50 digits is right about" in out
-    assert f"Written: {tmp_path / 'report.html'}" in out
+    assert f"Written: {tmp_path / 'report.html'}" in " ".join(out.split())
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
