@@ -245,6 +245,8 @@ class Attachment:
         """A training has ended before its end."""
         self.note_changes(trainer, module, options, alone=True)
         self.remember(module)
+        if self.record.private is not None:  # nothing may move them from now on
+            self.record.weights_digest = state_digest(module.state_dict())
         self.record.fit_seconds = self.began = None
 
     def probe_rows(

@@ -95,6 +95,14 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         wrong.append("no gradient_clip_val (max_grad_norm clips)")
     if str(trainer.precision) not in _PRECISIONS:
         wrong.append(f"precision 32-true or 64-true, not {trainer.precision}")
+    half = [n for n, p in module.named_parameters() if _is_half(p)]
+    if half:  # where what a batch also holds shows in the rounding of every gradient
+        wrong.append(
+            f"weights in float32 or float64, not {', '.join(half[:3])} in "
+            f"{module.get_parameter(half[0]).dtype} (module.float())"
+        )
+    if torch.is_autocast_enabled(module.device.type):
+        wrong.append("no torch.autocast around fit")
     if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         wrong.append("reload_dataloaders_every_n_epochs=0")
     if (
@@ -110,6 +118,10 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         wrong.append("an optimizer that takes one gradient a step, not LBFGS")
     if wrong:
         raise SetupError(f"expected for PrivateTraining {'; '.join(wrong)}")
+
+
+def _is_half(weight: torch.Tensor) -> bool:
+    return weight.is_floating_point() and torch.finfo(weight.dtype).bits < 32
 
 
 def _check_sampler(trainer: Trainer, loader: DataLoader) -> None:

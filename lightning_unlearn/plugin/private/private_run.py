@@ -139,7 +139,7 @@ class PrivateRun:
             decided = {*earlier, *decision_checks.decisions(trainer)}
             steps.decided_by = sorted(decided)
         same_everywhere.check_same(processes, loader.dataset, steps)
-        record.private = steps
+        record.private, record.weights_digest = steps, None  # they move again
         before, optimizer = loader.batch_sampler, trainer.optimizers[0]
         sampler = PoissonBatches(
             *(drawn, rate, len(loader), fresh_coins),
@@ -306,7 +306,14 @@ class PrivateRun:
             p.grad = (part / expected).view_as(p).to(p.device, p.dtype)
 
     def note_moved(self) -> None:
-        """Note in the record what is not private and was seen too late to refuse."""
+        """Note in the record what is not private and was seen too late to refuse.
+
+        When the training ends, and before each checkpoint: one that is saved after the
+        decision to stop must know of it.
+        """
+        private = self._private
+        early = decision_checks.stopped_early(self.trainer, private.done, private.steps)
+        private.problem = private.problem or early
         try:  # what an epoch's end logs
             decision_checks.check_monitors(self.trainer)
         except SetupError as problem:
@@ -325,8 +332,6 @@ class PrivateRun:
     def end(self, *, failed: bool) -> None:
         """The training is over: loader and optimizer are as before."""
         private, optimizer = self._private, self.watch.optimizer
-        early = decision_checks.stopped_early(self.trainer, private.done, private.steps)
-        private.problem = private.problem or early
         self._quiet.close()
         object.__setattr__(self.loader, "batch_sampler", self.before)
         if isinstance(self.loader.worker_init_fn, FreshWorker):

@@ -11,7 +11,7 @@ from lightning_unlearn import PrivateTraining, UnlearningCallback
 from lightning_unlearn.errors import ModelError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data.drawn import Drawable, PoissonBatches
-from lightning_unlearn.plugin.private import shown
+from lightning_unlearn.plugin.private import per_sample, shown
 from lightning_unlearn.plugin.private.private_steps import epsilon_one
 from lightning_unlearn.plugin.training.training_record import PrivateSteps
 from tests.helpers.lightning import Callback, CSVLogger, EarlyStopping
@@ -205,3 +205,38 @@ def test_a_training_of_which_nothing_is_claimed_says_so():
     said = shown.line(people, 5.0, 1e-5)
     assert "of one person at delta" in said
     assert "1 person may be forgotten within epsilon = 5" in said
+
+
+@pytest.mark.parametrize("kind", ["autocast", "medium", "long"])
+def test_the_clip_holds_whatever_precision_is_set(kind):
+    net, clip = MLP(), 0.01
+    names = [name for name, _ in net.named_parameters()]
+    x, y = next(iter(DataLoader(digits(N), 128)))
+    before = torch.get_float32_matmul_precision()
+    if kind == "long":  # float32 would miss a hundredth of the norm of so many
+        total = {"w": torch.zeros(20_000_000, dtype=torch.float64)}
+        per_sample._add(total, {"w": torch.full((1, 20_000_000), 1e-3)}, clip)
+        assert float(total["w"].norm()) == pytest.approx(clip, rel=1e-5)
+        return
+    torch.set_float32_matmul_precision("medium" if kind == "medium" else before)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            found = [
+                per_sample.clipped_sum(net, (x[i:], 0 * y[i:]), names, clip)
+                for i in (0, 1)
+            ]
+        assert torch.get_float32_matmul_precision() != before or kind != "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    moved = torch.cat([(found[0][n] - found[1][n]).flatten() for n in names])
+    assert 0.9 * clip < float(moved.norm()) <= clip
+
+
+def test_weights_of_half_precision_are_refused_by_name():
+    with pytest.raises(SetupError, match=r"float32 or float64, not .*weight.*bfloat16"):
+        fitted(net=MLP().bfloat16())
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(SetupError, match="no torch.autocast around fit"),
+    ):
+        fitted()

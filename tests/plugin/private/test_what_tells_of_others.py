@@ -281,6 +281,21 @@ def test_a_stop_by_an_unknown_rule_costs_the_claim():
         made.unlearn([3])
 
 
+class StopsInEpoch(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= 3
+
+
+def test_a_checkpoint_saved_after_such_a_stop_knows_of_it(tmp_path):
+    saves = ModelCheckpoint(tmp_path, save_last=True)
+    fit(Net(), [StopsInEpoch(), saves], enable_checkpointing=True)
+    own = trainer(UnlearningCallback(epsilon=4.0, delta=1e-4), 2)
+    with pytest.raises(GuaranteeError, match="stopped after 3 of 20 steps"):
+        own.unlearn(
+            [3], Net(), DataLoader(digits(N), 30), ckpt_path=saves.last_model_path
+        )
+
+
 class Validated(Net):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.loss(batch))
