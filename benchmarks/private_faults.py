@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import PrivateTraining, TrainerExperiment, UnlearningCallback
-from lightning_unlearn.plugin.data.drawn import PoissonBatches
+from lightning_unlearn.plugin.data.drawn import Piece, PoissonBatches
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
 from lightning_unlearn.plugin.private import per_sample, private_run
 
@@ -114,7 +114,7 @@ def _shuffled(self: PoissonBatches) -> Iterator[list[int]]:
     order = torch.randperm(len(self.positions)).tolist()
     for part in range(self.batches):
         drawn = [self.positions[i] for i in order[part :: self.batches]]
-        self.ahead.append(drawn)
+        self.ahead.append(Piece([[position] for position in drawn]))
         self.refresh()
         yield drawn
 

@@ -7,7 +7,7 @@ from benchmarks import private_faults as faults
 from lightning_unlearn import TrainerExperiment
 from lightning_unlearn.errors import AuditError, GuaranteeError
 from lightning_unlearn.evaluation import audit
-from lightning_unlearn.plugin.data.drawn import PoissonBatches
+from lightning_unlearn.plugin.data.drawn import Drawable, PoissonBatches
 
 pytest.importorskip("dp_accounting")
 FOUND = ["noise a tenth", "no clipping", "one layer unclipped"]
@@ -47,7 +47,7 @@ def test_it_is_refuted_in_nine_of_ten(fault):
 
 def drawn(samples=200, rate=0.1, epochs=20):
     """(batches, samples): who was drawn for which batch of some epochs."""
-    sampler = PoissonBatches(list(range(samples)), rate, round(1 / rate))
+    sampler = PoissonBatches(Drawable([*range(samples)]), rate, round(1 / rate))
     rows = []
     for _ in range(epochs):
         for batch in sampler:
