@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from lightning_unlearn.errors import (
     GuaranteeError,
     LedgerError,
     ModelError,
+    SetupError,
 )
 from lightning_unlearn.guarantee.claims import Bound, Grade
 from lightning_unlearn.weights.digests import state_digest
@@ -135,6 +137,25 @@ def test_a_fresh_process_goes_on_from_the_checkpoint(tmp_path):
     third = trainer(UnlearningCallback(**COVER, ledger=file), -1)
     more = third.unlearn([8], net(), loader(private()), ckpt_path=clean).certificate
     assert (more.release, numbers(more)["forgotten"]) == (3, 2)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_release_that_is_known_counts_though_the_checkpoint_is_older(tmp_path, saved):
+    _, own, *_ = served()
+    own.save_checkpoint(tmp_path / "fit.ckpt")
+    own.unlearn([1, 2], **({"save_to": tmp_path / "clean.ckpt"} if saved else {}))
+    other = trainer(UnlearningCallback(**COVER), -1) if saved else own
+    with (
+        nullcontext() if saved else pytest.warns(UserWarning, match="from before 2"),
+        pytest.raises(SetupError, match="all releases of this model in its ledger"),
+    ):
+        other.unlearn(
+            [1, 2, 3], net(), loader(private()), ckpt_path=tmp_path / "fit.ckpt"
+        )
+    if saved:
+        clean = {"ckpt_path": tmp_path / "clean.ckpt"}
+        c = other.unlearn([3], net(), loader(private()), **clean).certificate
+        assert c.release == 3
 
 
 def test_noise_is_refused_where_it_costs_and_the_number_is_right():

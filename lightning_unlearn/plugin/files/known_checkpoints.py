@@ -92,7 +92,10 @@ def known(
 
 
 def check_newest(
-    files: Iterable[Known], record: TrainingRecord, chosen: Iterable[int]
+    files: Iterable[Known],
+    record: TrainingRecord,
+    chosen: Iterable[int],
+    counted: bool = False,
 ) -> None:
     """Raise unless no other file has forgotten what the request would keep.
 
@@ -100,6 +103,8 @@ def check_newest(
         files: That are known.
         record: Of the model.
         chosen: Positions the request will forget.
+        counted: Whether all releases are counted together: a release that the model's
+            own ledger does not have then counts too, whatever the request forgets.
 
     Raises:
         SetupError: If one has: it is named.
@@ -113,8 +118,14 @@ def check_newest(
         raise SetupError(
             "expected the newest checkpoint of this model, got one from before "
             f"{missing} samples were unlearned, as {newest.path} knows: go on from "
-            "that checkpoint (ckpt_path=), or the samples forgotten since would be "
-            "back; or forget them in this request too"
+            "that checkpoint (ckpt_path=), or the samples forgotten since would be back"
+            + ("" if counted else "; or forget them in this request too")
+        )
+    if later and counted:
+        raise SetupError(
+            "expected all releases of this model in its ledger, for the noise of "
+            f"releases= is scaled for their number, got a model from before that of "
+            f"{later[0].path}: go on from that checkpoint (ckpt_path=)"
         )
 
 

@@ -164,15 +164,22 @@ def _last(schedule: Any, place: int) -> Any:
 
 
 def stopped_early(trainer: Trainer, done: int, steps: int) -> str | None:
-    """Why a training ended before its steps, where no known rule says so."""
+    """Why a training ends before its steps, where no known rule says so.
+
+    Args:
+        trainer: Of a training that is over, or will be.
+        done: Steps it has taken.
+        steps: That it had to take, when it began.
+    """
     rules = {"EarlyStopping", "Timer"}
     known = any(
         rules & {kind.__name__ for kind in type(callback).__mro__}
         for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
-    if done < steps and trainer.should_stop and not known:
+    if done < steps and not known:
         return (
-            f"one that was stopped after {done} of {steps} steps (trainer.should_stop) "
-            "by a rule that is not known: it may have looked at private losses"
+            f"one that was stopped after {done} of {steps} steps (should_stop, a lower "
+            "max_epochs, a hook that returns -1) by a rule that is not known: it may "
+            "have looked at private losses"
         )
     return None

@@ -74,6 +74,7 @@ class PrivateRun:
         processes: That share the samples.
         watch: Over weights and optimizer.
         shown: What it shows of itself.
+        until: Steps of the record when it is over.
     """
 
     trainer: Trainer
@@ -85,6 +86,7 @@ class PrivateRun:
     processes: Processes
     watch: Untouched
     shown: Shown
+    until: int
     _batch: Any = None
     _piece: Piece | None = None
     _stepped: bool = False
@@ -151,6 +153,7 @@ class PrivateRun:
             *(trainer, module, loader, sampler, before, record, processes),
             watch=Untouched(trainer, module, optimizer, names),
             shown=Shown(trainer, module, steps, *terms),
+            until=steps.done + left,
         )
         run._take_over(optimizer)
         return run
@@ -161,6 +164,7 @@ class PrivateRun:
         self._quiet.enter_context(strategies.without_sums(self.trainer))
         object.__setattr__(self.loader, "batch_sampler", self.sampler)
         self.loader.worker_init_fn = FreshWorker(self.loader.worker_init_fn)
+        compat.drop_workers(self.loader)
         compat.restart_loader(self.trainer)
         named = dict(self.module.named_parameters())
         self._size = sum(named[name].numel() for name in self._private.names)
@@ -311,9 +315,8 @@ class PrivateRun:
         When the training ends, and before each checkpoint: one that is saved after the
         decision to stop must know of it.
         """
-        private = self._private
-        early = decision_checks.stopped_early(self.trainer, private.done, private.steps)
-        private.problem = private.problem or early
+        if self.trainer.should_stop:
+            self._note_early()
         try:  # what an epoch's end logs
             decision_checks.check_monitors(self.trainer)
         except SetupError as problem:
@@ -323,6 +326,11 @@ class PrivateRun:
             self._private.problem = (
                 f"something but its steps has changed {', '.join(moved[:3])}"
             )
+
+    def _note_early(self) -> None:
+        private = self._private
+        early = decision_checks.stopped_early(self.trainer, private.done, self.until)
+        private.problem = private.problem or early
 
     @property
     def _private(self) -> PrivateSteps:
@@ -336,12 +344,14 @@ class PrivateRun:
         object.__setattr__(self.loader, "batch_sampler", self.before)
         if isinstance(self.loader.worker_init_fn, FreshWorker):
             self.loader.worker_init_fn = self.loader.worker_init_fn.own
+        compat.drop_workers(self.loader)
         del optimizer.step  # type: ignore[attr-defined]
         if self._patched is not None:  # a schedule counts the steps
             optimizer.step = self._patched  # type: ignore[method-assign]
         self._batch = self._piece = self._leaves = self._probe = self._state = None
         if failed:  # others may have come to another end
             return
+        self._note_early()  # by max_epochs, or a batch hook that skips the rest
         weights = same_everywhere.digest_of(self.module, private.names)
         ended = self.processes.gather((weights, private.problem))
         told = [private.problem, *(problem for _, problem in ended)]

@@ -116,7 +116,8 @@ def resolve(
         with raising_in_all(context, scope):
             digest = state_digest(context.module.state_dict())
         with context.processes.together():
-            check_newest_known(context, request, chosen, digest)
+            counted = options.releases is not None
+            check_newest_known(context, request, chosen, digest, counted)
             request.check_replaced(record, sorted(gone))
             covered.check_request(options, record, ledger, len(gone), digest)
     return plan_for(
@@ -190,7 +191,11 @@ def check_agreement(context: StageContext, plan: Plan) -> None:
 
 
 def check_newest_known(
-    context: StageContext, request: Request, chosen: list[int], digest: str
+    context: StageContext,
+    request: Request,
+    chosen: list[int],
+    digest: str,
+    counted: bool = False,
 ) -> None:
     """No checkpoint that is known may have forgotten what this one would keep."""
     record = context.callback.record
@@ -202,7 +207,7 @@ def check_newest_known(
     if since:
         here = "a request in this process"
         files.append(Known(here, Standing.LATER, named=True, forgotten=since))
-    check_newest(files, record, chosen)
+    check_newest(files, record, chosen, counted)
 
 
 def _scope(

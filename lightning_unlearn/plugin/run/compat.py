@@ -71,6 +71,11 @@ def passed_loader(trainer: Trainer) -> object:
     return None if source.is_module() else source.instance
 
 
+def drop_workers(loader: DataLoader) -> None:
+    """Let go of workers that persist: they go by the sampler they began with."""
+    loader._iterator = None
+
+
 def restart_loader(trainer: Trainer) -> None:
     """Begin the training's loader anew, as an epoch does; its sampler has changed."""
     fetcher = trainer.fit_loop._data_fetcher

@@ -85,9 +85,9 @@ def trained(folder, name, fault):
     own = trainer(callback, 2, strategy=strategy, devices=2, callbacks=callbacks)
     loader = DataLoader(data, 15, shuffle=True)
     own.fit(net, loader)
-    left = own.train_dataloader  # None where it was in processes that are gone
+    read = own.train_dataloader or loader  # none here, if launched processes read it
     told = {
-        "sampler": left and type(left.batch_sampler).__name__,
+        "sampler": type(read.batch_sampler).__name__,
         "grads": tensors_digest((str(i), g) for i, g in enumerate(watch.grads)),
         "std": float(torch.stack(watch.grads).std()) if watch.grads else None,
         "drawn": watch.drawn,

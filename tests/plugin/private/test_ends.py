@@ -13,10 +13,10 @@ from tests.helpers.nets import MLP, digits, trainer
 pytest.importorskip("dp_accounting")
 
 
-def callback_and_loader():
+def callback_and_loader(**loading):
     private = PrivateTraining(noise_multiplier=4.0)
     callback = UnlearningCallback(epsilon=4.0, delta=1e-4, private=private)
-    return callback, DataLoader(digits(300), 30, shuffle=True)
+    return callback, DataLoader(digits(300), 30, shuffle=True, **loading)
 
 
 class Fails(Callback):
@@ -50,3 +50,42 @@ def test_a_checkpoint_in_the_middle_of_a_training_that_goes_on(tmp_path):
         c = trainer(own, 1).unlearn([1], MLP(), loader, ckpt_path=path).certificate
         assert c.grade is Grade.CERTIFIED
         assert {k.name: k.value for k in c.constants}["steps"] == 30
+
+
+class Skips(MLP):
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.trainer.current_epoch == 1 and batch_idx > 4 else None
+
+
+class Lowers(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        trainer.fit_loop.max_epochs = 1
+
+
+@pytest.mark.parametrize(
+    ("net", "others", "done"), [(Skips, [], 15), (MLP, [Lowers()], 10)]
+)
+def test_a_stop_that_says_nothing_costs_the_claim(net, others, done):
+    callback, loader = callback_and_loader()
+    made = trainer(callback, 2, callbacks=others)
+    made.fit(net(), loader)
+    with pytest.raises(GuaranteeError, match=f"stopped after {done} of 20 steps"):
+        made.unlearn([3])
+
+
+def test_fewer_epochs_than_a_training_that_failed_had_planned():
+    net, (callback, loader) = MLP(), callback_and_loader()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        trainer(callback, 9, callbacks=[Fails()]).fit(net, loader)
+    made = trainer(callback, 1)
+    made.fit(net, loader)
+    assert (callback.record.private.done, callback.record.private.steps) == (20, 90)
+    assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
+
+
+def test_workers_that_persist_go_by_the_coins_and_then_by_their_own_sampler():
+    callback, loader = callback_and_loader(num_workers=1, persistent_workers=True)
+    made = trainer(callback, 2)
+    made.fit(MLP(), loader)
+    assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
+    assert [len(x) for x, _ in loader] == [30] * 10
