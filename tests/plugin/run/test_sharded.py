@@ -118,7 +118,7 @@ def test_a_process_that_holds_nothing_of_the_scope(tmp_path):
         ("kinked", {}, "expected a smooth network .* got relu"),
         ("low", {}, "without a MixedPrecisionPolicy"),
         ("odd", {"solve_precision": "float64"}, "expected weights in float32"),
-        ("odd", {"state_file": "solve.state"}, "expected no state_file= or resume_from="),
+        ("odd", {"state_file": "s.state"}, "expected no state_file= or resume_from="),
     ],
 )
 def test_refused_in_every_process(name, options, message, tmp_path):
