@@ -116,7 +116,8 @@ def resolve(
         with raising_in_all(context, scope):
             digest = state_digest(context.module.state_dict())
         with context.processes.together():
-            counted = options.releases is not None
+            # Noise by hand claims nothing, so nothing is counted.
+            counted = options.releases is not None and options.noise_std is None
             check_newest_known(context, request, chosen, digest, counted)
             request.check_replaced(record, sorted(gone))
             covered.check_request(options, record, ledger, len(gone), digest)
