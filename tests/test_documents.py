@@ -59,7 +59,6 @@ def people_and_net():
     return {"net": net, "people": loader, "others": DataLoader(digits(100), 50)}
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")  # a true hint
 @pytest.mark.parametrize("path", list(filter(with_code, PAGES)), ids=lambda p: p.name)
 def test_code_of_a_page_runs_and_prints_what_the_page_says(path, capsys):
     if path.name == "private-training.md":
