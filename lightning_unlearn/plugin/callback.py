@@ -66,7 +66,7 @@ class UnlearningCallback(Callback):
         max_norm: C, radius of the norm ball of the weights in scope.
         damping: lambda in (H + lambda I) x = g; "auto" takes twice the negative part
             of the smallest eigenvalue. Not used by a `ConvexHead`.
-        guarantee: "auto": `StronglyConvex` of one `ConvexHead`, `NormBall` of a norm.
+        guarantee: "auto": `StronglyConvex` of a `ConvexHead`, `NormBall` with max_norm.
         solver: "auto", or `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
         curvature: "hessian", "hessian_forward" (forward over reverse), "gauss_newton",
             or "central_difference" (smooth networks only; sharded under FSDP2).

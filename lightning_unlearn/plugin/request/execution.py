@@ -22,11 +22,7 @@ from lightning_unlearn.plugin.plan.measure import BeforeAndAfter
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.sharded_plan import ShardedPlan
 from lightning_unlearn.plugin.plan.size_of_noise import refuse_loud_noise
-from lightning_unlearn.plugin.request import (
-    known_rows,
-    ledger_entry,
-    run_caveats,
-)
+from lightning_unlearn.plugin.request import known_rows, ledger_entry, run_caveats
 from lightning_unlearn.plugin.request.commit import Decided, commit
 from lightning_unlearn.plugin.request.premises.public_forgotten import compared
 from lightning_unlearn.plugin.request.premises.rebuilt_data import with_ways_checked

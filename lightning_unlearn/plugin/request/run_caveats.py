@@ -109,10 +109,7 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
         now: Digest of the weights the request begins with.
     """
     record, loader = context.callback.record, context.loader
-    if plan.claim().bound in (
-        *EXACT,
-        Bound.PRIVATE_TRAINING,
-    ):  # whatever the old training was
+    if plan.claim().bound in (*EXACT, Bound.PRIVATE_TRAINING):  # whatever was before
         return () if record.fingerprint is not None else (_NO_FINGERPRINT,)
     found, l2 = [], plan.l2
     if plan.outside.rebuilt:
