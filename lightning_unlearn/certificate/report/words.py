@@ -359,6 +359,7 @@ def attacks(c: Certificate) -> tuple[str, ...]:
 
 _EVERY = {
     Bound.PRIVATE_TRAINING: "all models of this training",
+    Bound.PRIVATE_BACKBONE: "the backbone and this head",
     Bound.SERVED_HEAD: "all heads served from the training on, the later ones too,",
 }
 

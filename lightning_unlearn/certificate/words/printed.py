@@ -4,6 +4,7 @@ import textwrap
 
 from lightning_unlearn._base.text import number, printable
 from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.certificate.words.backbone_words import is_private
 from lightning_unlearn.certificate.words.standing_caveats import not_covered
 from lightning_unlearn.certificate.words.strength_words import (
     Level,
@@ -49,8 +50,9 @@ def headline(c: CertificateFields) -> str:
             f"{'' if grade is Grade.CERTIFIED else if_true}"
         )
     if grade is Grade.CERTIFIED:
+        what = "its backbone too, " if c.bound is Bound.PRIVATE_BACKBONE else ""
         return (
-            f"{name}: {_TOLD[strength]} retraining without {samples}{tested}, "
+            f"{name}: {what}{_TOLD[strength]} retraining without {samples}{tested}, "
             f"{_promise(c)}, {taking(c)}"
         )
     return (
@@ -136,7 +138,10 @@ def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
 def taking(c: CertificateFields) -> str:
     """The premise in words: what is taken as public, and was not checked."""
     first = premise(c.ways_checked, c.bound)
-    parts = ", ".join([first, *(p.name for p in c.public_parts)])
+    named = [p.name for p in c.public_parts if not is_private(c, p.name)]
+    if c.bound is Bound.PRIVATE_BACKBONE:
+        first += ", what the backbone's training and statistics use besides the samples"
+    parts = ", ".join([first, *named])
     checked = (
         " (the data was rebuilt by dataset_without(): every retained row is the same)"
     )
@@ -183,6 +188,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
         Bound.REWOUND: "trained on the retained samples alone",
         Bound.PRIVATE_TRAINING: "the noise is in every step of the training",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
+        Bound.PRIVATE_BACKBONE: "2 tolerance / strong_convexity",
         Bound.SERVED_HEAD: "2 tolerance / l2, and what is left to forget",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
@@ -217,6 +223,8 @@ def _release(c: CertificateFields) -> str:
         return text + (earlier if c.release > 1 else "")
     if c.bound is Bound.PRIVATE_TRAINING:
         return f"{text}; epsilon is of all {_forgotten(c):,} forgotten so far together"
+    if c.bound is Bound.PRIVATE_BACKBONE:
+        return f"{text}; epsilon is of the backbone and this head together"
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)
@@ -297,6 +305,8 @@ def render(c: CertificateFields) -> str:
         lines += ["", f"  {ASSUMED_PUBLIC}:"]
         for p in c.public_parts:
             origin = SEEN.get(p.origin, p.origin.value)
+            if is_private(c, p.name):
+                origin = "trained privately, and covered by the claim"
             lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
             lines += _wrap(printable(p.note), " " * 6)
     for title, entries in (("warnings", c.warnings), ("not covered", limits(c))):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_unlearn.certificate.fields import PublicPart, entries_digest
+from lightning_unlearn.certificate.words.backbone_words import NOTE
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
 from lightning_unlearn.plugin.training.outside_digests import (
@@ -130,10 +131,16 @@ def outside_of(
     now = outside_digests(module, scope.parameters)
     now = {n: digest for n, digest in now.items() if attribute_of(n) not in unread}
     held = (*module.named_parameters(), *module.named_buffers())
+    private = tuple(
+        f"{name}."
+        for name, backbone in public_backbones.backbones(module).items()
+        if backbone.private_steps is not None
+    )
     trained = [
         name
         for name, t in held
         if name in now
+        and not name.startswith(private)  # which a claim covers
         and (name in record.trained or was_trained(t) or has_trained_value(t))
     ]
     changed = trained
@@ -231,4 +238,5 @@ def _made(name: str) -> PublicPart:
 
 def _note(backbone: PublicBackbone) -> str:
     """What a certificate says of a backbone, and the digest it was made with."""
-    return f"{backbone.description}; PublicBackbone.digest {backbone.digest}"
+    how = "" if backbone.private_steps is None else NOTE
+    return f"{how}{backbone.description}; PublicBackbone.digest {backbone.digest}"

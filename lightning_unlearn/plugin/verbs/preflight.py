@@ -273,7 +273,7 @@ def _look(
     validation: DataLoader | None,
 ) -> Preflight:
     options, basis = plan.options, plan.basis(plan.claim().constants)
-    decision = claims.decide(options.terms, basis)
+    decision = claims.decide(plan.terms, basis)
     loader, indices, name = forecast.data_of(plan, validation)
     outlook = forecast.outlook(plan, loader, indices)
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
