@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         CertifiedClassifier as CertifiedClassifier,
         CertifiedRegressor as CertifiedRegressor,
     )
+    from lightning_unlearn.plugin.certified.privately_trained import (
+        PrivatelyTrained as PrivatelyTrained,
+    )
     from lightning_unlearn.plugin.data.assignment import stages_of as stages_of
     from lightning_unlearn.plugin.excluded import excluded as excluded
     from lightning_unlearn.plugin.mixin import UnlearnableMixin as UnlearnableMixin

@@ -6,6 +6,7 @@ asks it before the release, and `Certificate.verify` asks it again afterwards.
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lightning_unlearn._base import validate
 from lightning_unlearn.errors import (
@@ -49,6 +50,7 @@ NO_SENSITIVITY = (
 _GIVEN = frozenset({Origin.PROVED, Origin.ASSUMED})
 _ENFORCED = frozenset({Origin.ENFORCED})
 _PROVED = frozenset({Origin.PROVED})
+_STEPS = "clip", "noise_multiplier", "sampling_rate", "steps", "forgotten"
 
 #: The constants each bound needs, by their public names, and what each may be. Nothing
 #: measured or estimated: the noise would depend on the data, and the guarantee does not
@@ -56,15 +58,16 @@ _PROVED = frozenset({Origin.PROVED})
 REQUIRED: dict[Bound, dict[str, frozenset[Origin]]] = {
     Bound.RETRAINED: {"drawn_besides": _ENFORCED},
     Bound.REWOUND: {"drawn_besides": _ENFORCED, "stages_kept": _ENFORCED},
-    Bound.PRIVATE_TRAINING: dict.fromkeys(
-        ("clip", "noise_multiplier", "sampling_rate", "steps", "forgotten"), _ENFORCED
-    )
-    | {"most_found": _PROVED},
+    Bound.PRIVATE_TRAINING: dict.fromkeys(_STEPS, _ENFORCED) | {"most_found": _PROVED},
     Bound.STRONGLY_CONVEX: {"tolerance": _ENFORCED, "strong_convexity": _GIVEN},
     Bound.SERVED_HEAD: {
         **dict.fromkeys(("strong_convexity", "residual_norm"), _PROVED),
         **dict.fromkeys(("tolerance", "row_norm", "samples"), _ENFORCED),
         **dict.fromkeys(("covered", "forgotten", "left"), _ENFORCED),
+    },
+    Bound.PRIVATE_BACKBONE: {
+        **dict.fromkeys(("strong_convexity", "most_found"), _PROVED),
+        **dict.fromkeys(("tolerance", "head_epsilon", *_STEPS), _ENFORCED),
     },
     Bound.NEWTON_STEP: {
         "max_norm": _ENFORCED,
@@ -107,6 +110,8 @@ def decide(
     """
     if basis.bound is Bound.PRIVATE_TRAINING:
         return _private(terms, basis)
+    if basis.bound is Bound.PRIVATE_BACKBONE:
+        return _on_private(terms, basis)
     sensitivity = sensitivity_upper(basis.bound, basis.constants)
     if basis.bound in EXACT:
         return _exact(basis)
@@ -196,6 +201,25 @@ def _private(terms: Terms, basis: Basis) -> Decision:
         epsilon=epsilon,
         delta=delta,
         release_mus=(),
+        composed_epsilon=None,
+        composed_grade=None,
+    )
+
+
+def _on_private(terms: Terms, basis: Basis) -> Decision:
+    """Of a head on a private training: that of the head, and both seen together."""
+    values = _values(basis.bound, basis.constants)
+    own = replace(terms, epsilon=values["head_epsilon"])
+    head = decide(own, replace(basis, bound=Bound.STRONGLY_CONVEX))
+    if head.grade is Grade.NONE or terms.epsilon is None or terms.delta is None:
+        return replace(head, grade=Grade.NONE, epsilon=None, delta=None)
+    beside = promised_mu(head.release_mus[-1], terms.releases)
+    private.check(values, terms.epsilon, terms.delta, beside)
+    found = () if values["most_found"] <= MOST_FOUND else (Grade.VACUOUS,)
+    return replace(
+        head,
+        grade=lowest((head.grade, *found)),
+        epsilon=terms.epsilon,
         composed_epsilon=None,
         composed_grade=None,
     )

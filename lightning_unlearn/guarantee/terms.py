@@ -30,6 +30,7 @@ class Bound(str, enum.Enum):
     PRIVATE_TRAINING = "private_training"
     STRONGLY_CONVEX = "strongly_convex"
     SERVED_HEAD = "served_head"
+    PRIVATE_BACKBONE = "private_backbone"
     NEWTON_STEP = "newton_step"
     NORM_BALL = "norm_ball"
     NO_BOUND = "no_bound"
@@ -46,7 +47,7 @@ class NoiseSource(str, enum.Enum):
 #: Bounds of a training again: nothing depends on the forgotten samples.
 EXACT = frozenset({Bound.RETRAINED, Bound.REWOUND})
 #: Bounds of a convex head that is solved to its optimum.
-CONVEX = frozenset({Bound.STRONGLY_CONVEX, Bound.SERVED_HEAD})
+CONVEX = frozenset({Bound.STRONGLY_CONVEX, Bound.SERVED_HEAD, Bound.PRIVATE_BACKBONE})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,10 @@ from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
-from lightning_unlearn.plugin.training.public_backbones import fixed_row_norm
+from lightning_unlearn.plugin.training.public_backbones import (
+    fixed_row_norm,
+    private_steps,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.weights.scope import Scope
 
@@ -53,6 +56,11 @@ def check_fit(
             "expected a CertifiedClassifier for cover_served=, got "
             f"{type(module).__name__}: a head that an optimizer trains stands in its "
             "checkpoints before noise is added"
+        )
+    if private_steps(module) is not None:
+        raise GuaranteeError(
+            "expected a public backbone for cover_served=, got a PrivatelyTrained one: "
+            "what both prove together is not worked out; take one of them"
         )
     head = convex_head(module, Scope(module, scope_of(module)))
     if head is None or head.link.longest is None:

@@ -11,6 +11,9 @@ METHODS = {
     Bound.STRONGLY_CONVEX: "The part of the model that was trained on private data was "
     "solved to its optimum on the retained samples alone, up to the tolerance in "
     "box 7.",
+    Bound.PRIVATE_BACKBONE: "The head was solved to its optimum on the retained "
+    "samples alone, up to the tolerance in box 7, on the features of a network that "
+    "was trained privately.",
     Bound.SERVED_HEAD: "The head was solved to its optimum on the retained samples "
     "alone, up to the tolerance in box 7, and so was each that was served before it.",
     Bound.NEWTON_STEP: "One damped Newton step on the retained samples moved the "

@@ -8,6 +8,10 @@ from lightning_unlearn._base.text import number
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.report.evidence import Evidence
 from lightning_unlearn.certificate.report.methods import METHODS
+from lightning_unlearn.certificate.words.backbone_words import (
+    COVERED as COVERED,
+    is_private as is_private,
+)
 from lightning_unlearn.certificate.words.printed import headline, limits as limits
 from lightning_unlearn.certificate.words.private_words import how_drawn
 from lightning_unlearn.certificate.words.strength_words import (
@@ -192,6 +196,8 @@ def explained(c: Certificate) -> Explanation:
         return _worthless(c)
     if c.bound is Bound.PRIVATE_TRAINING and grade is Grade.CERTIFIED:
         plain = _private(plain)
+    elif c.bound is Bound.PRIVATE_BACKBONE and grade is Grade.CERTIFIED:
+        plain = _on_private(plain)
     elif grade is Grade.CERTIFIED and c.public_parts:
         plain = _with_parts(plain)
     strength = level(c)
@@ -216,6 +222,24 @@ def explained(c: Certificate) -> Explanation:
         means="The released weights hide only in part whether the samples were used. "
         + plain.means,
         tell="Do not say that the model is as if your data had not been used. " + tell,
+    )
+
+
+def _on_private(plain: Explanation) -> Explanation:
+    """A certified head on a backbone that was trained privately."""
+    return replace(
+        plain,
+        summary="Proved, provided that what the training's code uses besides these "
+        "samples never depended on them: this model, its backbone included, can hardly "
+        "be told from one that was trained without them.",
+        means="The backbone was trained privately, from its first step, and stays; the "
+        "head was changed, and noise hides the rest. Within the numbers stated here, "
+        "whoever holds both sees what they would see had neither been trained on the "
+        "samples. That the start, the settings and the way samples are read and "
+        "preprocessed were not made from the samples is the word of whoever ran it.",
+        tell="The model was trained, and then changed, in such a way that, provably "
+        "and within stated limits, it is as if your data had not been used. Say as "
+        "well what happened to the other copies of your data (box 6).",
     )
 
 
@@ -272,7 +296,11 @@ def sentence(c: Certificate) -> str:
 
     A name is any text, and must not read as a part of the claim.
     """
-    public = c.public_parts and (replace(c.public_parts[0], name="what box 2 lists"),)
+    public = tuple(
+        replace(p, name="what box 2 lists")
+        for p in c.public_parts
+        if not is_private(c.bound, p)
+    )[:1]
     unscrubbed = c.unscrubbed and ("see box 6",)
     return headline(replace(c, public_parts=public, unscrubbed=unscrubbed)) + "."
 
@@ -318,7 +346,7 @@ def conditions(c: Certificate) -> tuple[str, ...]:
     parts = tuple(
         f"{part.name} was not derived from the private data: no training run was seen"
         for part in c.public_parts
-        if part.origin is not Origin.ENFORCED
+        if part.origin is not Origin.ENFORCED and not is_private(c.bound, part)
     )
     return numbers + parts
 
@@ -360,6 +388,7 @@ def attacks(c: Certificate) -> tuple[str, ...]:
 
 _EVERY = {
     Bound.PRIVATE_TRAINING: "all models of this training",
+    Bound.PRIVATE_BACKBONE: "the backbone and this head",
     Bound.SERVED_HEAD: "all heads served from the training on, the later ones too,",
 }
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 from lightning_unlearn.certificate.fields import CertificateFields, entries_digest
 from lightning_unlearn.certificate.words import theorems
+from lightning_unlearn.certificate.words.backbone_words import is_private
 from lightning_unlearn.certificate.words.private_words import counts_people
 from lightning_unlearn.certificate.words.standing_caveats import (
     not_covered,
@@ -56,7 +57,8 @@ def _check_tolerance(c: CertificateFields) -> None:
     how, R = theorems.how_set(c.constants), values.get("row_norm")
     if how is How.GIVEN or (c.epsilon is None and R is not None):
         return  # of a release that claims nothing, epsilon is not written down
-    terms = Terms(epsilon=c.epsilon, delta=c.delta, releases=c.releases)
+    epsilon = values.get("head_epsilon", c.epsilon)  # a head's own part of it
+    terms = Terms(epsilon=epsilon, delta=c.delta, releases=c.releases)
     found, stated = usual_tolerance(terms, values["strong_convexity"], R), values
     if found.how is not how or not math.isclose(found.value, stated["tolerance"]):
         raise CertificateError(
@@ -78,6 +80,12 @@ def _check_forgotten(c: CertificateFields) -> None:
         )
     if c.bound is Bound.SERVED_HEAD:
         _check_served(c, values)
+    private = [p.name for p in c.public_parts if is_private(c.bound, p)]
+    if c.bound is Bound.PRIVATE_BACKBONE and len(private) != 1:
+        raise CertificateError(
+            "expected one part of the model that was trained privately, got "
+            f"{', '.join(private) or 'none'}: {_CHANGED}"
+        )
 
 
 def _check_served(c: CertificateFields, values: dict[str, float]) -> None:

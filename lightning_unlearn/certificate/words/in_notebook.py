@@ -16,8 +16,7 @@ def certificate_html(c: CertificateFields) -> str:
         (k.name, number(k.value), k.origin.value, k.reason) for k in c.constants
     ]
     parts = [
-        (p.name, p.digest[:8], printed.SEEN.get(p.origin, p.origin.value), p.note)
-        for p in c.public_parts
+        (p.name, p.digest[:8], printed.why_left(c, p), p.note) for p in c.public_parts
     ]
     old = [printed.SCHEMA_1] if c.schema == 1 else []
     compared = [("compared with", c.reference)] if c.reference else []
@@ -32,7 +31,7 @@ def certificate_html(c: CertificateFields) -> str:
             table(constants, known, ends=4) if constants else "",
         ),
         folded(
-            printed.ASSUMED_PUBLIC,
+            printed.left_as_it_was(c),
             table(parts, ("part", "sha256", "origin", ""), ends=4) if parts else "",
         ),
         folded("not covered", listed(printed.limits(c))),

@@ -3,7 +3,9 @@
 import textwrap
 
 from lightning_unlearn._base.text import number, printable
-from lightning_unlearn.certificate.fields import CertificateFields
+from lightning_unlearn.certificate.fields import CertificateFields, PublicPart
+from lightning_unlearn.certificate.words import backbone_words
+from lightning_unlearn.certificate.words.backbone_words import is_private
 from lightning_unlearn.certificate.words.private_words import counts_people
 from lightning_unlearn.certificate.words.standing_caveats import not_covered
 from lightning_unlearn.certificate.words.strength_words import (
@@ -90,6 +92,7 @@ _TOLD_ALL = {
 _ALL_MODELS = {
     Bound.PRIVATE_TRAINING: "this model and all others of its private training",
     Bound.SERVED_HEAD: "this head and all others served since its training",
+    Bound.PRIVATE_BACKBONE: "this head and its privately trained backbone",
 }
 
 
@@ -135,13 +138,16 @@ def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     """What a claim takes as public besides the public parts of the model."""
     if bound in EXACT or bound is Bound.PRIVATE_TRAINING:
         return _START
+    if bound is Bound.PRIVATE_BACKBONE:
+        return f"{_REST if ways_checked else PREMISE}, {backbone_words.PREMISE}"
     return _REST if ways_checked else PREMISE
 
 
 def taking(c: CertificateFields) -> str:
     """The premise in words: what is taken as public, and was not checked."""
     first = premise(c.ways_checked, c.bound)
-    parts = ", ".join([first, *(p.name for p in c.public_parts)])
+    named = [p.name for p in c.public_parts if not is_private(c.bound, p)]
+    parts = ", ".join([first, *named])
     checked = (
         " (the data was rebuilt by dataset_without(): every retained row is the same)"
     )
@@ -188,6 +194,7 @@ def facts(c: CertificateFields) -> list[tuple[str, str]]:
         Bound.REWOUND: "trained on the retained samples alone",
         Bound.PRIVATE_TRAINING: "the noise is in every step of the training",
         Bound.STRONGLY_CONVEX: "2 tolerance / strong_convexity",
+        Bound.PRIVATE_BACKBONE: "2 tolerance / strong_convexity",
         Bound.SERVED_HEAD: "2 tolerance / l2, and what is left to forget",
         Bound.NEWTON_STEP: "one damped Newton step, Theorem A",
         Bound.NORM_BALL: "norm ball only, 2 max_norm",
@@ -226,6 +233,8 @@ def _release(c: CertificateFields) -> str:
             f"{text}; epsilon is of all {_forgotten(c):,}{people} forgotten so far "
             "together"
         )
+    if c.bound is Bound.PRIVATE_BACKBONE:
+        return f"{text}; epsilon is of the backbone and this head together"
     if c.composed_epsilon is None:
         return f"{text}; an earlier release had no guarantee, so all together none"
     worth = composed_worth(c)
@@ -277,12 +286,25 @@ def limits(c: CertificateFields) -> tuple[str, ...]:
     return (*standing, *(text for text in c.not_covered if text not in standing))
 
 
-ASSUMED_PUBLIC = "assumed public (not derived from private data)"
+_ASSUMED = "assumed public (not derived from private data)"
 #: What is known of such a part.
 SEEN = {
     Origin.ENFORCED: "unchanged in the training run the callback saw",
     Origin.ASSUMED: "no training run was seen: it may have been trained",
 }
+
+
+def left_as_it_was(c: CertificateFields) -> str:
+    """The heading of the parts of a model that no request changed."""
+    covered = [p.name for p in c.public_parts if is_private(c.bound, p)]
+    return f"{_ASSUMED}, but for {covered[0]}" if covered else _ASSUMED
+
+
+def why_left(c: CertificateFields, part: PublicPart) -> str:
+    """Why a claim allows that a part stays as it was."""
+    if is_private(c.bound, part):
+        return backbone_words.COVERED
+    return SEEN.get(part.origin, part.origin.value)
 
 
 def render(c: CertificateFields) -> str:
@@ -303,10 +325,9 @@ def render(c: CertificateFields) -> str:
         )
         lines += _item(head, constant.reason)
     if c.public_parts:
-        lines += ["", f"  {ASSUMED_PUBLIC}:"]
+        lines += ["", f"  {left_as_it_was(c)}:"]
         for p in c.public_parts:
-            origin = SEEN.get(p.origin, p.origin.value)
-            lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {origin}")
+            lines.append(f"    {p.name}  sha256 {p.digest[:8]}  {why_left(c, p)}")
             lines += _wrap(printable(p.note), " " * 6)
     for title, entries in (("warnings", c.warnings), ("not covered", limits(c))):
         if entries:

@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from lightning_unlearn.certificate.fields import CertificateFields
-from lightning_unlearn.certificate.words import served_words
+from lightning_unlearn.certificate.words import backbone_words, served_words
 from lightning_unlearn.certificate.words.strength_words import (
     Level,
     finding,
@@ -69,6 +69,8 @@ def not_covered(bound: Bound) -> tuple[str, ...]:
         return (*NOT_COVERED[1:], _CODE, *_PRIVATE)
     if bound is Bound.STRONGLY_CONVEX:
         return (*NOT_COVERED, _FEW)
+    if bound is Bound.PRIVATE_BACKBONE:
+        return (*NOT_COVERED, *backbone_words.NOT_COVERED, _FEW, _CODE, *_PRIVATE)
     if bound is Bound.SERVED_HEAD:  # which covers the heads that were served
         return (*served_words.NOT_COVERED, *NOT_COVERED[1:], _FEW)
     return (*NOT_COVERED, _MEASURED)

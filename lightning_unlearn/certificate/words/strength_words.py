@@ -44,7 +44,7 @@ def level(c: CertificateFields) -> Level | None:
 
 def found_upper(c: CertificateFields) -> float | None:
     """The share of true cases that the best test finds of all a claim speaks of."""
-    if c.bound is Bound.PRIVATE_TRAINING:
+    if c.bound in (Bound.PRIVATE_TRAINING, Bound.PRIVATE_BACKBONE):
         return {k.name: k.value for k in c.constants}.get("most_found")
     if not c.release_mus:
         return None

@@ -7,7 +7,7 @@ from a certificate: what it is compared with, and why each number is believed.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_unlearn.certificate.words import served_words
+from lightning_unlearn.certificate.words import backbone_words, served_words
 from lightning_unlearn.certificate.words.private_words import PRIVATE, check_one_kind
 from lightning_unlearn.errors import CertificateError, GuaranteeError
 from lightning_unlearn.guarantee.claims import REQUIRED, Bound
@@ -30,6 +30,7 @@ REFERENCES = {
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
     Bound.SERVED_HEAD: served_words.REFERENCE,
+    Bound.PRIVATE_BACKBONE: backbone_words.REFERENCE,
     Bound.NEWTON_STEP: "the network retrained without the forgotten samples inside "
     "the same norm ball, with the same noise",
     Bound.NORM_BALL: "any weights in the norm ball, the retrained ones among them, "
@@ -134,10 +135,16 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
     Bound.NO_BOUND: {},
 }
 
+REASONS[Bound.PRIVATE_BACKBONE] = {
+    **REASONS[Bound.PRIVATE_TRAINING],
+    **_CONVEX,
+    **backbone_words.REASONS,
+}
+
 #: ... and beside every bound what no claim rests on. A number a reason needs is a
 #: constant of its own.
 REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
-    "row_norm": _ROW_NORM,
+    "row_norm": (*_ROW_NORM, backbone_words.ROW_NORM),
     "feature_norm": (
         (
             Origin.MEASURED,
@@ -221,26 +228,31 @@ def private_claim(values: Mapping[str, float], people: bool = False) -> Claim:
 
 
 def strongly_convex_claim(
-    tolerance: Tolerance, l2: float, served: Mapping[str, float] | None = None
+    tolerance: Tolerance,
+    l2: float,
+    served: Mapping[str, float] | None = None,
+    bound: Bound = Bound.SERVED_HEAD,
 ) -> Claim:
     """Of a convex head for which `guarantee.proofs.is_stationary` holds.
 
     Args:
         tolerance: tau, and how it was set.
         l2: Coefficient of (l2/2)|w|^2 on every weight in scope, > 0.
-        served: Where heads that were served before are covered, what that rests on
-            besides, by name.
+        served: Where heads that were served before are covered, or the backbone was
+            trained privately, what that rests on besides, by name.
+        bound: Which of the two.
     """
     origin, text = TOLERANCES[tolerance.how]
-    bound = Bound.STRONGLY_CONVEX if served is None else Bound.SERVED_HEAD
+    bound = Bound.STRONGLY_CONVEX if served is None else bound
     constants = [
         Constant(name="tolerance", value=tolerance.value, origin=origin, reason=text),
         _constant(bound, "strong_convexity", l2),
     ]
     if served is not None:
         constants += [_constant(bound, name, value) for name, value in served.items()]
-    elif tolerance.row_norm is not None:
-        constants.append(reported("row_norm", tolerance.row_norm))
+    if tolerance.row_norm is not None and bound is not Bound.SERVED_HEAD:
+        private = bound is Bound.PRIVATE_BACKBONE
+        constants.append(reported("row_norm", tolerance.row_norm, int(private)))
     return Claim(bound=bound, constants=tuple(constants))
 
 

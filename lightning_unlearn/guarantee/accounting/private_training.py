@@ -79,13 +79,16 @@ class Privacy:
     most_found: float
 
 
-def privacy(mechanism: Mechanism, forgotten: int, delta: float) -> Privacy:
+def privacy(
+    mechanism: Mechanism, forgotten: int, delta: float, beside: float = 0.0
+) -> Privacy:
     """What a private training lets anyone tell of some of its samples together.
 
     Args:
         mechanism: Its steps.
         forgotten: k, how many samples (or people, where these are drawn and clipped).
         delta: Failure probability, from 1e-9 on.
+        beside: mu of Gaussian releases that are seen too, each made of what is known.
 
     Returns:
         Epsilon, and what the best test finds.
@@ -94,21 +97,26 @@ def privacy(mechanism: Mechanism, forgotten: int, delta: float) -> Privacy:
         ArgumentError: If a number is outside its range.
         CertificateError: If `dp_accounting` is not installed.
     """
-    epsilon, found = (_said(raw) for raw in _numbers(mechanism, forgotten, delta))
+    epsilon, found = (
+        _said(raw) for raw in _numbers(mechanism, forgotten, delta, beside)
+    )
     return Privacy(epsilon, found)
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers(mechanism: Mechanism, k: int, delta: float) -> tuple[float, float]:
+def _numbers(
+    mechanism: Mechanism, k: int, delta: float, beside: float = 0.0
+) -> tuple[float, float]:
     """Epsilon, and the share that is found: before they are rounded up."""
     validate.count(forgotten=k)
+    validate.non_negative(beside=beside)
     validate.probability(delta=delta)
     if delta < 1e-9:
         raise ArgumentError(
             f"expected delta >= 1e-9 of a private training, got {delta}: Fourier "
             "transforms in float64 say nothing of a smaller one"
         )
-    both = _composed(mechanism, k, delta)
+    both = _composed(mechanism, k, delta, beside)
     epsilon = max(loss.get_epsilon_for_delta(delta * (1 - _KEPT)) for loss in both)
     if not epsilon < math.inf:
         raise ArgumentError(
@@ -141,15 +149,18 @@ def mechanism_of(values: Mapping[str, float]) -> Mechanism:
     )
 
 
-def check(values: Mapping[str, float], epsilon: float, delta: float) -> None:
+def check(
+    values: Mapping[str, float], epsilon: float, delta: float, beside: float = 0.0
+) -> None:
     """Raise `CertificateError` unless a certificate states what its numbers give.
 
     Args:
         values: Its constants.
         epsilon: As it states it.
         delta: Failure probability.
+        beside: As of `privacy`.
     """
-    raw = _numbers(mechanism_of(values), int(values["forgotten"]), delta)
+    raw = _numbers(mechanism_of(values), int(values["forgotten"]), delta, beside)
     stated = {"epsilon": epsilon, "most_found": values["most_found"]}
     for (name, said), number in zip(stated.items(), raw, strict=True):
         # Where a number ends near a digit, another machine may say the next one.
@@ -233,7 +244,9 @@ def drawn_together(k: int, q: float, rest: float) -> Iterator[tuple[int, float]]
         yield k, float(stats.binom.sf(most, k, q))
 
 
-def _composed(mechanism: Mechanism, k: int, delta: float) -> tuple[Any, Any]:
+def _composed(
+    mechanism: Mechanism, k: int, delta: float, beside: float
+) -> tuple[Any, Any]:
     """The loss of all steps, with the samples against without them, and back."""
     try:
         from dp_accounting.pld import pld_pmf
@@ -244,15 +257,31 @@ def _composed(mechanism: Mechanism, k: int, delta: float) -> tuple[Any, Any]:
     cut = max(1e-22, delta * 1e-4 / mechanism.steps)
     step = _Step.of(mechanism, k, cut)
 
+    dots = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap
+    reach = beside * (beside / 2 - float(stats.norm.ppf(step.cut)))  # of its loss
+
     def composed(back: bool) -> Any:
-        interval, low, high = step.grid(back)
-        deltas = step.divergences(interval, low, high, back)
-        one = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
-            interval, low, high, deltas
-        )
-        return one.self_compose(mechanism.steps, delta * 1e-6)
+        interval, low, high = step.grid(back, 2 * reach)
+        one = dots(interval, low, high, step.divergences(interval, low, high, back))
+        every = one.self_compose(mechanism.steps, delta * 1e-6)
+        if not beside:
+            return every
+        far = math.ceil(reach / interval)
+        gauss = dots(interval, -far, far, _gaussian(interval, far, beside))
+        return pld_pmf.compose_pmfs(every, gauss, delta * 1e-6)
 
     return composed(False), composed(True)
+
+
+def _gaussian(interval: float, far: int, mu: float) -> Any:
+    """Delta of two Gaussians at a distance of mu, at each loss of a grid."""
+    import numpy as np
+
+    losses = np.arange(-far, far + 1) * interval
+    x = losses / mu
+    found = ndtr(mu / 2 - x) - np.exp(losses + log_ndtr(-mu / 2 - x))
+    found = np.clip(found, 0.0, 1.0)
+    return np.maximum.accumulate(found[::-1])[::-1]
 
 
 def _power(forward: Any, back: Any) -> float:
@@ -327,8 +356,11 @@ class _Step:
         )
         return functools.reduce(np.logaddexp, terms)
 
-    def grid(self, back: bool) -> tuple[float, int, int]:
-        """Width of the grid of losses, and its first and last place."""
+    def grid(self, back: bool, beside: float = 0.0) -> tuple[float, int, int]:
+        """Width of the grid of losses, and its first and last place.
+
+        Another loss, of width `beside`, is to be written down on it too.
+        """
         far = -self.z * float(stats.norm.ppf(self.cut))
         low = -far
         if not back:  # the mixture reaches further
@@ -340,7 +372,7 @@ class _Step:
                 low, high = (low, middle) if above else (middle, high)
         top, bottom = float(self.loss(low, back)), float(self.loss(far, back))
         interval = min(1e-3, max(1e-6, self.spread / 50))
-        interval = max(interval, (top - bottom) / _POINTS)
+        interval = max(interval, (top - bottom) / _POINTS, beside / _POINTS)
         return interval, math.floor(bottom / interval), math.ceil(top / interval)
 
     def divergences(self, interval: float, low: int, high: int, back: bool) -> Any:

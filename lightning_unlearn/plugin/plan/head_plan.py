@@ -8,8 +8,20 @@ from torch import Tensor
 
 from lightning_unlearn.certificate.words.theorems import Claim, strongly_convex_claim
 from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.guarantee.accounting.private_training import (
+    Privacy,
+    mechanism_of,
+    privacy,
+)
 from lightning_unlearn.guarantee.accounting.served_head import ROUNDING
+from lightning_unlearn.guarantee.claims import (
+    Bound,
+    Terms,
+    noise_std_upper,
+    sensitivity_upper,
+)
 from lightning_unlearn.guarantee.kinds import StronglyConvex
+from lightning_unlearn.guarantee.strength import promised_mu
 from lightning_unlearn.guarantee.tolerance import Tolerance
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches, own_positions
 from lightning_unlearn.plugin.plan.plan import Plan
@@ -17,6 +29,7 @@ from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.public_backbones import (
     fixed_row_norm,
+    private_steps,
     reading_private,
     tell_near,
 )
@@ -54,7 +67,36 @@ class HeadPlan(Plan):
 
     def claim(self) -> Claim:
         """See `Plan`."""
+        if (steps := self._steps) is not None and (pair := self.pair) is not None:
+            values = {**steps, "most_found": pair.most_found}
+            values["head_epsilon"] = self.options.epsilon
+            which = Bound.PRIVATE_BACKBONE
+            return strongly_convex_claim(self.tolerance, self.l2, values, which)
         return strongly_convex_claim(self.tolerance, self.l2, self.served)
+
+    @property
+    def _steps(self) -> dict[str, float] | None:
+        """Of the backbone's private training; all forgotten count as seen there."""
+        steps, gone = private_steps(self.module), float(max(1, len(self.removed)))
+        return None if steps is None else {**steps, "forgotten": gone}
+
+    @property
+    def pair(self) -> Privacy | None:
+        """What a privately trained backbone and the head tell; None of a public one."""
+        steps, terms = self._steps, self.options.terms
+        if steps is None:
+            return None
+        assert terms.delta is not None  # or noise was given by hand
+        head = strongly_convex_claim(self.tolerance, self.l2)
+        moved = sensitivity_upper(head.bound, head.constants)
+        own = promised_mu(moved / noise_std_upper(terms, moved), terms.releases)
+        return privacy(mechanism_of(steps), len(self.removed) or 1, terms.delta, own)
+
+    @property
+    def terms(self) -> Terms:
+        """See `Plan`: of backbone and head, where both are claimed."""
+        terms, pair = self.options.terms, self.pair
+        return terms if pair is None else replace(terms, epsilon=pair.epsilon)
 
     @property
     def served(self) -> dict[str, float] | None:

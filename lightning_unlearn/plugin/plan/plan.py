@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.certificate.words.theorems import Claim
-from lightning_unlearn.guarantee.claims import Basis
+from lightning_unlearn.guarantee.claims import Basis, Terms
 from lightning_unlearn.guarantee.constants import Constant, Origin
 from lightning_unlearn.guarantee.kinds import NewtonStep, NormBall, StronglyConvex
 from lightning_unlearn.plugin.data.exact_batches import ExactBatches
@@ -203,6 +203,11 @@ class Plan(PassContext, ABC):
     @abstractmethod
     def prepare(self) -> Prepared:
         """What can be computed before a request is known, over all retained samples."""
+
+    @property
+    def terms(self) -> Terms:
+        """What a release is agreed on."""
+        return self.options.terms
 
     @property
     def seconds_before(self) -> float:

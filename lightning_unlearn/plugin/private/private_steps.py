@@ -1,5 +1,7 @@
 """The steps that a private training may take, fixed before the first of them."""
 
+from torch import nn
+
 from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
@@ -8,7 +10,13 @@ from lightning_unlearn.guarantee.accounting.private_training import (
     privacy,
 )
 from lightning_unlearn.guarantee.kinds import PrivateTraining
-from lightning_unlearn.plugin.training.training_record import PrivateSteps
+from lightning_unlearn.plugin.training.outside import Outside, outside_of
+from lightning_unlearn.plugin.training.training_record import (
+    PrivateSteps,
+    TrainingRecord,
+)
+from lightning_unlearn.weights.digests import state_digest
+from lightning_unlearn.weights.scope import Scope
 
 
 def planned(
@@ -88,3 +96,49 @@ def epsilon_one(steps: PrivateSteps, delta: float, done: int | None = None) -> f
         steps.noise_multiplier, steps.sampling_rate, done or max(steps.steps, 1)
     )
     return privacy(made, 1, delta).epsilon
+
+
+def what_it_made(
+    module: nn.Module, record: TrainingRecord, instead: str
+) -> tuple[Scope, Outside]:
+    """What a training has made, if all of it is private: its weights, and the rest.
+
+    Args:
+        module: With the weights that the training ended with.
+        record: Of the training.
+        instead: What to do about a training that was not.
+
+    Raises:
+        GuaranteeError: If it is not known to have been private to its end.
+    """
+    steps = record.private
+    problem = record.drawn_problem if steps is None else steps.problem
+    if steps is None or steps.done < 1 or problem or record.drawn_problem:
+        got = problem or record.drawn_problem or "one without private steps"
+        raise GuaranteeError(
+            "expected a training that was private from its start to its end, got "
+            f"{got}: {instead}"
+        )
+    named = dict(module.named_parameters())
+    others = sorted({*record.trained} ^ {*steps.names})
+    if others or not {*steps.names} <= {*named}:
+        raise GuaranteeError(
+            "expected every weight that was trained to have been trained privately, "
+            f"got {', '.join(others[:3]) or 'another module'}: {instead}"
+        )
+    if record.weights_digest not in (None, state_digest(module.state_dict())):
+        raise GuaranteeError(
+            "expected the weights that the private training ended with, got others: "
+            "something has changed them since; take a checkpoint of that training "
+            "(ckpt_path=)"
+        )
+    scope = Scope(module, [named[name] for name in steps.names])
+    scope.check_finite()
+    outside = outside_of(module, scope, record)
+    if outside.unscrubbed:
+        raise GuaranteeError(
+            "expected nothing but the weights to change in a private training, got "
+            f"{', '.join(outside.unscrubbed[:3])}: what is computed of samples without "
+            f"noise is not private; keep no statistics of them. {instead}"
+        )
+    return scope, outside

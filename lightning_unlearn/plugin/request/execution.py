@@ -270,7 +270,7 @@ class Execution:
 
         weights, certificate = release(
             step,
-            plan.options.terms,
+            plan.terms,
             Surroundings(
                 scope=plan.scope.entries,
                 rebuilt=plan.rebuilt_entries(),

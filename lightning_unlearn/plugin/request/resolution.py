@@ -8,9 +8,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.certificate import ledger as ledgers
-from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.errors import BudgetError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee.claims import noise_std_upper
-from lightning_unlearn.guarantee.kinds import Guarantee
+from lightning_unlearn.guarantee.kinds import Guarantee, StronglyConvex
 from lightning_unlearn.plugin import covered
 from lightning_unlearn.plugin.files.known_checkpoints import (
     Known,
@@ -20,6 +20,8 @@ from lightning_unlearn.plugin.files.known_checkpoints import (
     known,
 )
 from lightning_unlearn.plugin.mixin import hooks
+from lightning_unlearn.plugin.options import Options
+from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.which_guarantee import (
     chosen_guarantee,
@@ -81,6 +83,7 @@ def resolve(
             "PrivateTraining: trainer.unlearn needs no step there, and changes no "
             "weight; or how='retrain'"
         )
+    options = public_backbones.own_part(options, context.module)
     if guarantee is not None:
         options = replace(options, guarantee=guarantee)
     dataset: Any = context.loader.dataset
@@ -108,10 +111,16 @@ def resolve(
             chosen_one = chosen_guarantee(options, head, l2, scope)
         with problems.noted():
             anew = takes_statistics_anew(options, head, chosen_one)
-            outside = outside_of(context.module, scope, record, rebuilds=anew)
+            outside = outside_of(
+                context.module,
+                scope,
+                record,
+                rebuilds=anew,
+                covers_private=isinstance(chosen_one, StronglyConvex),
+            )
         problems.check()
     assert l2 is not None  # or a problem was noted
-    ledger = context.processes.first(lambda: _ledger(context))
+    ledger = context.processes.first(lambda: _ledger(context, options))
     if request is not None:
         with raising_in_all(context, scope):
             digest = state_digest(context.module.state_dict())
@@ -121,7 +130,7 @@ def resolve(
             check_newest_known(context, request, chosen, digest, counted)
             request.check_replaced(record, sorted(gone))
             covered.check_request(options, record, ledger, len(gone), digest)
-    return plan_for(
+    plan = plan_for(
         scope,
         head,
         chosen_one,
@@ -138,6 +147,22 @@ def resolve(
         ledger=ledger,
         l2=l2,
     )
+    check_pair(plan, context.callback.options.epsilon)
+    return plan
+
+
+def check_pair(plan: Plan, epsilon: float) -> None:
+    """Raise `BudgetError` if a backbone and its head tell more than was agreed."""
+    pair = plan.pair if isinstance(plan, HeadPlan) else None
+    if pair is not None and not pair.epsilon <= epsilon:
+        gone = len(plan.removed)
+        whom = f"the {gone} forgotten so far" if gone else "one sample"
+        raise BudgetError(
+            f"expected at most epsilon = {epsilon:g} of the privately trained backbone "
+            f"and the head together, got {pair.epsilon:g} of {whom}: train the "
+            "backbone anew without them (with more noise, to forget more), or agree "
+            "on a larger epsilon before the head is trained"
+        )
 
 
 def raising_in_all(
@@ -241,9 +266,9 @@ def ledger_so_far(context: StageContext) -> ledgers.Ledger:
     return ledger
 
 
-def _ledger(context: StageContext) -> ledgers.Ledger:
+def _ledger(context: StageContext, options: Options) -> ledgers.Ledger:
     """The same, for a release that must be within the budget."""
-    options, ledger = context.callback.options, ledger_so_far(context)
+    ledger = ledger_so_far(context)
     if options.noise_std is None:
         mu = 1 / noise_std_upper(options.terms, sensitivity=1.0)
         ledger.check_budget(options.releases, mu)

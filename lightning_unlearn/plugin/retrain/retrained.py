@@ -10,6 +10,7 @@ from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import ModelError
 from lightning_unlearn.plugin.lightning import LightningModule
+from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.training.outside import public_parts
 from lightning_unlearn.plugin.training.outside_digests import (
     hidden_tensors,
@@ -132,6 +133,12 @@ def check_fresh(module: LightningModule, job: Job, began: bool) -> None:
         job: The retraining.
         began: Whether it has begun, so that its own marks are on its weights.
     """
+    if public_backbones.private_weights(module):
+        raise ModelError(
+            "expected the retraining to start from weights that never saw the samples "
+            "to be forgotten, got a PrivatelyTrained backbone, which saw them with "
+            "noise: train it anew without them as well, or leave out how='retrain'"
+        )
     named = {name: t for name, t in _values(module).items() if _telling(t)}
     found = [name for name, t in named.items() if value_digest(t) in job.trained]
     if not began:

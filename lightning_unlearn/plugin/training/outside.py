@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_unlearn.certificate.fields import PublicPart, entries_digest
+from lightning_unlearn.certificate.words.backbone_words import NOTE
 from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
 from lightning_unlearn.plugin.training.outside_digests import (
@@ -116,7 +117,11 @@ def numbers(module: nn.Module, record: TrainingRecord) -> dict[str, str]:
 
 
 def outside_of(
-    module: nn.Module, scope: Scope, record: TrainingRecord, rebuilds: bool = False
+    module: nn.Module,
+    scope: Scope,
+    record: TrainingRecord,
+    rebuilds: bool = False,
+    covers_private: bool = False,
 ) -> Outside:
     """Compare everything outside the scope with what it was before training.
 
@@ -125,6 +130,8 @@ def outside_of(
         scope: Its weights in scope.
         record: What was seen of the training.
         rebuilds: Whether statistics of batch normalisation will be taken anew.
+        covers_private: Whether the claim is of a privately trained backbone too; to
+            any other it is a part that the samples have changed.
 
     Raises:
         ModelError: If a normalisation layer keeps statistics of the training data.
@@ -134,11 +141,18 @@ def outside_of(
     now = outside_digests(module, scope.parameters)
     now = {n: digest for n, digest in now.items() if attribute_of(n) not in unread}
     held = (*module.named_parameters(), *module.named_buffers())
+    private = public_backbones.private_weights(module)
     trained = [
         name
         for name, t in held
         if name in now
-        and (name in record.trained or was_trained(t) or has_trained_value(t))
+        and not (covers_private and name in private)
+        and (
+            name in private
+            or name in record.trained
+            or was_trained(t)
+            or has_trained_value(t)
+        )
     ]
     changed = trained
     if before is not None:
@@ -235,4 +249,5 @@ def _made(name: str) -> PublicPart:
 
 def _note(backbone: PublicBackbone) -> str:
     """What a certificate says of a backbone, and the digest it was made with."""
-    return f"{backbone.description}; PublicBackbone.digest {backbone.digest}"
+    how = "" if backbone.private_steps is None else NOTE
+    return f"{how}{backbone.description}; PublicBackbone.digest {backbone.digest}"

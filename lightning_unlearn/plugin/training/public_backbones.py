@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -9,11 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn._base.text import positions_text
+from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.inputs import in_order, inputs_of
 from lightning_unlearn.step.known_samples import Where, public_ones
 from lightning_unlearn.weights.processes import Processes
+
+#: Its noise costs nothing, and adds next to nothing to the backbone's.
+_OWN_PART = 0.1
 
 
 def backbones(module: nn.Module) -> dict[str, PublicBackbone]:
@@ -26,6 +32,49 @@ def check(module: nn.Module) -> None:
     """Raise `ModelError` unless each is as it was made."""
     for backbone in backbones(module).values():
         backbone.check()
+
+
+def private_steps(module: nn.Module) -> dict[str, float] | None:
+    """The steps of the private training that made a backbone; None if it is public.
+
+    Raises:
+        ModelError: If several were trained privately.
+    """
+    found = [b for b in backbones(module).values() if b.private_steps is not None]
+    if len(found) > 1:
+        raise ModelError(
+            f"expected one PrivatelyTrained backbone, got {len(found)}: what several "
+            "private trainings tell together is not counted; train one"
+        )
+    return found[0].private_steps if found else None
+
+
+def private_weights(module: nn.Module) -> set[str]:
+    """Names of parameters and buffers of what was trained privately."""
+    return {
+        f"{name}.{inner}"
+        for name, backbone in backbones(module).items()
+        if backbone.private_steps is not None
+        for inner in backbone.state_dict(keep_vars=True)
+        if inner.startswith("model.")
+    }
+
+
+def own_part(options: Options, module: nn.Module) -> Options:
+    """A head's own part of epsilon: a tenth, where its backbone needs the rest.
+
+    Raises:
+        GuaranteeError: If noise is given by hand, which claims nothing.
+    """
+    if private_steps(module) is None:
+        return options
+    if options.noise_std is not None:
+        raise GuaranteeError(
+            f"expected epsilon= and delta= for a head on a PrivatelyTrained backbone, "
+            f"got noise_std={options.noise_std:g}: noise by hand says nothing of both "
+            "together"
+        )
+    return replace(options, epsilon=options.epsilon * _OWN_PART)
 
 
 def fixed_row_norm(module: nn.Module, head: ConvexHead) -> float | None:

@@ -1,5 +1,9 @@
 """What a preflight advises: what to change, and what that would give."""
 
+from collections import Counter
+
+from lightning_unlearn.certificate.words.backbone_words import is_private
+from lightning_unlearn.certificate.words.printed import premise
 from lightning_unlearn.certificate.words.strength_words import in_100
 from lightning_unlearn.guarantee.claims import Decision, Grade
 from lightning_unlearn.guarantee.gaussian import gaussian_mu
@@ -10,6 +14,7 @@ from lightning_unlearn.plugin.plan.head_plan import HeadPlan
 from lightning_unlearn.plugin.plan.network_plan import NetworkPlan
 from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import a_tolerance, loud_noise
+from lightning_unlearn.plugin.training import public_backbones
 from lightning_unlearn.plugin.verbs import forecast
 
 REFUSED = "trainer.unlearn would be refused"
@@ -35,6 +40,24 @@ def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
     if not constants.lambda_min > need:
         return f"{text}: no damping makes it say more than the norm ball"
     return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
+
+
+def on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
+    """What a claim of this grade takes as public, with the number of weights."""
+    if grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
+        return ()
+    in_scope, claimed = {id(p) for p in plan.scope.parameters}, plan.claim().bound
+    backbones, sizes = public_backbones.backbones(plan.module), Counter[str]()
+    for name, p in plan.module.named_parameters():
+        if id(p) not in in_scope:
+            sizes[public_backbones.part_of(name, backbones)] += p.numel()
+    parts = []
+    for part in plan.outside.public_parts:
+        if is_private(claimed, part):
+            continue
+        n = sizes[part.name]
+        parts.append(f"{part.name} ({n:,} weights)" if n else part.name)
+    return (premise(plan.ways_checked, claimed), *parts)
 
 
 def strength(plan: Plan, decision: Decision) -> tuple[str, ...]:

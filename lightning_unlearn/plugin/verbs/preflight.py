@@ -1,7 +1,6 @@
 """``preflight``: what a request will prove and cost, before anything is changed."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn._base.notebook import box, listed, table
 from lightning_unlearn._base.problems import separate
 from lightning_unlearn._base.text import point
-from lightning_unlearn.certificate.words.printed import premise, so_far
+from lightning_unlearn.certificate.words.printed import so_far
 from lightning_unlearn.errors import BudgetError, GuaranteeError, ModelError
 from lightning_unlearn.guarantee import claims
 from lightning_unlearn.guarantee.claims import Grade
@@ -273,7 +272,7 @@ def _look(
     validation: DataLoader | None,
 ) -> Preflight:
     options, basis = plan.options, plan.basis(plan.claim().constants)
-    decision = claims.decide(options.terms, basis)
+    decision = claims.decide(plan.terms, basis)
     loader, indices, name = forecast.data_of(plan, validation)
     outlook = forecast.outlook(plan, loader, indices)
     noise_std, weights = decision.noise_std, float(plan.scope.flatten().norm())
@@ -310,25 +309,9 @@ def _look(
         releases=options.releases,
         composed_epsilon=decision.composed_epsilon,
         composed_grade=decision.composed_grade,
-        on_your_word=_on_your_word(plan, decision.grade),
+        on_your_word=advice.on_your_word(plan, decision.grade),
         covers=basis.bound is claims.Bound.SERVED_HEAD,
     )
-
-
-def _on_your_word(plan: Plan, grade: Grade) -> tuple[str, ...]:
-    """What a claim of this grade takes as public, with the number of weights."""
-    if grade not in (Grade.CERTIFIED, Grade.CONDITIONAL):
-        return ()
-    in_scope = {id(p) for p in plan.scope.parameters}
-    backbones, sizes = public_backbones.backbones(plan.module), Counter[str]()
-    for name, p in plan.module.named_parameters():
-        if id(p) not in in_scope:
-            sizes[public_backbones.part_of(name, backbones)] += p.numel()
-    parts = []
-    for part in plan.outside.public_parts:
-        n = sizes[part.name]
-        parts.append(f"{part.name} ({n:,} weights)" if n else part.name)
-    return (premise(plan.ways_checked), *parts)
 
 
 def _curve(
@@ -393,7 +376,14 @@ def _routes(context: StageContext, job: Job, look: Preflight) -> tuple[Route, ..
     return routes.with_recommended(
         [
             step,
-            routes.retraining(options, record, look.training_seconds, job, before),
+            routes.retraining(
+                options,
+                record,
+                look.training_seconds,
+                job,
+                before,
+                bool(public_backbones.private_weights(context.module)),
+            ),
             *routes.convex_head_on_public(context.module, options, record),
             routes.private_training(options, record, job, context.loader.dataset),
         ]

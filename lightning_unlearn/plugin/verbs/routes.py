@@ -90,6 +90,7 @@ def retraining(
     seconds: float | None,
     job: Job,
     metric: str,
+    private_backbone: bool = False,
 ) -> Route:
     """Training again without the samples.
 
@@ -99,6 +100,7 @@ def retraining(
         seconds: That the last training took, or None if nobody saw it.
         job: What would be trained.
         metric: What the model is worth now.
+        private_backbone: Whether a part of it was trained privately on the samples.
     """
     needs = list[str]()
     if options.retrain is None:
@@ -107,12 +109,15 @@ def retraining(
             "command line --how retrain is enough"
         )
     kept, covered = len(job.kept), record.covered is not None
+    impossible = covered or private_backbone
     if covered:
         needs = ["a new model: a retrained head is no release that was announced"]
+    if private_backbone:
+        needs = ["its backbone saw the samples, with noise: train that anew as well"]
     return Route(
         name=f"retraining from stage {kept + 1}" if kept else "retraining",
-        grade=None if covered else Grade.EXACT,
-        epsilon=None if covered else 0.0,
+        grade=None if impossible else Grade.EXACT,
+        epsilon=None if impossible else 0.0,
         metric=metric,
         seconds=_seconds(record, seconds, job),
         memory="as training",

@@ -99,6 +99,7 @@ class PublicBackbone(nn.Module):
     mean: Tensor
     std: Tensor
     known: Tensor
+    private_steps: dict[str, float] | None = None  # or it was trained privately
 
     def __init__(
         self,

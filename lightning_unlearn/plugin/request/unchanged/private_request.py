@@ -6,7 +6,7 @@ from lightning_unlearn.errors import BudgetError, GuaranteeError
 from lightning_unlearn.guarantee.accounting.private_training import privacy
 from lightning_unlearn.plugin.private import whole_people
 from lightning_unlearn.plugin.private.private_plan import PrivatePlan
-from lightning_unlearn.plugin.private.private_steps import mechanism_of
+from lightning_unlearn.plugin.private.private_steps import mechanism_of, what_it_made
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.retrain_request import (
     check_current,
@@ -16,9 +16,6 @@ from lightning_unlearn.plugin.request.retrain_request import (
 from lightning_unlearn.plugin.request.stage import StageContext
 from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.stages.kept_stages import Gone
-from lightning_unlearn.plugin.training.outside import outside_of
-from lightning_unlearn.weights.digests import state_digest
-from lightning_unlearn.weights.scope import Scope
 
 _INSTEAD = "how='retrain' answers any request, of any model"
 
@@ -49,24 +46,7 @@ def _plan_of(context: StageContext, job: Job) -> PrivatePlan:
     )
     steps = record.private
     assert steps is not None  # or nobody would have asked
-    if steps.problem is not None or steps.done < 1 or record.drawn_problem is not None:
-        raise GuaranteeError(
-            "expected a training that was private from its start to its end, got "
-            f"{steps.problem or record.drawn_problem or 'one that took no step'}: "
-            f"{_INSTEAD}"
-        )
-    named = dict(module.named_parameters())
-    others = sorted({*record.trained} ^ {*steps.names})
-    if others or not {*steps.names} <= {*named}:
-        raise GuaranteeError(
-            "expected every weight that was trained to have been trained privately, "
-            f"got {', '.join(others[:3]) or 'another module'}: {_INSTEAD}"
-        )
-    if record.weights_digest not in (None, state_digest(module.state_dict())):
-        raise GuaranteeError(
-            "expected the weights that the private training ended with, got others: "
-            "something has changed them since; pass ckpt_path= of a checkpoint of it"
-        )
+    scope, outside = what_it_made(module, record, _INSTEAD)
     training, dataset = mechanism_of(steps), context.loader.dataset
     seen = Gone.of(record, dataset, job.chosen).digests & {*(record.validated or ())}
     if steps.decided_by and seen:
@@ -84,15 +64,6 @@ def _plan_of(context: StageContext, job: Job) -> PrivatePlan:
             f"{'samples' if steps.by is None else 'people'} forgotten so far of this "
             f"private training, got {found.epsilon:g} of {group}: it allows "
             f"{steps.capacity} ({before} are used up); {_INSTEAD}"
-        )
-    scope = Scope(module, [named[name] for name in steps.names])
-    scope.check_finite()
-    outside = outside_of(module, scope, record)
-    if outside.unscrubbed:
-        raise GuaranteeError(
-            "expected nothing but the weights to change in a private training, got "
-            f"{', '.join(outside.unscrubbed[:3])}: what is computed of samples without "
-            f"noise is not private; keep no statistics of them. {_INSTEAD}"
         )
     return PrivatePlan(
         clip=steps.clip,

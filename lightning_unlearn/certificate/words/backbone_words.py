@@ -1,0 +1,58 @@
+"""What is said of a head whose backbone was trained privately on the same people."""
+
+from lightning_unlearn.certificate.fields import PublicPart
+from lightning_unlearn.guarantee.constants import Origin
+from lightning_unlearn.guarantee.terms import Bound
+
+#: How the note of a part begins whose weights a private training has made.
+NOTE = "trained privately: "
+COVERED = "trained privately, and covered by the claim"
+PREMISE = "what the backbone's training and its features use besides the samples"
+
+REFERENCE = (
+    "the same backbone trained by the same code without the forgotten samples, from "
+    "the same kind of start, with the same clip, noise, sampling rate and number of "
+    "steps, and on it the same head trained without them, from any start, to the same "
+    "tolerance, with the same noise, computed in the same environment and blocks"
+)
+
+NOT_COVERED = (
+    "samples of the head that are each made of several samples of the backbone's "
+    "training (copies, or pieces of one picture that were trained on one by one): each "
+    "counts as one of these at most",
+)
+
+ROW_NORM = (
+    Origin.ENFORCED,
+    "of every row the backbone gives, and the 1 of a bias: fixed by its options, not "
+    "by data",
+)
+
+REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
+    "forgotten": (
+        (
+            Origin.ENFORCED,
+            "samples forgotten so far of the head's data, with this request: each "
+            "counts as one of the backbone's training, whether it was or not",
+        ),
+    ),
+    "head_epsilon": (
+        (
+            Origin.ENFORCED,
+            "the head's own part, set before the request: its noise follows from it. "
+            "The epsilon above is that of the backbone and the head together",
+        ),
+    ),
+    "most_found": (
+        (
+            Origin.PROVED,
+            "share of true cases that the best test of both with 1% false alarms "
+            "finds: follows from the numbers above",
+        ),
+    ),
+}
+
+
+def is_private(bound: Bound, part: PublicPart) -> bool:
+    """Whether a part of the model is one that a claim covers, not a premise."""
+    return bound is Bound.PRIVATE_BACKBONE and part.note.startswith(NOTE)

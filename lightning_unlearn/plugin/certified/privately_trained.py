@@ -1,0 +1,114 @@
+"""A backbone that was trained privately on the people whom the head may forget."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.plugin.files import checkpoint as checkpoints
+from lightning_unlearn.plugin.private.private_steps import what_it_made
+from lightning_unlearn.plugin.training.training_record import TrainingRecord
+from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.step.head.inputs import Samples
+from lightning_unlearn.weights.digests import tensors_digest
+
+_INSTEAD = "train with UnlearningCallback(private=PrivateTraining(...))"
+
+
+class PrivatelyTrained(PublicBackbone):
+    """Features of a network trained with `PrivateTraining`, under a certified head.
+
+    The certificate then speaks of both: what the backbone's training lets anyone tell
+    of all samples forgotten so far, composed with the head's release. Every forgotten
+    sample counts as one that the backbone has seen. Nine tenths of the callback's
+    epsilon are meant for the backbone; once both together exceed it requests are
+    refused.
+
+    Args:
+        module: The network's class as it was trained; its weights are replaced.
+        checkpoint: Of that training, with the record of its `UnlearningCallback`.
+        taps: As of `PublicBackbone`, as are the others. `public_data` must be none of
+            the training samples: its statistics are not private.
+        pool: As there.
+        standardize: As there.
+        unit_norm: As there.
+        public_data: As there.
+        scale: As there.
+        batch_size: As there.
+
+    Raises:
+        DataError: If the checkpoint cannot be read.
+        GuaranteeError: If it is not of a training that was private throughout.
+        ModelError: If the module is another one.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        checkpoint: str | Path,
+        taps: Sequence[str] | Literal["auto"] = "auto",
+        pool: tuple[int, int] = (2, 2),
+        standardize: Literal["auto", "public", "none"] = "auto",
+        unit_norm: bool = True,
+        *,
+        public_data: Samples | None = None,
+        scale: float = 8.0,
+        batch_size: int = 256,
+    ) -> None:
+        self.private_steps = _trained(module, Path(checkpoint))
+        super().__init__(
+            module,
+            taps,
+            pool,
+            standardize,
+            unit_norm,
+            public_data=public_data,
+            scale=scale,
+            batch_size=batch_size,
+        )
+
+    @override
+    def _digests(self) -> dict[str, str]:
+        steps: Any = self.private_steps
+        numbers = torch.tensor([steps[name] for name in sorted(steps)]).double()
+        return {**super()._digests(), "steps": tensors_digest([("steps", numbers)])}
+
+
+def _trained(module: nn.Module, path: Path) -> dict[str, float]:
+    """Load what a private training has made; the numbers of its steps."""
+    state = checkpoints.record_in(path)
+    record = TrainingRecord.from_dict(state) if state else TrainingRecord()
+    held = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        module.load_state_dict(held)
+    except RuntimeError as error:
+        raise ModelError(
+            f"expected the module that {path} was trained as, got another: "
+            f"{error!s:.200}"
+        ) from None
+    what_it_made(module, record, f"{_INSTEAD}, and take what it saved, not {path}")
+    steps = record.private
+    assert steps is not None  # or nothing private was made
+    if steps.by is not None:
+        raise GuaranteeError(
+            f"expected a private training of samples, got one of people (by="
+            f"{steps.by!r}): a request for a part of a person's samples would count "
+            f"for more than a person; {_INSTEAD} without by="
+        )
+    if steps.decided_by:
+        raise GuaranteeError(
+            "expected a private training of a length that was known before, got "
+            f"{', '.join(steps.decided_by)}: nobody knows whether those whom the head "
+            f"may forget are among these data; {_INSTEAD} with max_epochs= or "
+            "max_steps= alone"
+        )
+    return {
+        "clip": steps.clip,
+        "noise_multiplier": steps.noise_multiplier,
+        "sampling_rate": steps.sampling_rate,
+        "steps": float(steps.steps),
+    }
