@@ -111,7 +111,7 @@ def decide(
     if basis.bound is Bound.PRIVATE_TRAINING:
         return _private(terms, basis)
     if basis.bound is Bound.PRIVATE_BACKBONE:
-        return _on_private(terms, basis)
+        return _on_private(terms, basis, noise_std)
     sensitivity = sensitivity_upper(basis.bound, basis.constants)
     if basis.bound in EXACT:
         return _exact(basis)
@@ -206,13 +206,14 @@ def _private(terms: Terms, basis: Basis) -> Decision:
     )
 
 
-def _on_private(terms: Terms, basis: Basis) -> Decision:
+def _on_private(terms: Terms, basis: Basis, noise_std: float | None) -> Decision:
     """Of a head on a private training: that of the head, and both seen together."""
-    values = _values(basis.bound, basis.constants)
-    own = replace(terms, epsilon=values["head_epsilon"])
-    head = decide(own, replace(basis, bound=Bound.STRONGLY_CONVEX))
+    values, own = _values(basis.bound, basis.constants), terms
+    if terms.epsilon is not None:
+        own = replace(terms, epsilon=values["head_epsilon"])
+    head = decide(own, replace(basis, bound=Bound.STRONGLY_CONVEX), noise_std)
     if head.grade is Grade.NONE or terms.epsilon is None or terms.delta is None:
-        return replace(head, grade=Grade.NONE, epsilon=None, delta=None)
+        return head
     beside = promised_mu(head.release_mus[-1], terms.releases)
     private.check(values, terms.epsilon, terms.delta, beside)
     found = () if values["most_found"] <= MOST_FOUND else (Grade.VACUOUS,)

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.report.words import attacks, explained, method
+from lightning_unlearn.certificate.report.explained import explained
+from lightning_unlearn.certificate.report.words import attacks, method
 from lightning_unlearn.certificate.words import theorems
 from lightning_unlearn.errors import CertificateError
 from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy

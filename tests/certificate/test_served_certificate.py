@@ -7,7 +7,8 @@ import pytest
 
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import GENESIS, Entry, Ledger, forget_digest
-from lightning_unlearn.certificate.report.words import attacks, explained, method
+from lightning_unlearn.certificate.report.explained import explained
+from lightning_unlearn.certificate.report.words import attacks, method
 from lightning_unlearn.certificate.words import theorems
 from lightning_unlearn.errors import BudgetError, CertificateError, LedgerError
 from lightning_unlearn.guarantee.claims import Bound, Grade, Terms

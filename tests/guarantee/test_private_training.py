@@ -9,10 +9,10 @@ from scipy.stats import beta, norm
 
 from lightning_unlearn.errors import ArgumentError, CertificateError
 from lightning_unlearn.guarantee.accounting import private_training as accountant
+from lightning_unlearn.guarantee.accounting.drawn_step import drawn_together
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
     capacity,
-    drawn_together,
     least_noise,
     privacy,
 )

@@ -17,6 +17,7 @@ from lightning_unlearn.certificate.ledger import Entry, Ledger
 from lightning_unlearn.certificate.report import words
 from lightning_unlearn.certificate.report.chart import chart
 from lightning_unlearn.certificate.report.evidence import Evidence
+from lightning_unlearn.certificate.report.explained import explained
 from lightning_unlearn.certificate.signature import signer
 from lightning_unlearn.certificate.verification import Finding, verify_text
 from lightning_unlearn.certificate.words.printed import composed_worth
@@ -57,7 +58,7 @@ def render(certificate_json: str, evidence: Evidence = _NOTHING) -> str:
     ledger = Ledger.from_text(evidence.ledger or "")
     return _fill(
         c=certificate,
-        grade=words.explained(certificate),
+        grade=explained(certificate),
         worth=composed_worth(certificate),
         findings=findings,
         signed=signer(certificate_json) is not None,

@@ -136,7 +136,7 @@ REASONS: dict[Bound, dict[str, tuple[tuple[Origin, str], ...]]] = {
 }
 
 REASONS[Bound.PRIVATE_BACKBONE] = {
-    **REASONS[Bound.PRIVATE_TRAINING],
+    **{n: told[:1] for n, told in REASONS[Bound.PRIVATE_TRAINING].items()},  # samples
     **_CONVEX,
     **backbone_words.REASONS,
 }

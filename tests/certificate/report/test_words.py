@@ -8,6 +8,7 @@ import pytest
 from lightning_unlearn.certificate.fields import PublicPart
 from lightning_unlearn.certificate.report import words
 from lightning_unlearn.certificate.report.evidence import Quality
+from lightning_unlearn.certificate.report.explained import GRADES, explained
 from lightning_unlearn.certificate.report.page import render
 from lightning_unlearn.errors import CertificateError
 from lightning_unlearn.guarantee.claims import Grade, NoiseSource
@@ -33,7 +34,7 @@ def test_epsilon_never_stands_without_its_grade(grade, evidence):
     assert bool(found) == (grade != "none")
     if grade == "none":
         assert "epsilon" not in page.text.casefold()
-    assert f"Grade: {words.GRADES[Grade(grade)].name}" in page.text
+    assert f"Grade: {GRADES[Grade(grade)].name}" in page.text
 
 
 @pytest.mark.parametrize(
@@ -125,11 +126,11 @@ def test_words_and_colours_follow_what_a_test_finds(epsilon, grade, look, found,
     assert ("\N{CHECK MARK}" in page.text) == (look == "certified")
     assert found in page.text
     assert found.removesuffix(" of") in text
-    assert says in words.explained(certificate).tell
+    assert says in explained(certificate).tell
     assert ("CERTIFIED: indistinguishable" in text) == (epsilon == 1)
     if epsilon >= 8:
-        tell = words.explained(certificate).tell
-        assert not any(s in text or s in words.explained(certificate).summary
+        tell = explained(certificate).tell
+        assert not any(s in text or s in explained(certificate).summary
                        for s in STRONG)  # fmt: skip
         assert "as if your data" not in tell.removeprefix(
             "Do not say that the model is as if your data had not been used. "
