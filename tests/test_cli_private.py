@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 import yaml
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_unlearn import PrivateTraining
+from lightning_unlearn import CertifiedClassifier, PrivateTraining
 from lightning_unlearn.cli import LightningCLI
 from lightning_unlearn.plugin.request.stage import callback_of
 from tests.helpers.lightning import LightningDataModule, pl
@@ -79,6 +79,51 @@ def test_fit_and_unlearn(tmp_path, capsys, monkeypatch, callback, private, forge
     before = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
     after = torch.load(tmp_path / "clean.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Watched(Digits):
+    def val_dataloader(self):
+        return DataLoader(digits(600), 300)
+
+
+class Shape(TensorDataset):
+    """What samples look like; none of them."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(2, 64))
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_a_head_on_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    private = {"noise_multiplier": 4.0, "max_grad_norm": 0.5}
+    (tmp_path / "private.yaml").write_text(yaml.safe_dump(config(private, False)))
+    run("fit", "--config", "private.yaml")
+    (tmp_path / "run.ckpt").rename(tmp_path / "private.ckpt")
+
+    here = "tests.test_cli_private"
+    features = {"model": {"class_path": f"{here}.Net"}, "checkpoint": "private.ckpt",
+                "taps": ["net.1"], "standardize": "none",
+                "public_data": {"class_path": f"{here}.Shape"}}  # fmt: skip
+    named = {"class_path": "lightning_unlearn.PrivatelyTrained", "init_args": features}
+    described = config(None, False)
+    described["model"] = {"backbone": named, "num_classes": 10, "l2": 1e-2}
+    described["unlearning"]["accept_noise"] = True
+    (tmp_path / "head.yaml").write_text(yaml.safe_dump(described))
+
+    def head(*arguments):
+        return LightningCLI(
+            CertifiedClassifier, Watched, args=[*arguments], save_config_callback=None
+        )
+
+    head("fit", "--config", "head.yaml")
+    head(
+        "unlearn", "--config", "head.yaml", "--ckpt_path", "run.ckpt",
+        "--forget", "[1, 2]", "--save_to", "clean.ckpt",
+    )  # fmt: skip
+    assert capsys.readouterr().out.startswith("CERTIFIED: this head and its privately")
+    written = json.loads((tmp_path / "clean.certificate.json").read_text())
+    assert written["bound"] == "private_backbone"
 
 
 def test_a_class_path_names_it(tmp_path, monkeypatch):

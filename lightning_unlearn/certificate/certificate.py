@@ -64,8 +64,9 @@ class Certificate(CertificateFields):
 
     @property
     def group(self) -> int | None:
-        """All that were forgotten so far of a private training; None of any other."""
-        if self.bound is not Bound.PRIVATE_TRAINING or self.epsilon is None:
+        """All that were forgotten so far of what a private training made; else None."""
+        private = (Bound.PRIVATE_TRAINING, Bound.PRIVATE_BACKBONE)
+        if self.bound not in private or self.epsilon is None:
             return None
         return int({c.name: c.value for c in self.constants}["forgotten"])
 

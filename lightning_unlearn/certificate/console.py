@@ -222,7 +222,11 @@ def _help(parser: argparse.ArgumentParser, _: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from lightning_unlearn.certificate.certificate import Certificate
-    from lightning_unlearn.certificate.verification import verdict, verify_text
+    from lightning_unlearn.certificate.verification import (
+        on_your_word,
+        verdict,
+        verify_text,
+    )
 
     text = _text(options.certificate)
     state = _given(options.checkpoint, _model)
@@ -246,8 +250,7 @@ def _verify(options: argparse.Namespace) -> int:
         if published is not None:
             file = options.backbone.name
             findings += model_state.check_published(certificate, published, file)
-    public = [part.name for part in certificate.public_parts]
-    return _print_findings(findings, verdict(findings, public))
+    return _print_findings(findings, verdict(findings, on_your_word(certificate)))
 
 
 def _print_findings(findings: Sequence["Finding"], verdict: str) -> int:

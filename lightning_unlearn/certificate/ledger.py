@@ -49,9 +49,10 @@ class Entry:
             guarantee.
         releases: T announced, or None.
         schema: Number of this format.
-        group: Where nothing was released because the training was private: all samples
+        group: Where a training was private, or that of a head's backbone: all samples
             of it (or people, if it drew people) forgotten so far, this request's among
-            them. Else it is not written.
+            them. Else it is not written. `mu` is then of the head alone, or None where
+            nothing was released.
         covered: Of the trained head that was served with noise before any request: how
             many may be forgotten in all. It forgot nobody. Else it is not written.
         hash: SHA-256 of all the fields above; filled in by `Ledger.append`.
@@ -305,7 +306,7 @@ _MAY_LACK = frozenset({"group", "covered"})
 
 
 def _is_noisy(entry: Entry) -> bool:
-    return entry.mu != 0 and entry.group is None
+    return entry.mu != 0 and (entry.group is None or entry.mu is not None)
 
 
 def _check_entry(
@@ -324,7 +325,8 @@ def _check_entry(
         )
     if entry.group is not None:
         claimed = entry.grade in ("certified", "conditional", "vacuous")
-        mu_fits = claimed and entry.mu is None and entry.group >= 1
+        head = entry.mu is None or 0 < entry.mu < 1e12
+        mu_fits = claimed and head and entry.group >= 1
     elif entry.mu is None:
         mu_fits = entry.grade == "none"
     elif entry.mu == 0:

@@ -7,6 +7,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Entry, Ledger
 from lightning_unlearn.certificate.receipts import read_receipts
 from lightning_unlearn.certificate.signature import signer
+from lightning_unlearn.certificate.words.backbone_words import is_private
 from lightning_unlearn.errors import CertificateError, LedgerError
 from lightning_unlearn.guarantee.claims import at_strength, lowest
 from lightning_unlearn.guarantee.gaussian import compose_mu
@@ -75,12 +76,26 @@ def verify_text(
     return findings
 
 
-def verdict(findings: Sequence[Finding], public_parts: Iterable[str] = ()) -> str:
+def on_your_word(certificate: Certificate) -> list[str]:
+    """What a certificate takes as public of a model's parts, one entry each."""
+    found = []
+    for part in certificate.public_parts:
+        text = f"that {part.name} never saw the samples"
+        if is_private(certificate.bound, part):
+            text = (
+                f"that what the training of {part.name} and its features used besides "
+                "the samples did not depend on them"
+            )
+        found.append(text)
+    return found
+
+
+def verdict(findings: Sequence[Finding], premises: Iterable[str] = ()) -> str:
     """The last line: whether it holds, what was checked, and whose word the rest is.
 
     Args:
         findings: All of them.
-        public_parts: Names of what the certificate takes as public.
+        premises: What the certificate takes as public (`on_your_word`).
     """
     if any(finding.holds is False for finding in findings):
         return "NOT VERIFIED"
@@ -90,7 +105,7 @@ def verdict(findings: Sequence[Finding], public_parts: Iterable[str] = ()) -> st
         *(f"the rest of {word}" if word in checked else word for word in words),
         "that the constants are true",
         "how samples were read",
-        *(f"that {name} never saw the samples" for name in public_parts),
+        *premises,
     ]
     return (
         f"VERIFIED: {', '.join(checked)}; on the word of whoever made it: "

@@ -20,8 +20,14 @@ from lightning_unlearn import (
     UnlearningCallback,
     preflight,
 )
+from lightning_unlearn.certificate import ledger as ledgers
 from lightning_unlearn.certificate.certificate import Certificate
-from lightning_unlearn.certificate.verification import verify_text
+from lightning_unlearn.certificate.report.ledger_table import ledger_table
+from lightning_unlearn.certificate.verification import (
+    on_your_word,
+    verdict,
+    verify_text,
+)
 from lightning_unlearn.errors import (
     BudgetError,
     CertificateError,
@@ -96,9 +102,15 @@ def test_backbone_and_head_are_certified_together(checkpoint, tmp_path):
     for certificate in (c, second):
         findings = verify_text(certificate.to_json(), ledger_text=ledger.read_text())
         assert all(f.holds is not False for f in findings), findings
-    print(result, c)
-    (line,) = [line for line in str(c).splitlines() if "taking" in line]
-    assert "backbone as" not in line
+    assert "this head and its privately trained backbone are indist" in str(result)
+    words = verdict(findings, on_your_word(c)).split("on the word of")[1]
+    assert "that what the training of backbone and its features used" in words
+    assert "never saw the samples" not in words
+    entries = ledgers.read(ledger).entries
+    assert [e.group for e in entries] == [1, 3]
+    table = ledger_table(ledgers.read(ledger))
+    assert "2 made, no number announced" in table
+    assert "+ = of the head alone: its backbone was trained privately" in table
 
 
 def test_what_both_tell_together_stays_in_the_budget(checkpoint):

@@ -29,43 +29,51 @@ class PrivatelyTrained(PublicBackbone):
     refused.
 
     Args:
-        module: The network's class as it was trained; its weights are replaced.
-        checkpoint: Of that training, with the record of its `UnlearningCallback`.
+        model: The module that was trained; its weights are replaced by those of the
+            checkpoint.
+        checkpoint: Of that training, with the record of its `UnlearningCallback`. It
+            is read wherever the backbone is made, in later processes too.
         taps: As of `PublicBackbone`, as are the others. `public_data` must be none of
             the training samples: its statistics are not private.
         pool: As there.
         standardize: As there.
         unit_norm: As there.
+        tokens: As there.
         public_data: As there.
         scale: As there.
         batch_size: As there.
 
     Raises:
-        DataError: If the checkpoint cannot be read.
-        GuaranteeError: If it is not of a training that was private throughout.
+        SetupError: If the checkpoint cannot be read.
+        GuaranteeError: If its training was not private from its start to its end, drew
+            people, or ended when some metric said so.
         ModelError: If the module is another one.
+        ArgumentError: As `PublicBackbone`.
+        DataError: As `PublicBackbone`.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        model: nn.Module,
         checkpoint: str | Path,
         taps: Sequence[str] | Literal["auto"] = "auto",
         pool: tuple[int, int] = (2, 2),
         standardize: Literal["auto", "public", "none"] = "auto",
         unit_norm: bool = True,
         *,
+        tokens: Sequence[str] | Literal["auto"] = "auto",
         public_data: Samples | None = None,
         scale: float = 8.0,
         batch_size: int = 256,
     ) -> None:
-        self.private_steps = _trained(module, Path(checkpoint))
+        self.private_steps = _trained(model, Path(checkpoint))
         super().__init__(
-            module,
+            model,
             taps,
             pool,
             standardize,
             unit_norm,
+            tokens=tokens,
             public_data=public_data,
             scale=scale,
             batch_size=batch_size,

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler, default_collate
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback, preflight
+from lightning_unlearn.certificate import ledger as ledgers
+from lightning_unlearn.certificate.report.ledger_table import ledger_table
 from lightning_unlearn.certificate.verification import verify_text
 from lightning_unlearn.errors import (
     ArgumentError,
@@ -75,6 +77,8 @@ def test_nothing_moves_and_it_is_certified(tmp_path):
     assert all(finding.holds is not False for finding in first), first
     for finding in result.receipts(3).splitlines():
         assert c.commitment
+    table = ledger_table(ledgers.read(tmp_path / "ledger.jsonl"))
+    assert "0 made, no number announced, 2 that changed no weight" in table
     with pytest.raises(BudgetError, match=r"it allows \d+ \(3 are used up\).*retrain"):
         made.unlearn(list(range(20, 60)))
     assert same(before, weights(net))
