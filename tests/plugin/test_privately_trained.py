@@ -33,6 +33,7 @@ from lightning_unlearn.errors import (
     CertificateError,
     GuaranteeError,
     ModelError,
+    SetupError,
 )
 from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
 from lightning_unlearn.guarantee.claims import Bound, Grade
@@ -209,6 +210,14 @@ def test_trained_on_without_noise_afterwards(checkpoint, tmp_path):
     own.save_checkpoint(tmp_path / "on.ckpt")
     with pytest.raises(GuaranteeError, match="private from its start"):
         backbone(tmp_path / "on.ckpt")
+
+
+def test_a_wrong_path(tmp_path):
+    with pytest.raises(SetupError, match="expected a checkpoint at .*none there"):
+        backbone(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(SetupError, match="expected a checkpoint or weights at"):
+        backbone(tmp_path / "text.ckpt")
 
 
 def test_another_module(checkpoint):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from lightning_unlearn.certificate import model_state
 from lightning_unlearn.errors import GuaranteeError, ModelError
 from lightning_unlearn.plugin.files import checkpoint as checkpoints
 from lightning_unlearn.plugin.private.private_steps import what_it_made
@@ -88,9 +89,9 @@ class PrivatelyTrained(PublicBackbone):
 
 def _trained(module: nn.Module, path: Path) -> dict[str, float]:
     """Load what a private training has made; the numbers of its steps."""
+    held: dict[str, Any] = model_state.load(path)
     state = checkpoints.record_in(path)
     record = TrainingRecord.from_dict(state) if state else TrainingRecord()
-    held = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     try:
         module.load_state_dict(held)
     except RuntimeError as error:
