@@ -242,10 +242,12 @@ def test_a_reviewer_of_the_guarantee_reads_what_the_page_says():
         *("certificate/words/theorems", "step/noise", "step/release"),
         "guarantee/accounting/private_training",
         "guarantee/accounting/served_head",
+        "guarantee/accounting/drawn_step",
         "certificate/words/served_words",
+        "certificate/words/backbone_words",
     )
     total = guarantee + sum(len(FILES[p].read_text().splitlines()) for p in rest)
-    assert guarantee < 1150
+    assert guarantee < 1200
     page = (ROOT.parent / "docs/architecture.md").read_text()
     assert f"about {round(total, -2):,} lines" in page
 
