@@ -35,9 +35,9 @@ def excluded(
     """Positions of samples that an exclusion list names, to leave them out.
 
     ``Subset(dataset, [i for i in range(len(dataset)) if i not in found])`` has the
-    others. With the list every sample is read once. A sample is known by its id, with
-    `by`, or by its whole content, to the byte: not after another transform, nor if it
-    is random.
+    others. Every sample is read once. A sample is recognised by its id, with `by`, or
+    by its whole content, to the byte; so not after another transform, nor if it is
+    random.
 
     Args:
         dataset: A map-style dataset.
