@@ -283,9 +283,9 @@ class ShardedClassifier(nn.Module):
         )
         shards = ", ".join(map(str, done))
         error = ShardError(
-            f"expected every shard that is touched to be retrained, got an end in "
-            f"shard {failed} after shards {shards} had forgotten, which stays so: "
-            "ask for the same again, and only what is left will be retrained"
+            f"expected every shard that is touched to be retrained, got a failure in "
+            f"shard {failed} after shards {shards} had forgotten, which stays done: "
+            "make the same request again, and only what is left will be retrained"
         )
         error.result = result
         return error

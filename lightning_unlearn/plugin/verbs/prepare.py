@@ -119,7 +119,7 @@ def prepare(
         strategies.check_alone(trainer, "prepare")
     elif compat.is_spawning(trainer):
         raise StrategyError(
-            "expected processes that stay for prepare, got "
+            "expected processes that stay after prepare, got "
             f"{type(trainer.strategy).__name__}, whose processes end with it: use "
             'strategy="ddp", or one device; or let the first request fill prepared='
         )
@@ -167,7 +167,7 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
 
 def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
-        return "the gradient, what curves it, the ends of the spectrum"
+        return "the gradient, how much samples curve it, the ends of the spectrum"
     factor = "a factor of the Hessian there"
     if state.gram is not None:
         factor = "their Gram matrix"

@@ -108,7 +108,7 @@ def retraining(
         )
     kept, covered = len(job.kept), record.covered is not None
     if covered:
-        needs = ["a new model: a retrained head is no release that was announced"]
+        needs = ["a new model: a retrained head was not among the announced releases"]
     return Route(
         name=f"retraining from stage {kept + 1}" if kept else "retraining",
         grade=None if covered else Grade.EXACT,
