@@ -200,7 +200,7 @@ class LightningCLI(_LightningCLI):
                 try:
                     made = result.report(report, overwrite=overwrite)
                     written.append(str(made))
-                except Exception as error:  # the model has moved all the same
+                except Exception as error:  # the model has the new weights all the same
                     problem = error
             secret = ", ".join(map(str, checkpoint.secrets(clean)))
             told = [] if result.answers is None else _answered(result.answers)

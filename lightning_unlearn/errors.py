@@ -12,11 +12,11 @@ class ArgumentError(UnlearningError, ValueError):
 
 
 class ForgetSetError(UnlearningError, ValueError):
-    """The forget set is empty, everything, out of range, repeated or foreign."""
+    """The forget set is empty, everything, out of range, repeated or unknown."""
 
 
 class DataError(UnlearningError, ValueError):
-    """The training data cannot give every sample once, the same at every read."""
+    """The training data cannot give every sample exactly once, always the same."""
 
 
 class ModelError(UnlearningError, RuntimeError):
@@ -42,7 +42,7 @@ class SolverError(UnlearningError, RuntimeError):
 
 
 class GuaranteeError(UnlearningError, RuntimeError):
-    """No finite, honest sensitivity exists for what was asked."""
+    """What was asked for cannot be claimed: a condition of its proof does not hold."""
 
 
 class CertificateError(UnlearningError, ValueError):
@@ -50,7 +50,7 @@ class CertificateError(UnlearningError, ValueError):
 
 
 class LedgerError(UnlearningError, ValueError):
-    """A ledger is malformed, broken, cut off, or of another model."""
+    """A ledger is malformed, changed, cut off, or of another model."""
 
 
 class BudgetError(UnlearningError, RuntimeError):

@@ -64,7 +64,7 @@ class Certificate(CertificateFields):
 
     @property
     def group(self) -> int | None:
-        """All that were forgotten so far of what a private training made; else None."""
+        """Number forgotten so far of what a private training made; else None."""
         private = (Bound.PRIVATE_TRAINING, Bound.PRIVATE_BACKBONE)
         if self.bound not in private or self.epsilon is None:
             return None
@@ -99,8 +99,8 @@ class Certificate(CertificateFields):
         """Recompute numbers, grade and words from the constants and the bound.
 
         Needs neither the data nor the model. It does not show that the constants
-        are true: each says why it should be believed. What a certificate of schema 1
-        is compared with, its reasons and its limits are its maker's words.
+        are true: each says why it should be believed. In a certificate of schema 1 the
+        model it compares with, reasons and limits are only what its maker wrote.
 
         Raises:
             CertificateError: If a number is not what the constants support, or a text

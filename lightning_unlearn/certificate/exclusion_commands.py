@@ -45,8 +45,8 @@ def add(
         "check",
         help="exit status 0 if no row of a table names who was forgotten",
         description="Compare the ids in a column of a .csv file with those that "
-        "requests have named by by=. Contents of samples are not compared. Exit status "
-        "1 if somebody is found, with the rows; the first row, 1, has the names.",
+        "requests have named with by=. Contents of samples are not compared. Exit "
+        "status 1 if somebody is found, with the rows; the first, 1, has the names.",
         parents=[debug],
     )
     check.add_argument(

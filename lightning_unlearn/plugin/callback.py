@@ -55,61 +55,61 @@ from lightning_unlearn.weights.passes import check_ordinary
 class UnlearningCallback(Callback):
     r"""Makes a Trainer's model unlearnable: ``trainer.unlearn(forget)``.
 
-    In training it projects the weights in scope onto the ball ``|w| <= max_norm``
-    after every optimizer step (when ``max_norm`` is set) and records what a later
-    request needs: number of samples, a salted fingerprint of them, weight decay, and
-    the digest of everything outside the scope. The record is part of the checkpoint.
+    In training it projects the weights in scope (those a request may move) onto the
+    ball ``|w| <= max_norm`` after every optimizer step, if ``max_norm`` is set. It
+    records what a later request needs: number of samples, a salted fingerprint of them,
+    weight decay, a digest of all outside the scope. Checkpoints hold the record.
 
     Args:
-        epsilon: Privacy parameter, > 0: of a request, or of all ``releases``.
-        delta: Failure probability, in (0, 1); below 1/n to mean anything.
-        max_norm: C, radius of the norm ball of the weights in scope.
+        epsilon: Privacy parameter, > 0, less is stronger: of one or all ``releases``.
+        delta: Failure probability, in (0, 1). It means nothing unless below 1/n.
+        max_norm: C: training keeps the norm of the weights in scope at most C.
         damping: lambda in (H + lambda I) x = g; "auto" takes twice the negative part
             of the smallest eigenvalue. Not used by a `ConvexHead`.
-        guarantee: "auto": `StronglyConvex` of a `ConvexHead`, `NormBall` with max_norm.
+        guarantee: "auto": `StronglyConvex` for `ConvexHead`, `NormBall` with max_norm.
         solver: "auto", or `FlexibleCG`, `NystromCG`, `CG`, `LiSSA` or `Dense`.
         curvature: "hessian", "hessian_forward" (forward over reverse), "gauss_newton",
             or "central_difference" (smooth networks only; sharded under FSDP2).
         l2: Coefficient of (l2/2)\|w\|^2 in the objective; "auto" reads the coupled
             weight decay of the optimizer.
         tolerance: tau, the gradient norm a strongly convex scope is solved to. Noise is
-            proportional to it. "auto": what moves a logit by .03, where a
+            proportional to it. "auto": such that the noise moves a logit by .03, if a
             `PublicBackbone` fixes the norm of the rows; else 1e-6.
-        releases: T, the number of releases the noise is scaled for when they are all
-            seen together; None scales for each release alone.
+        releases: T, how many releases (requests that change weights) stay within
+            epsilon together; None: each release alone does.
         noise_std: Noise chosen by hand: grade ``none``. 0.0 is the bare Newton step.
         accept_noise: Let noise replace the model, which is refused otherwise.
         solve_precision: Dtype of the passes of an ordinary network; "auto" keeps that
             of the weights. A `ConvexHead` is always solved in float64.
         batch_size: Samples in a batch of the passes; None sizes it from the memory.
-        graph_memory: Bytes for graphs of the gradient that an ordinary network keeps:
-            "auto" takes a quarter of what is free, 0 none, at twice the time.
+        graph_memory: Bytes in which an ordinary network keeps graphs of its gradient:
+            "auto" takes a quarter of what is free; 0 keeps none, in twice the time.
         low_memory: Solve an ordinary network with few vectors in its weights' dtype and
-            without a preconditioner, in about six times their memory. "auto": where the
+            without a preconditioner, in about six times their memory. "auto": if the
             usual way would take more than half of what is free. Not for `NewtonStep`.
-        ledger: File of the deletion ledger (JSON lines), kept in the checkpoint too. Of
-            this model. With it pass ``save_to``: a model lost unsaved stays recorded.
+        ledger: File of this model's deletion ledger (JSON lines), kept in checkpoints
+            too. Pass ``save_to`` with it: the release of a lost model stays recorded.
         ledger_indices: Write forgotten positions into the ledger, not a digest alone.
         log_gradient: Measure |grad F| over the training data when training ends.
-        prepared: File of what is read and solved, for later requests: as secret as the
-            data. Of a head it is the row store, which lives on.
-        state_file: For one request: where a solve is, every ``state_every`` steps
+        prepared: File that keeps what was read and solved for later requests, as secret
+            as the data. For a head it is the row store, which each request updates.
+        state_file: For one request: how far its solve is, every ``state_every`` steps
             (a head: each Newton step), for ``unlearn(resume_from=)``. Secret.
         state_every: Solver steps between two writes.
         noise_seed: For tests only: reproducible noise, grade ``none``.
         retrain: ``make_training(data) -> (Trainer, module, DataLoader or DataModule)``,
             for ``unlearn(how="retrain")``: each made anew, over the samples in `data`.
-        stages: Folder for the model at the end of each `fit`, when the next one is on
-            more samples; with it ``how="retrain"`` goes back to the last that never saw
-            the samples, in place of the start. As secret as the data.
-        exclusions: List of keyed digests of what was forgotten, for all models: a
-            request adds a line, and `fit` refuses data that hold what is on it.
+        stages: Folder that keeps the model at the end of each `fit` if the next one has
+            more samples. Then ``how="retrain"`` starts from the last of them that never
+            saw the samples, not from the beginning. As secret as the data.
+        exclusions: File of keyed digests of what was forgotten, for all models. A
+            request adds a line, and `fit` refuses data that hold what is on the list.
         exclusions_key: File of its key, as secret as the data.
         exclude_by: Attribute of the data with each sample's id.
-        private: `PrivateTraining`: `fit` trains privately, so that requests change no
+        private: `PrivateTraining`: `fit` trains privately. Requests then change no
             weight while epsilon of all who were forgotten stays below `epsilon`.
-        cover_served: How many samples may be forgotten in all, where what is served
-            before a request is to be covered too: `fit` ends with noise on the head.
+        cover_served: How many samples may be forgotten in all, if models served before
+            a request are to be covered too: `fit` then ends with noise on the head.
 
     Raises:
         ArgumentError: If an option is outside its range.

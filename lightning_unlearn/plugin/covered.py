@@ -54,8 +54,8 @@ def check_fit(
     if not getattr(module, "solved_at_start", False):
         raise GuaranteeError(
             "expected a CertifiedClassifier for cover_served=, got "
-            f"{type(module).__name__}: a head that an optimizer trains stands in its "
-            "checkpoints before noise is added"
+            f"{type(module).__name__}: a head that an optimizer trains is in its "
+            "checkpoints without noise"
         )
     if private_steps(module) is not None:
         raise GuaranteeError(

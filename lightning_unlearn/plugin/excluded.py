@@ -35,9 +35,9 @@ def excluded(
     """Positions of samples that an exclusion list names, to leave them out.
 
     ``Subset(dataset, [i for i in range(len(dataset)) if i not in found])`` has the
-    others. With the list every sample is read once. A sample is known by its id, with
-    `by`, or by its whole content, to the byte: not after another transform, nor if it
-    is random.
+    others. Every sample is read once. A sample is recognised by its id, with `by`, or
+    by its whole content, to the byte; so not after another transform, nor if it is
+    random.
 
     Args:
         dataset: A map-style dataset.
@@ -126,8 +126,8 @@ class Guard:
             except DataError:
                 rank_zero_warn(
                     "validation data without positions (a stream, or ready-made "
-                    "batches) are not held to the exclusion list: nothing is known of "
-                    "who is in them"
+                    "batches) are not checked against the exclusion list: who is in "
+                    "them is not known"
                 )
                 continue
             except ForgetSetError:
@@ -178,9 +178,9 @@ def line_of(
     unknown = sum(leaf.person is None and leaf.sample is None for leaf in leaves)
     if unknown:
         rank_zero_warn(
-            f"{unknown} of the {len(leaves)} forgotten samples will not be known again "
+            f"{unknown} of the {len(leaves)} forgotten samples cannot be recognised "
             "by the exclusion list: they differ between two reads, or hold what cannot "
-            "be compared; name people by by= in place of positions"
+            "be compared; name people with by= instead of positions"
         )
     return paths[0], Exclusions.read(*paths).key.line(leaves, request_id)
 
@@ -223,7 +223,7 @@ def _found(
         if training_data.fingerprint(dataset, "") is None:
             rank_zero_warn(
                 f"{what} differ between two reads, or hold what cannot be compared: "
-                "their contents are not held to the exclusion list, ids only"
+                "only their ids are checked against the exclusion list"
             )
             return sorted(found)
         unknown = 0
@@ -236,6 +236,6 @@ def _found(
     if unknown:
         rank_zero_warn(
             f"{unknown} of {len(positions)} samples of {what} hold what cannot be "
-            "compared: their contents are not held to the exclusion list"
+            "compared: their contents are not checked against the exclusion list"
         )
     return sorted(found)

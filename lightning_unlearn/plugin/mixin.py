@@ -36,7 +36,7 @@ class UnlearnableMixin:
     """
 
     def unlearning_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch: of shape (batch,), one a sample, or their mean.
+        """The loss of a batch: one for each sample, (batch,), or their mean.
 
         By default the loss that ``training_step`` returns. It must not contain the
         regulariser, must not step an optimizer, and must treat every sample on its

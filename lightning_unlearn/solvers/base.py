@@ -106,8 +106,8 @@ class Solution:
         residual: |A x - b|, recomputed from x with a full product.
         status: How the solve ended.
         steps: Iterations made.
-        matvecs: Passes over the retain set, fractions where a part of it was used. A
-            solver counts its products; a whole step its gradients too.
+        matvecs: Passes over the retain set; a fraction where only a part of it was
+            used. A solver counts its products; a whole step also counts its gradients.
         method: What was done, in words.
     """
 

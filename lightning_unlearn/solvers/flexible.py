@@ -30,11 +30,11 @@ class FlexibleCG:
     Args:
         rtol: Stop when the residual is at most rtol |b|.
         max_steps: Full products to spend at most.
-        samples: Drawn for the proxy, at most n / share of them.
+        samples: How many samples are drawn for the proxy; never more than n / share.
         share: See `samples`.
         inner_steps: Products with the proxy for each full one, at most.
-        inner_rtol: They end when their residual is at most this times the first.
-        seed: Of the draws. It has nothing to do with the noise.
+        inner_rtol: The inner steps end when their residual is this times the first.
+        seed: Seed of the draws. It has nothing to do with the noise.
         check: Recompute the residual at the end, by one more product; without, the
             reported one is that of the recurrence.
     """

@@ -27,7 +27,7 @@ class LiSSA:
         runs: Independent runs to average.
         batch_size: Samples in a mini-batch; 0 uses the full matrix at every step.
         rtol: The solve counts as converged when the residual is at most rtol |b|.
-        seed: Of the mini-batch draws. It has nothing to do with the noise.
+        seed: Seed of the mini-batch draws. It has nothing to do with the noise.
     """
 
     scale: float = 1000.0

@@ -28,10 +28,10 @@ class NystromCG:
     Args:
         rtol: Stop when the residual is at most rtol |b|.
         max_steps: Full products to spend at most.
-        rank: Directions.
-        samples: Drawn for the proxy, at most n / share of them.
+        rank: How many directions are found.
+        samples: How many samples are drawn for the proxy; never more than n / share.
         share: See `samples`.
-        seed: Of the draws. It has nothing to do with the noise.
+        seed: Seed of the draws. It has nothing to do with the noise.
     """
 
     rtol: float = 1e-2

@@ -62,7 +62,7 @@ def retained_gradient(
     r"""The gradient of F over the retained samples, from that over all of them.
 
     ``(n G - n_u G_u) / (n - n_u)`` with the same ``l2 w`` in every term
-    (docs/theory.md section 2): exact wherever it is taken, optimum or not.
+    (docs/theory.md section 4): exact at any weights, optimum or not.
 
     Args:
         gradient: G (p,), of F over all samples.

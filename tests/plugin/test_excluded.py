@@ -326,11 +326,11 @@ def test_what_will_not_be_known_again_is_told(by, org):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         own.unlearn([4], by=by)
-    found = [str(w.message) for w in told if "known again" in str(w.message)]
+    found = [str(w.message) for w in told if "recognised by" in str(w.message)]
     if by is None:
         (message,) = found
-        assert message.startswith("1 of the 1 forgotten samples will not be known")
-        assert "name people by by=" in message
+        assert message.startswith("1 of the 1 forgotten samples cannot be recognised")
+        assert "name people with by=" in message
     else:
         assert not found
     (line,) = lines(org)

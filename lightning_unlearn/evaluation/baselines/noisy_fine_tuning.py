@@ -129,17 +129,17 @@ def noisy_fine_tune(
     """Scale the weights down, then take clipped steps on the retained samples, noisily.
 
     Koloskova et al., ICML 2025, by gradient clipping; the accountant is
-    `noisy_fine_tuning_epsilon`. What it claims it claims of every start, so it cannot
-    keep what the model knew (the no-benefit lemma of docs/theory.md): expect the
+    `noisy_fine_tuning_epsilon`. Its claim holds for every start, so nothing that the
+    model knew is sure to be kept (docs/theory.md section 8): expect the
     accuracy of training anew with this noise. More than about
     ``max_norm / (lr * gradient_norm)`` steps do not lower the noise, but may train the
     model further. Its claim is no certificate of this package: it is not recorded,
     verified or composed with other requests.
 
-    The authors go on without noise once epsilon is reached, and so does
-    `fine_tune_epochs`. It uses the noisy weights and the retained samples, nothing
-    else, so epsilon holds of what it gives too, by post-processing. It is a certified
-    reset, then retraining: it takes as long as retraining, and ends no better. Choose
+    The authors train on without noise once epsilon is reached; `fine_tune_epochs` does
+    this. It uses the noisy weights and the retained samples, nothing else, so epsilon
+    also holds for its result, by post-processing. It is a certified reset followed by
+    retraining: it takes as long as retraining, and ends no better. Choose
     `max_norm` so small that the noisy weights are no larger than those of a new model:
     training goes on from there.
 

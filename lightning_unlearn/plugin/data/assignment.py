@@ -88,10 +88,10 @@ def stages_of(
 ) -> list[list[int]]:
     """Split a dataset into stages, one training after the other on more of it.
 
-    Each stage draws what those before it drew and a part of its own. By position, where
-    samples lie in the order in which they came; else by a keyed hash of the person, all
-    of whose samples are in one part. Both are fixed by public facts, whoever will be
-    forgotten (section 10 of the theory).
+    Each stage draws what those before it drew and a part of its own. Parts follow the
+    order of the samples (the order in which they came). With `by` they follow a keyed
+    hash of the person, all of whose samples are in one part. Both are fixed by public
+    facts, whoever will be forgotten (section 10 of the theory).
 
     Args:
         dataset: The training dataset.

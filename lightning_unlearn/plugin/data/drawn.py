@@ -20,8 +20,8 @@ from torch.utils.data import (
 from lightning_unlearn.errors import DataError
 
 _INSTEAD = (
-    "train on torch.utils.data.Subset(dataset, positions) of the samples that are "
-    "meant, with shuffle=True or without, or with a SubsetRandomSampler"
+    "train on torch.utils.data.Subset(dataset, positions) of the samples you mean, "
+    "shuffled or not, or with a SubsetRandomSampler"
 )
 
 

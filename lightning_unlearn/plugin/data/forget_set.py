@@ -370,7 +370,7 @@ def _checked(indices: list[int], n: int, removed: Sequence[int]) -> list[int]:
         raise ForgetSetError(
             f"expected samples that are still in, got {some(again)}: already "
             "forgotten, all of them; an earlier request has already removed them, and "
-            "its certificate and checkpoint stand"
+            "its certificate and checkpoint remain valid"
         )
     unique = sorted(set(unique) - set(again))
     if again:

@@ -107,6 +107,6 @@ def warn(found: int, of: int) -> None:
         f"{found} of {of} columns of the training data have mean 0 and standard "
         "deviation 1 (to 1e-5): were they scaled by the mean and deviation of this "
         "very data? Then every row was made with the samples to be forgotten, and what "
-        "a certificate takes as public is not; scale by public constants, or offer "
-        "dataset_without(positions), which a request compares with"
+        "a certificate takes as public is not public; scale by public constants, or "
+        "write a method dataset_without(positions), with which a request compares"
     )

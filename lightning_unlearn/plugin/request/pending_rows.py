@@ -195,7 +195,7 @@ class _Lookup:
         if not left:
             raise ForgetSetError(
                 "expected samples that are still in, got none: all are forgotten "
-                "already; the certificate of the earlier request stands"
+                "already; the certificate of the earlier request remains valid"
             )
         return left
 

@@ -29,10 +29,10 @@ class UnlearningResult:
     """The outcome of one request; the model already has the new weights.
 
     Printed, it is five lines: the claim, how many samples, what it took, what was
-    written, what next. Nothing secret is among them.
+    written, what next. They contain nothing secret.
 
     Args:
-        certificate: What is proved. Safe to publish, but for the numbers of a damped
+        certificate: What is proved. Safe to publish, except for numbers of a damped
             step that are marked measured or estimated: no guarantee covers those.
         solution: The displacement before noise, and the solver's residual and cost.
             Secret: with it the noise can be subtracted.
@@ -42,19 +42,19 @@ class UnlearningResult:
         checkpoint_path: Where the clean checkpoint was written, or None.
         deleted: Older checkpoints that were deleted after it (``delete_stale``).
         residuals: (solver step, residual), the last recomputed from the solution.
-            Internal: it depends on the forgotten samples, epsilon does not cover it.
-        quality: What the model is worth before and after, a line for each set of
+            Internal: it depends on the forgotten samples; epsilon does not cover it.
+        quality: The metric before and after the request, one line for each set of
             samples. Internal, as `residuals`.
-        metric: What the numbers of `quality` are.
+        metric: Which metric that is.
         ledger: The ledger's text after this request, or None without ``ledger=``.
         ledger_path: Its file.
         duplicates: Positions of retained samples that equal a forgotten one, or None
-            if nobody looked. Internal, as `residuals`.
-        stale: Files from before this request that are known: they hold what was
+            if they were not looked for. Internal, as `residuals`.
+        stale: Known files from before this request, which hold what was
             forgotten. Internal, as `residuals`.
-        leaves: What the certificate's commitment is made of. Secret: `receipt` opens
-            one.
-        answers: What became of the requests in the file of ``requests=``, or None.
+        leaves: What the certificate's commitment is made of. Secret: `receipts` opens
+            some.
+        answers: How the requests in the file of ``requests=`` were answered, or None.
             Secret: it names requests.
     """
 
@@ -129,11 +129,11 @@ class UnlearningResult:
         ``lightning-unlearn verify clean.certificate.json --receipt FILE`` checks them.
 
         Args:
-            positions: Of samples that were forgotten.
-            person: In their place: all samples of an id that was asked for with ``by``.
+            positions: Positions of samples that were forgotten.
+            person: Instead: all samples of an id that the request named with ``by``.
 
         Returns:
-            One line of JSON a sample, for that person alone.
+            One line of JSON per sample, for that person alone.
 
         Raises:
             CertificateError: If one was not forgotten by this request.
@@ -165,7 +165,7 @@ class UnlearningResult:
             retrained: The metric of a model retrained without the forgotten samples,
                 by the names in `quality`.
             audit: What attacks on the model found, by what was tried.
-            overwrite: Let it take the place of an earlier report, and of nothing else.
+            overwrite: Let it replace an earlier report, and no other file.
 
         Returns:
             The path.

@@ -62,7 +62,7 @@ def not_covered(
     if plan.ways_checked:
         known += (
             "what dataset_without() keeps from before: that it builds the retained "
-            "data from these samples alone is the word of whoever wrote it",
+            "data from these samples alone rests on the word of whoever wrote it",
         )
     if callback.options.ledger_path is None:
         known += (
@@ -114,9 +114,9 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
     found, l2 = [], plan.l2
     if plan.outside.rebuilt:
         found.append(
-            f"the statistics of {', '.join(plan.outside.rebuilt)} were taken anew "
-            "over the retained samples, with the released weights; the step was taken "
-            "with the old ones"
+            f"the statistics of {', '.join(plan.outside.rebuilt)} were computed anew "
+            "over the retained samples, with the released weights; the step itself "
+            "used the old ones"
         )
     if record.fingerprint is None and record.n_train is not None:
         found.append(_NO_FINGERPRINT)
@@ -153,7 +153,7 @@ def warnings(context: StageContext, plan: Plan, now: str) -> tuple[str, ...]:
     if blank:
         found.append(
             f"{len(blank)} retained samples are blank, as one of the public_data is: "
-            "taken as others"
+            "taken to be other samples"
         )
     if isinstance(loader.sampler, WeightedRandomSampler):
         found.append(

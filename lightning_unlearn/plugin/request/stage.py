@@ -186,7 +186,7 @@ def run_in_trainer(
         if nowhere and not is_overridden("train_dataloader", model):
             raise SetupError(
                 "expected the training data, got none: pass train_dataloaders= or "
-                "datamodule= (processes that have ended took those of the fit along)"
+                "datamodule= (those of the fit ended with its processes)"
             )
 
     if ckpt_path is None and not attached.may_be_of(model):
@@ -229,7 +229,7 @@ def _check_idle(trainer: pl.Trainer) -> None:
         what = trainer.state.fn.value if trainer.state.fn is not None else "a run"
         raise SetupError(
             f"expected a Trainer that is done, got one in the middle of {what}: a hook "
-            "cannot move the model under its optimizers; call trainer.unlearn after "
+            "cannot change weights that an optimizer is training; call unlearn after "
             f"trainer.{what} has returned"
         )
 
@@ -247,7 +247,7 @@ def said_if_interrupted(trainer: pl.Trainer) -> Iterator[None]:
 
 def _interrupted(committed: bool) -> str:
     if committed:
-        return "Interrupted after the request was done: the model has moved."
+        return "Interrupted after the request was done: the model has the new weights."
     return "Interrupted: nothing was changed (model, record and files are as before)."
 
 

@@ -111,7 +111,7 @@ def train_anew(
         raise SetupError(
             f"expected a retraining in spawned processes on all {len(job.retained)} "
             f"samples it is given, got one on {record.n_train}: return a DataLoader "
-            "over a Subset of them, which tells here which they are"
+            "over a Subset of them, so that this process knows which they are"
         )
     found = left_by(module, state, record, job, seconds)
     return replace(found, drew_from=drew, written=_written(trainer))

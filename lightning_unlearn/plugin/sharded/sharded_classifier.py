@@ -35,22 +35,22 @@ from lightning_unlearn.plugin.verbs.retraining import retrain
 
 
 class ShardedClassifier(nn.Module):
-    """Classes by an ensemble whose parts saw disjoint people: a deletion touches one.
+    """A classifier of parts that saw disjoint people: a deletion retrains one.
 
     S modules are trained on S shards, one after the other. A keyed hash of the person
     says which shard a sample is in, so all of a person's are in one. A request retrains
     the shards that hold what is to be forgotten, as ``unlearn(how="retrain")`` does,
-    and leaves the others bit for bit: about 1/S of a training for one person. The price
-    is accuracy, for each module sees 1/S of the data.
+    and leaves the others as they are, bit for bit: for one person this takes about 1/S
+    of a training. The price is accuracy, for each module sees 1/S of the data.
 
-    Its output are probabilities: the mean over the modules of the softmax of their
+    It returns probabilities: the mean over the modules of the softmax of their
     logits (n, K).
 
     Args:
         make_training: ``make_training(data) -> (Trainer, module, DataLoader or
-            DataModule)``, each made anew, over the samples in `data`: the factory that
-            ``UnlearningCallback(retrain=make_training)`` takes, and with that callback
-            in the Trainer it makes.
+            DataModule)``, each made anew, over the samples in `data`: the function that
+            ``UnlearningCallback(retrain=make_training)`` takes. The Trainer it makes
+            must have that callback.
         shards: S.
         by: Attribute or column of the dataset that holds the person of each sample,
             such as ``user_id``.
@@ -97,7 +97,7 @@ class ShardedClassifier(nn.Module):
         """Train every shard, one after the other.
 
         Args:
-            dataset: With one id for each sample under the name `by`.
+            dataset: Has one id for each sample under the name `by`.
 
         Raises:
             UnlearningError: If the shards cannot be made, or be retrained later.
@@ -283,9 +283,9 @@ class ShardedClassifier(nn.Module):
         )
         shards = ", ".join(map(str, done))
         error = ShardError(
-            f"expected every shard that is touched to be retrained, got an end in "
-            f"shard {failed} after shards {shards} had forgotten, which stays so: "
-            "ask for the same again, and only what is left will be retrained"
+            f"expected every shard that is touched to be retrained, got a failure in "
+            f"shard {failed} after shards {shards} had forgotten, which stays done: "
+            "make the same request again, and only what is left will be retrained"
         )
         error.result = result
         return error

@@ -101,17 +101,17 @@ def _why_not(
     if is_overridden("configure_model", module):
         return "got a module that makes its layers in configure_model"
     if unknown:
-        return "got a training before it that no record tells of"
+        return "got an earlier training that no record tells of"
     if first:
         values = {**hidden_tensors(module), **held(module)}.values()
         seen = any(was_trained(t) or has_trained_value(t) for t in values)
-        return "got some that an earlier training has made" if seen else None
+        return "got weights that an earlier training has made" if seen else None
     if record.stages is None:
-        return "got a training before it that was not kept (stages=)"
+        return "got an earlier training that was not kept (stages=)"
     if record.stepped:
         return "got a step that a request has taken"
     if not known and record.ended != state_digest(held(module)):
-        return "got others than those the training before it ended with"
+        return "got other weights than the training before ended with"
     return None
 
 
@@ -143,8 +143,8 @@ def known_again(
         if base is same and positions == [drawn[i] for i in kept]:
             return True
     rank_zero_warn(
-        "expected samples that are the same at every read, or the dataset of the "
-        "training before itself, for stages=, got random ones in another object: a "
+        "expected samples that are the same at every read, or the very dataset object "
+        "of the training before, for stages=, got random ones in another object: a "
         "request by how='retrain' will train from the start"
     )
     return False
@@ -302,7 +302,7 @@ def _can_be_read(stages: list[Stage], i: int, folder: Path) -> bool:
     problem = stage_end.problem_with(stages[i - 1], folder)
     if problem is not None:
         rank_zero_warn(
-            f"stage {i} of {len(stages) + 1} cannot be gone back to ({problem}): the "
-            "retraining starts earlier"
+            f"the retraining cannot start from the end of stage {i} of "
+            f"{len(stages) + 1} ({problem}): it starts earlier"
         )
     return problem is None

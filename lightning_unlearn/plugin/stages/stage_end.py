@@ -130,8 +130,8 @@ def warn_of_others(folder: Path, model: str) -> None:
     if {*folder.glob(f"*{_SUFFIX}")} - {*found(folder, model)}:
         rank_zero_warn(
             f"the folder {folder} of stages= holds ends of other trainings, which a "
-            "request to this model does not delete: take a folder for each model, and "
-            "delete those that are not needed; they are as secret as their data"
+            "request to this model does not delete: use one folder for each model, and "
+            "delete files that are not needed; they are as secret as their data"
         )
 
 

@@ -38,7 +38,7 @@ def _theorem_a(plan: NetworkPlan, max_norm: float) -> str:
         f"least {need:.3g}"
     )
     if not constants.lambda_min > need:
-        return f"{text}: no damping makes it say more than the norm ball"
+        return f"{text}: with any damping it says no more than the norm ball"
     return f"{text}: guarantee=NewtonStep(...) with damping=0.0 may be conditional"
 
 

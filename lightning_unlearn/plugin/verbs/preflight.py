@@ -55,17 +55,17 @@ class Preflight:
 
     Args:
         grade: The grade it will get.
-        epsilon: Of the callback, or None for grade ``none``.
+        epsilon: That of the callback, or None for grade ``none``.
         delta: Likewise.
-        sensitivity: Before noise, or None where there is none.
+        sensitivity: Bound on how far the weights can differ before noise, or None.
         noise_std: Standard deviation of the noise on each weight.
         noise_to_weight: noise_std sqrt(p) / |w|.
         logit_noise: noise_std times the largest norm of a feature row of the
             validation data, for a `ConvexHead`; else None.
         metric: "accuracy" or "loss", on `metric_data`.
         metric_data: "validation", or "retained" if there is no validation data.
-        metric_before: Of the weights as they are.
-        metric_after: Expected with the noise (mean of a few draws).
+        metric_before: The metric of the weights as they are.
+        metric_after: That expected with the noise (mean of a few draws).
         curve: (epsilon, noise_std, expected metric) for other epsilons.
         seconds: Predicted wall time.
         training_seconds: Wall time of the last training, or None.
@@ -79,11 +79,11 @@ class Preflight:
         releases: Announced number of them, or None.
         composed_epsilon: Of all releases so far and this one seen together, or None
             where there is none.
-        composed_grade: What that is worth: the lowest grade of them.
-        on_your_word: What the claim takes as public: nobody checks it.
-        covers: Whether it speaks of the heads that were served before, too.
-        refused: Why a step on this model would be refused, or None: what is known of
-            it alone is None then.
+        composed_grade: The grade of that: the lowest of all of them.
+        on_your_word: What the claim takes as public: you vouch for it.
+        covers: Whether the claim also speaks of the heads that were served before.
+        refused: Why a step on this model would be refused, or None. If it would be,
+            the fields that are known of a step alone are None.
         routes: The ways to answer the request, the step on this model first.
     """
 
@@ -221,8 +221,8 @@ def preflight(
 
     Raises:
         StrategyError: If the Trainer has several processes.
-        UnlearningError: If the request would be refused whatever the route, with its
-            reason.
+        UnlearningError: If the request would be refused in whatever way it is made,
+            with the reason.
     """
     strategies.check_alone(trainer, "preflight")
 

@@ -34,7 +34,7 @@ class Preparation:
     Args:
         what: In words.
         n: Samples it covers.
-        passes: Over them that were spent.
+        passes: How often the data was passed over.
         seconds: Wall time.
         nbytes: Size of what is stored.
         path: The file it was written to, or None if it is in memory only.
@@ -75,25 +75,24 @@ def prepare(
 
     For a `ConvexHead`: the features of every sample, the optimum on all of them and,
     where that costs less than it saves, a Cholesky factor of the Hessian there.
-    Of a squared error the Gram matrix of the rows in place of the factor: a request
-    subtracts the forgotten rows and solves, and so do those after it.
-    For an ordinary network: the gradient over all samples, how much each curves the
-    objective, and the ends of the spectrum; a request needs one pass and the spectrum
-    less. It changes no weights and no certificate.
+    For a squared error: the Gram matrix of the rows instead of the factor. This and
+    later requests subtract the forgotten rows from it and solve.
+    For an ordinary network: the gradient over all samples, how much each sample curves
+    the objective, and the ends of the spectrum; this saves a request one pass and the
+    computation of the spectrum. It changes no weights and no certificate.
 
-    What is stored depends on every sample, those to be forgotten among them. It is
-    kept by the callback in memory, and in the file of its option ``prepared`` if that
-    is set; never in a checkpoint. A request leaves of it the features of the retained
-    samples (their Gram matrix) and the optimum on them, to the tolerance, and no more.
-    So a head needs no `prepare` after the first request. What is kept of a network is
-    dropped. It is not used, with a warning, once the model, ``l2`` or the scope is
-    another.
+    What is stored depends on every sample, also on those to be forgotten. The callback
+    keeps it in memory, and in the file of its option ``prepared`` if that is set; never
+    in a checkpoint. For a head, a request keeps only the features of the retained
+    samples (their Gram matrix) and the optimum on them, to the tolerance, so a head
+    needs no `prepare` after the first request. For a network a request drops it all.
+    Once the model, ``l2`` or the scope has changed it is not used, with a warning.
 
-    Rows that are known already are not read again (a certified module has prepared all
-    when it was fitted, a request keeps them), unless they are found to be of other
-    samples: plain tensors are all compared, of others 32 and some blocks. Changes to
-    retained samples that this does not find are in the next request only with
-    ``afresh=True``. Samples that are new are read, with those of their blocks.
+    Rows that are known already are not read again (fitting a certified module prepares
+    all, and a request keeps them), unless they are found to be of other samples. All
+    samples are compared if they are plain tensors, else 32 and some blocks. If other
+    retained samples have changed, the next request sees it only after ``afresh=True``.
+    New samples are read, together with the others of their blocks.
 
     Args:
         trainer: With an `UnlearningCallback`.
@@ -120,7 +119,7 @@ def prepare(
         strategies.check_alone(trainer, "prepare")
     elif compat.is_spawning(trainer):
         raise StrategyError(
-            "expected processes that stay for prepare, got "
+            "expected processes that stay after prepare, got "
             f"{type(trainer.strategy).__name__}, whose processes end with it: use "
             'strategy="ddp", or one device; or let the first request fill prepared='
         )
@@ -168,7 +167,7 @@ def _prepare(context: StageContext, afresh: bool) -> Preparation:
 
 def _what(state: PreparedHead | PreparedNetwork) -> str:
     if isinstance(state, PreparedNetwork):
-        return "the gradient, what curves it, the ends of the spectrum"
+        return "the gradient, how much samples curve it, the ends of the spectrum"
     factor = "a factor of the Hessian there"
     if state.gram is not None:
         factor = "their Gram matrix"

@@ -111,7 +111,7 @@ def retraining(
     kept, covered = len(job.kept), record.covered is not None
     impossible = covered or private_backbone
     if covered:
-        needs = ["a new model: a retrained head is no release that was announced"]
+        needs = ["a new model: a retrained head was not among the announced releases"]
     if private_backbone:
         needs = ["its backbone saw the samples, with noise: train that anew as well"]
     return Route(

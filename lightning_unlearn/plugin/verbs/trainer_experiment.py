@@ -45,20 +45,20 @@ _LEAST = 1e-10  # and no nearer: float64 sums are rounded
 class TrainerExperiment:
     """Train with some canaries, ``trainer.unlearn`` them, score all of them.
 
-    After a private training (``UnlearningCallback(private=...)``) the request is of one
-    canary that is in: no weight follows from it, and its certificate says what any
-    model of that training tells of one sample.
+    After a private training (``UnlearningCallback(private=...)``) the request forgets
+    one canary that is in the data: this changes no weight, and the certificate says
+    what any model of that training tells about one sample.
 
-    Canaries are samples of your own data, or better ones made to be remembered, such as
-    rare inputs with a wrong label: an attack on ordinary samples finds little.
+    Canaries are samples of your own data, or better, samples made to be remembered,
+    such as rare inputs with a wrong label. An attack on ordinary samples finds little.
 
     Args:
-        train: Given the samples to train on (a ``Subset`` of `dataset`), trains a new
-            model and returns the Trainer, with an `UnlearningCallback` and without a
-            ledger file; with ddp_spawn the Trainer and the DataLoader, which the
-            processes take along. Or returns what ``UnlearningCallback(retrain=...)`` is
-            given, (Trainer, module, DataLoader or DataModule), which is trained here.
-            Make everything in it anew: two runs share nothing.
+        train: A function of the samples to train on (a ``Subset`` of `dataset`). It
+            trains a new model and returns the Trainer, with an `UnlearningCallback` and
+            without a ledger file; with ddp_spawn the Trainer and the DataLoader, which
+            the processes take along. Or it returns (Trainer, module, DataLoader or
+            DataModule) as for ``UnlearningCallback(retrain=...)``, trained here.
+            Make everything in it anew: two runs must share nothing.
         dataset: Map-style, as for training.
         canaries: Positions of the canaries.
         others: Positions that are always trained on; by default all the rest.
@@ -66,17 +66,17 @@ class TrainerExperiment:
             positions, one number each, (canaries,): higher, more likely in. By default
             minus the loss of each.
         white_box: Compute the points before the noise as well, for the true mu and
-            for ``draws``: of a `ConvexHead` only. The step is taken twice more, once
+            for ``draws``; for a `ConvexHead` only. The step is taken twice more, once
             to a thousandth of the tolerance.
-        how: Of the request, as for `unlearn`. "retrain" needs ``retrain=`` in the
-            callback that `train` makes, and a run then takes two trainings: its
-            release is held to epsilon = 0.
+        how: As for `unlearn`. "retrain" needs ``retrain=`` in the callback that `train`
+            makes, and a run then takes two trainings: its release is held to
+            epsilon = 0.
 
     Attributes:
-        n_canaries: How many there are.
-        identity: Of `train`, its code and its plain arguments, the number of samples
-            and their positions. It does not see what `train` calls, nor the samples:
-            remove kept runs when you change those.
+        n_canaries: How many canaries there are.
+        identity: Identifies `train` (its code and plain arguments), the number of
+            samples and their positions. It does not see what `train` calls, nor the
+            samples: remove kept runs when you change those.
 
     Raises:
         ArgumentError: If positions are not in the dataset, repeat, or overlap, or there

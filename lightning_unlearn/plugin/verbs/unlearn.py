@@ -83,7 +83,7 @@ def unlearn(
     """Remove the influence of some training samples from the model.
 
     Works right after ``fit``, and in a fresh process with ``model``, the training
-    data and ``ckpt_path``. The weights move once, at the end: if anything fails, the
+    data and ``ckpt_path``. The weights change once, at the end: if anything fails, the
     model, its checkpoint and the record of earlier requests are as before.
 
     Args:
@@ -107,12 +107,12 @@ def unlearn(
             that the Trainer, its callbacks and the record know of; the result lists
             them. Files that are not checkpoints of this training are left.
         resume_from: The callback's ``state_file`` of a request that was stopped: the
-            same request goes on from there. Of a retraining: a checkpoint that its own
+            same request goes on from there. For a retraining: a checkpoint that its own
             ModelCheckpoint wrote.
         by: What `forget` lists in place of positions: an attribute of the dataset with
             one value for each sample, such as ``user_id``; in a .csv or .json file
             also the column or key. An id that does not occur is an error. Ids are read
-            now: nothing binds them to the training, so keep them with the samples.
+            now, and nothing binds them to the training: keep them with the samples.
         find_duplicates: Look for exact copies of forgotten samples among the retained
             ones (each sample is read once more); they are reported, not removed.
         evaluate: Measure accuracy (or the loss) before and after, on the forgotten, the
@@ -120,17 +120,17 @@ def unlearn(
         overwrite: Let `save_to` replace the clean checkpoint that an earlier request of
             this model wrote, with its certificate, private file and receipts (hand
             these out first), and nothing else. Whatever stops the process, the old
-            files are left or the new ones; the next request finishes what was begun.
-        how: "newton", a step from the model as it is; or "retrain": the model is made
-            anew without the samples by `UnlearningCallback(retrain=make_training)`,
-            grade ``exact``, whatever the network, in the time of a training. "auto" is
-            "newton": nothing is retrained unless it is asked for.
+            files are there or the new ones; the next request finishes what was begun.
+        how: "newton": a step from the model as it is. "retrain": the model is trained
+            again without the samples, as `UnlearningCallback(retrain=make_training)`
+            says: grade ``exact`` for any network, in the time of a training. "auto" is
+            "newton": nothing is retrained unless you ask for it.
         requests: In place of `forget`: a .csv file of requests, with the columns
             ``request`` (an id), ``person`` (an id of `by`) or ``positions`` (``3 7
             10-15``), ``received`` and ``due`` (dates such as 2026-11-30; where due is
             empty it is one month after received, GDPR Article 12(3)). All that are
-            pending go into this one release; overdue ones are named first. What cannot
-            be done is refused, row by row. At the end ``state``, ``release``,
+            pending go into this one release; a warning names overdue ones first. A row
+            that cannot be answered is refused alone. At the end ``state``, ``release``,
             ``certificate`` (its request_id), ``receipt`` (a file for that request
             alone), ``why`` and ``done_at`` are written into the file, whose other
             columns stay. Whatever stops the process, no request is lost or done twice.
@@ -141,7 +141,7 @@ def unlearn(
         file `requests` is pending, and nothing was done.
 
     Raises:
-        UnlearningError: Of a kind that says what was expected, got and to do.
+        UnlearningError: It says what was expected, what was got, and what to do.
     """
     request = Request(
         forget=forget,

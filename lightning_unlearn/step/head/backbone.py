@@ -56,38 +56,39 @@ class PublicBackbone(nn.Module):
     Args:
         model: Any module that was NOT trained on the private data. It is frozen in
             place.
-        taps: Names of modules whose outputs are read, as in ``named_modules()``, "" for
-            what the model itself returns; "auto" takes the last four blocks, or layers
-            of a model without blocks, and of texts the last layer. Texts are mappings
+        taps: Names of modules whose outputs are read, as in ``named_modules()``; "" is
+            what the model itself returns. "auto" takes the last four blocks (layers, if
+            there are no blocks), and the last layer for texts. Texts are mappings
             with ``input_ids``, as tokenizers make them.
         pool: Grid that maps (n, c, h, w) are averaged over; vectors (n, c) stay as they
             are.
         standardize: "public": subtract the mean and divide by the standard deviation
             that each feature has on `public_data`. "none": leave them. "auto": "none"
             for texts, else "public".
-        unit_norm: Divide each row by its own norm; of texts that are not standardised
-            each part of it first (their mean, their largest values).
-        tokens: What is taken of tokens (n, t, c), of those that an ``attention_mask``
+        unit_norm: Divide each row by its own norm; for texts that are not standardised,
+            first each part of the row (the mean, the largest values).
+        tokens: What is taken of tokens (n, t, c), only of those an ``attention_mask``
             marks if there is one: "mean", "max" (of each feature), "cls" (the first),
-            "last". "auto": mean and max of texts, of others mean and cls.
+            "last". "auto": mean and max for texts, mean and cls for others.
         public_data: Inputs that are no training samples: a tensor (n, ...), a Dataset
-            (of `datasets` too) or a DataLoader (of batches ``(inputs, ...)``, the first
-            counts, tensors or mappings of keywords). Where nothing is standardised one
-            input will do, for shapes; a `transformers` model of texts brings it along.
+            (of `datasets` too) or a DataLoader. Of its batches ``(inputs, ...)`` only
+            the inputs count, tensors or mappings of keywords. If nothing is
+            standardised, one input will do, for shapes; a `transformers` model of texts
+            brings it along.
         scale: Public factor of every row; with `unit_norm` the norm of a row. Noise
-            moves a logit by ``noise_std`` times that; l2 counts as ``l2 / scale**2``.
+            moves a logit by ``noise_std`` times that; l2 acts like ``l2 / scale**2``.
         batch_size: Samples that `features` and the statistics read at once.
 
     Attributes:
         taps: The names that are read.
         n_features: d.
-        n_public: Public samples the statistics come from.
+        n_public: How many public samples the statistics come from.
         digest: SHA-256 of weights, buffers, statistics and options, as made.
 
     Raises:
         ArgumentError: If an argument is outside its range, or asks for statistics of
             private data.
-        DataError: If there is no public input, or only one for statistics.
+        DataError: If there is no public input, or only one to take statistics from.
         ModelError: If a tap gives no activation, or one that is not finite.
 
     Example:

@@ -216,7 +216,7 @@ class ConvexObjective:
         L its Lipschitz constant (sample weights included), R the largest row: a
         sample's part is D x', and
         |D' x' - D x| <= |D' - D| |x'| + |D| |x' - x|, |D' - D| <= L |W| eta
-        (docs/theory.md section 14). Divided by l2 that bounds the distance.
+        (docs/theory.md section 4). Divided by l2 that bounds the distance.
 
         Args:
             w: The minimiser (p,), as near as it is known.

@@ -281,7 +281,7 @@ class PreparedHead:
         """The gradient over other rows at its own optimum, without a pass over them.
 
         Exact but for rounding: ``(n G - n_gone G_gone + n_new G_new) / n'``, with the
-        same ``l2 w`` in every term (docs/theory.md section 2).
+        same ``l2 w`` in every term (docs/theory.md section 4).
 
         Returns:
             It, or None if that would save nothing; and how many rows were read for it.

@@ -98,7 +98,7 @@ def central_difference(loss: BatchLoss, scope: Scope, tangents: list[Tensor]) ->
     """Hessian-vector product by central differences of the gradient.
 
     For smooth networks only: on ReLU networks the relative error was .17 at every
-    step size (docs/theory.md section 3). `curvature.checks.check_smooth` guards it.
+    step size (docs/theory.md section 3). `derivative_checks.check_smooth` guards it.
     Same arguments and result as `double_backward`.
     """
     return _difference(loss, scope, tangents, 1.0)

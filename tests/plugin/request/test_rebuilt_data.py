@@ -362,7 +362,7 @@ class Keeps(Public):
 
 def test_a_scaler_that_is_passed_on_is_named_and_stays_a_premise():
     _, run = trained(Keeps())
-    with pytest.warns(UserWarning, match=r"use objects of before \(Mean\)"):
+    with pytest.warns(UserWarning, match=r"use old objects \(Mean\)"):
         certificate = run.unlearn(FORGET).certificate
     assert "taking what dataset_without() keeps from before" in headline(certificate)
 

@@ -272,7 +272,7 @@ def test_looking_ahead_is_for_one_device(look, strategy):
 
 def test_prepare_needs_processes_that_stay():
     two = trainer(UnlearningCallback(), strategy="ddp_spawn", devices=2)
-    with pytest.raises(StrategyError, match='processes that stay.*strategy="ddp"'):
+    with pytest.raises(StrategyError, match='that stay after prepare.*strategy="ddp"'):
         prepare(two, model=HeadNet(), train_dataloaders=loader(digits(60)))
 
 

@@ -203,7 +203,9 @@ def test_a_shard_that_fails_after_another_is_named_and_the_rest_is_asked_again(
     gone = [net.positions(0)[3], net.positions(2)[5]]
     broken.append(len(net.positions(2)) - 1)
     clean = tmp_path / "clean"
-    with pytest.raises(ShardError, match="an end in shard 2 after shards 0 had") as e:
+    with pytest.raises(
+        ShardError, match="a failure in shard 2 after shards 0 had"
+    ) as e:
         net.unlearn(gone, save_to=clean)
     assert str(e.value.__cause__) == "the power went"
     result = e.value.result
@@ -237,7 +239,7 @@ def test_ctrl_c_after_a_shard_says_what_is_done():
     handler = signal.getsignal(signal.SIGINT)
     try:
         with (
-            pytest.warns(UserWarning, match="an end in shard 2 after shards 0 had"),
+            pytest.warns(UserWarning, match="a failure in shard 2 after shards 0 had"),
             pytest.raises((KeyboardInterrupt, SystemExit)),
         ):
             net.unlearn(gone)

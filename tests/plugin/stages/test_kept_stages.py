@@ -52,7 +52,7 @@ def test_an_end_that_is_not_what_was_written_is_not_used(script, damage):
         two.write_bytes(two.read_bytes()[:-8])
     else:
         two.write_text("mine")
-    with pytest.warns(UserWarning, match="stage 2 of 3 cannot be gone back to"):
+    with pytest.warns(UserWarning, match="cannot start from the end of stage 2 of 3"):
         assert bound(fit, [250]) is Bound.REWOUND
     assert script.given == [200, N - 1]
     assert len(own.record.stages) == 2
@@ -63,7 +63,7 @@ def test_other_weights_between_two_trainings_are_not_the_end_of_a_stage(script):
     first, second = (SubsetRandomSampler(range(n)) for n in (100, 200))
     trainer(own).fit(net, DataLoader(dataset, 50, sampler=first))
     torch.nn.init.zeros_(net.net[2].weight)
-    with pytest.warns(UserWarning, match="got others than those the training before"):
+    with pytest.warns(UserWarning, match="got other weights than the training before"):
         trainer(own).fit(net, DataLoader(dataset, 50, sampler=second))
     assert own.record.stages is None
     assert not files(script)
@@ -76,7 +76,7 @@ def test_a_start_that_was_trained_is_no_start(script):
     other = script.kind()
     other.load_state_dict(net.state_dict())
     own = UnlearningCallback(retrain=script.make, **script.options)
-    with pytest.warns(UserWarning, match="got some that an earlier training has made"):
+    with pytest.warns(UserWarning, match="weights that an earlier training has made"):
         trainer(own).fit(other, DataLoader(Subset(dataset, range(100)), 50))
     assert own.record.stages is None
 

@@ -94,7 +94,7 @@ def test_advice():
         "train a ConvexHead on a public backbone that never saw this data: certified at"
         in text
     )
-    assert "no damping makes it say more than the norm ball" in theorem
+    assert "with any damping it says no more than the norm ball" in theorem
     _, fit_trainer, _, _ = fitted(MLP(nn.ReLU), max_norm=20.0, accept_noise=True)
     assert "no Lipschitz Hessian" in preflight(fit_trainer, [1]).advice[1]
     _, fit_trainer, _, _ = fitted(MLP(), max_norm=0.5, accept_noise=True, l2=5.0)

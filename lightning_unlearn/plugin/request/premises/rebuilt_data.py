@@ -145,9 +145,9 @@ def _rebuilt(plan: Plan, owner: Any) -> DataLoader:
     if kept:
         names = sorted({type(own[i]).__name__ for i in kept})
         rank_zero_warn(
-            f"{_HOOK} returned data that use objects of before ({', '.join(names)}): "
-            "if they were fitted on the forgotten samples, that every row is the same "
-            "shows nothing; make new ones there, on the retained samples"
+            f"{_HOOK} returned data that use old objects ({', '.join(names)}): if "
+            "these were fitted on the forgotten samples, equal rows show nothing; make "
+            "new ones there, on the retained samples"
         )
     left = iter(range(length))  # a place past the end for those that are never read
     places = [length if i in gone else next(left) for i in range(n)]

@@ -17,20 +17,20 @@ _OUTSIDE = (
 
 @dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """One way to make a certified head, and what it is worth.
+    """One way to make a certified head, and how accurate it is.
 
     Args:
-        backbone: Its name.
-        loss: Of the head.
+        backbone: Name of the backbone.
+        loss: Loss of the head.
         l2: Coefficient of (l2/2)|w|^2.
         n_parameters: Weights of the head.
         score: Mean over the validation samples without noise: accuracy, or minus the
             squared error for targets that are numbers. NaN if it cannot be solved.
-        score_with_noise: The same, over several draws of the noise of a request.
-        standard_error: Of that, over the validation samples.
+        score_with_noise: The same, over several draws of a request's noise.
+        standard_error: Standard error of that, over the validation samples.
         noise_std: Standard deviation on each weight of the head.
         logit_noise: ``noise_std`` times the largest norm of a feature row and 1.
-        seconds: Of the solve.
+        seconds: Time of the solve.
         problem: Why it cannot be solved to the tolerance; "" if it can.
     """
 

@@ -56,27 +56,27 @@ class RandomFeatures(PublicBackbone):
         seed: Of the draws; a public number.
         mean: Subtracted from the columns: a number, or one for each column.
         std: What they are then divided by, likewise.
-        low: With `high`, in place of `mean` and `std`: this range comes to lie from -1
-            to 1. Without any of the four, mean and deviation of `public_data` (of all
-            pixels together for "patches"); without these, columns are not scaled.
+        low: With `high`, instead of `mean` and `std`: this range is mapped to [-1, 1].
+            Without any of the four, mean and deviation of `public_data` are used (of
+            all pixels together for "patches"); without these, columns are not scaled.
         high: See `low`.
         categories: ``{column: number of values}`` of columns that hold codes 0, 1, 2,
             ...: each becomes so many columns of zeros and a one.
-        length_scale: Of "fourier", the distance at which samples no longer look alike;
-            of "relu", what rows are divided by beside the constant of the bias. "auto":
-            the median distance in `public_data` if there is any; else what suits
-            columns scaled to deviations of about 1, ``sqrt(d/2)`` (``sqrt(d)`` of
-            "relu"), from their number d alone.
+        length_scale: For "fourier", the distance at which samples no longer look alike;
+            for "relu", what rows are divided by, but not the constant of the bias.
+            "auto": the median distance in `public_data` if there is any; else, from the
+            number d of columns alone, ``sqrt(d/2)`` (``sqrt(d)`` for "relu"), which
+            suits columns scaled to deviations of about 1.
         patch: Rows and columns of a patch.
         pool: Grid that maps of patches are averaged over.
         standardize: Of the features, as for `PublicBackbone`.
-        unit_norm: Divide each row by its norm. None: yes, but for "identity".
+        unit_norm: Divide each row by its norm. None: yes, except for "identity".
         public_data: Inputs that are no training samples, if there are any.
         scale: As for `PublicBackbone`. None: 8 with `unit_norm`, else 1.
         batch_size: Samples that are read at once.
 
     Attributes:
-        recipe: All that the draws follow from.
+        recipe: Everything that the draws follow from.
 
     Raises:
         ArgumentError: If an argument is outside its range, or needs another.
