@@ -65,7 +65,7 @@ def test_sensitivity_noise_and_words():
     assert "models released before this request" not in text
     assert "for samples that the first of them forgot" not in text
     assert "2 of 4 announced (1 is the trained head)" in text
-    assert "the optimum before the noise stands in prepared state" in text
+    assert "the optimum without noise is in the prepared state" in text
     assert "so was each that was served before it" in method(c)
     (told,) = attacks(c)
     assert "all heads served from the training on" in told

@@ -24,8 +24,8 @@ NOT_COVERED = (
 
 ROW_NORM = (
     Origin.ENFORCED,
-    "of every row the backbone gives, and the 1 of a bias: fixed by its options, not "
-    "by data",
+    "largest norm that a row of the backbone can have, with the 1 of a bias: fixed by "
+    "its options, not by data",
 )
 
 REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
@@ -46,8 +46,8 @@ REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
     "most_found": (
         (
             Origin.PROVED,
-            "share of true cases that the best test of both with 1% false alarms "
-            "finds: follows from the numbers above",
+            "probability that the best test of both with 1% false alarms tells that "
+            "they were in the training, if they were: follows from the numbers above",
         ),
     ),
 }
