@@ -61,7 +61,7 @@ def test_both_are_named_and_neither_is_a_premise():
     text = " ".join(str(c).split())
     assert (
         "CERTIFIED: this head and its privately trained backbone are hard to tell from "
-        "those of one without these 5 samples"
+        "those of a training without these 5 samples"
     ) in text
     assert "what the backbone's training and its features use besides the samples" in (
         text

@@ -48,8 +48,8 @@ def test_it_is_certified_without_any_noise_of_its_own():
     text = str(c)
     assert (
         "CERTIFIED: this model and all others of its private training are hard to tell "
-        "from those of one without these 5 samples (a test with 1% false alarms finds "
-        "at most"
+        "from those of a training without these 5 samples (a test with 1% false alarms "
+        "finds at most"
     ) in " ".join(text.split())
     assert "this request adds none" in text
     assert "models released before this request" not in text

@@ -60,7 +60,8 @@ def test_sensitivity_noise_and_words():
     text = " ".join(str(c).split())
     assert (
         "CERTIFIED: this head and all others served since its training are "
-        "indistinguishable from those of one without these 5 samples, epsilon = 1"
+        "indistinguishable from those of a training without these 5 samples, epsilon = "
+        "1"
     ) in text
     assert "models released before this request" not in text
     assert "for samples that the first of them forgot" not in text

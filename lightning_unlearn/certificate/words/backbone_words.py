@@ -18,8 +18,8 @@ REFERENCE = (
 
 NOT_COVERED = (
     "samples of the head that are each made of several samples of the backbone's "
-    "training (copies, or pieces of one picture that were trained on one by one): each "
-    "counts as one of these at most",
+    "training (copies, or pieces of one picture that were trained on one by one): the "
+    "claim counts each as one of these at most",
 )
 
 ROW_NORM = (
@@ -32,22 +32,24 @@ REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
     "forgotten": (
         (
             Origin.ENFORCED,
-            "samples forgotten so far of the head's data, with this request: each "
-            "counts as one of the backbone's training, whether it was or not",
+            "samples of the head's data forgotten so far, this request's included: "
+            "each counts as one of the backbone's training, whether it was one or not",
         ),
     ),
     "head_epsilon": (
         (
             Origin.ENFORCED,
-            "the head's own part, set before the request: its noise follows from it. "
-            "The epsilon above is that of the backbone and the head together",
+            "the head's own part of epsilon, set before the request: the head's noise "
+            "follows from it. The epsilon above is that of the backbone "
+            "and the head together",
         ),
     ),
     "most_found": (
         (
             Origin.PROVED,
             "probability that the best test of both with 1% false alarms tells that "
-            "they were in the training, if they were: follows from the numbers above",
+            "those forgotten were in the training, if they were: follows from the "
+            "numbers above",
         ),
     ),
 }

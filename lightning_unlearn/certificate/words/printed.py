@@ -47,7 +47,8 @@ def headline(c: CertificateFields) -> str:
         if_true = ", ONLY IF what is marked assumed below is true"
         return (
             f"{name}: {_ALL_MODELS[c.bound]} "
-            f"{_TOLD_ALL[strength]} those of one without {samples}{_and_earlier(c)}"
+            f"{_TOLD_ALL[strength]} those of a training without {samples}"
+            f"{_and_earlier(c)}"
             f"{tested}, {_promise(c)}, {taking(c)}"
             f"{'' if grade is Grade.CERTIFIED else if_true}"
         )
@@ -139,7 +140,7 @@ def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     if bound in EXACT or bound is Bound.PRIVATE_TRAINING:
         return _START
     if bound is Bound.PRIVATE_BACKBONE:
-        return f"{_REST if ways_checked else PREMISE}, {backbone_words.PREMISE}"
+        return f"{_REST if ways_checked else PREMISE}, and {backbone_words.PREMISE}"
     return _REST if ways_checked else PREMISE
 
 

@@ -14,14 +14,14 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "this length before it is added to the sum of a step",
     ),
     "noise_multiplier": (
-        "Gaussian noise of this many clips was added to the sum in every step, from "
-        "the operating system's entropy",
+        "Gaussian noise with a standard deviation of this many times the clip was "
+        "added to the sum of every step, from the operating system's entropy",
     ),
     "sampling_rate": (
-        "every sample was drawn for a step with this probability, by coins of its own "
-        "from the operating system's entropy",
-        "every person was drawn for a step, with all their samples, with this "
-        "probability, by coins of their own from the operating system's entropy",
+        "in every step each sample was drawn with this probability, independently of "
+        "all others, from the operating system's entropy",
+        "in every step each person was drawn, with all their samples, with this "
+        "probability, independently of all others, from the operating system's entropy",
     ),
     "steps": ("steps of the training: the most it could take",),
     "forgotten": (
@@ -32,8 +32,8 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "together",
     ),
     "most_found": (
-        "probability that the best test with 1% false alarms tells that they were in "
-        "the training, if they were: follows from the numbers above",
+        "probability that the best test with 1% false alarms tells that those "
+        "forgotten were in the training, if they were: follows from the numbers above",
     ),
 }
 

@@ -50,9 +50,9 @@ _PRIVATE = (
     "training); and other trainings on the same samples, including one continued twice "
     "from one checkpoint: epsilon is that of each alone, not of all together",
     "whatever was decided while looking at losses of the training samples, or of "
-    "validation data that resemble them: when it was interrupted, which of several "
-    "trainings is served, a schedule's own rule",
-    "rounding: the theorem speaks of real numbers, and the training computed in floats",
+    "validation data that resemble them: when the training was interrupted, which of "
+    "several trainings is served, a schedule's own rule",
+    "rounding: the theorem is about real numbers, and the training computed in floats",
 )
 _MEASURED = (
     "the numbers of this certificate that are measured or estimated: they are "

@@ -148,8 +148,8 @@ REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
     "feature_norm": (
         (
             Origin.MEASURED,
-            "largest norm of a retained sample's features; the noise moves a logit by "
-            "about noise_std times this",
+            "largest norm of a retained row, with the 1 of a bias; the noise moves a "
+            "logit by about noise_std times this",
         ),
     ),
     "damping": (
