@@ -15,8 +15,10 @@ class PrivateTraining:
     bits. With ``accumulate_grad_batches=k`` a step draws k times as many, in k batches.
 
     Args:
-        noise_multiplier: Noise of a step, in clips; in its place `epsilon`.
-        epsilon: Of one sample over the whole training: the noise follows from it.
+        noise_multiplier: Standard deviation of a step's noise, as a multiple of
+            `max_grad_norm`; give this or `epsilon`.
+        epsilon: That one forgotten sample shall have, over the whole training; the
+            noise is chosen for it.
         delta: Of that epsilon; None takes the callback's.
         max_grad_norm: The clip: largest norm of one sample's gradient.
         by: Attribute or column of the data with each sample's person, such as

@@ -13,7 +13,7 @@ LOGIT_NOISE = 0.03
 USUAL = 1e-6
 #: Times the norm of a row: a 32nd of what float32 rounds a row to. Rows computed by
 #: two kernels moved the optimum by a few percent of the sensitivity there
-#: (docs/theory.md section 5).
+#: (docs/theory.md section 4).
 FINEST = 2.0**-29
 
 

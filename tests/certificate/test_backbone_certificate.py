@@ -61,12 +61,12 @@ def test_both_are_named_and_neither_is_a_premise():
     text = " ".join(str(c).split())
     assert (
         "CERTIFIED: this head and its privately trained backbone are hard to tell from "
-        "those of one without these 5 samples"
+        "those of a training without these 5 samples"
     ) in text
     assert "what the backbone's training and its features use besides the samples" in (
         text
     )
-    assert "epsilon is of the backbone and this head together" in text
+    assert "epsilon is that of the backbone and this head together" in text
     assert f"backbone sha256 {BACKBONE.digest[:8]} {COVERED}" in text
     assert "not derived from private data), but for backbone" in text
     assert "made of several samples of the backbone's training" in text
@@ -83,7 +83,7 @@ def test_the_report_says_the_same():
     for text in (COVERED, "privately trained backbone", "Parts left as they were"):
         assert text in page
     assert "Taken as public: parts" not in page
-    assert "neither been trained on the samples" in explained(c).means
+    assert "if neither had been trained on the samples" in explained(c).means
     assert "network that was trained privately" in method(c)
     (told,) = attacks(c)
     assert "holds the backbone and this head" in told

@@ -48,12 +48,12 @@ def test_it_is_certified_without_any_noise_of_its_own():
     text = str(c)
     assert (
         "CERTIFIED: this model and all others of its private training are hard to tell "
-        "from those of one without these 5 samples (a test with 1% false alarms finds "
-        "at most"
+        "from those of a training without these 5 samples (a test with 1% false alarms "
+        "finds at most"
     ) in " ".join(text.split())
     assert "this request adds none" in text
     assert "models released before this request" not in text
-    assert "epsilon is of all 5 forgotten so far together" in text
+    assert "epsilon is that of all 5 forgotten so far, together" in text
 
 
 def test_those_forgotten_before_count():
@@ -95,7 +95,7 @@ def test_nor_a_count_nor_epsilon_nor_delta():
 def test_too_many_are_worth_nothing():
     c = issued(k=30)
     assert c.grade is Grade.VACUOUS
-    assert "so many samples of one private training are too many" in c.warnings[0]
+    assert "too many samples of one private training were forgotten" in c.warnings[0]
     assert issued(n_retain=200_000).grade is Grade.VACUOUS  # delta >= 1/n
 
 

@@ -60,12 +60,13 @@ def test_sensitivity_noise_and_words():
     text = " ".join(str(c).split())
     assert (
         "CERTIFIED: this head and all others served since its training are "
-        "indistinguishable from those of one without these 5 samples, epsilon = 1"
+        "indistinguishable from those of a training without these 5 samples, epsilon = "
+        "1"
     ) in text
     assert "models released before this request" not in text
     assert "for samples that the first of them forgot" not in text
     assert "2 of 4 announced (1 is the trained head)" in text
-    assert "the optimum before the noise stands in prepared state" in text
+    assert "the optimum without noise is in the prepared state" in text
     assert "so was each that was served before it" in method(c)
     (told,) = attacks(c)
     assert "all heads served from the training on" in told

@@ -291,7 +291,7 @@ def test_preflight_shows_both_and_no_retraining_of_the_head_alone(checkpoint):
     step, retraining, *_ = look.routes
     assert (step.grade, retraining.grade) == (Grade.CERTIFIED, None)
     assert step.epsilon == own.unlearn([3]).certificate.epsilon
-    assert "saw the samples, with noise" in retraining.needs[0]
+    assert "was trained on the samples too (privately)" in retraining.needs[0]
     assert not [text for text in look.on_your_word if text.startswith("backbone (")]
     many = preflight(own, list(range(5, 105)))
     assert many.routes[0].grade is None

@@ -50,12 +50,13 @@ GRADES = {
         name="EXACT",
         mark="\N{CHECK MARK}",
         summary="The model was trained again without these samples, provided that what "
-        "the training's code uses besides the retained samples never depended on them.",
+        "the training's code uses besides the retained samples never depended on the "
+        "forgotten ones.",
         means="The released model is one that never saw the samples: it was trained "
         "from a fresh start, by the code that trained the first one, on the retained "
         "samples alone; the software let it draw no others. That the start, the "
         "settings and the way samples are read and preprocessed were not made from the "
-        "forgotten samples is the word of whoever ran it.",
+        "forgotten samples rests on the word of whoever ran it.",
         means_not=_ELSEWHERE,
         tell="The model was trained again from the start without your data. Say as "
         "well what happened to the other copies (box 6), the earlier model among them.",
@@ -67,11 +68,11 @@ GRADES = {
         "depended on these samples: the released model can hardly be told from one "
         "that was trained without them.",
         means="Within the numbers stated here, whoever holds the released weights "
-        "sees what they would see had the model been trained again without the "
-        "samples, read and preprocessed in the same way. That the way they are read "
-        "(scaling, vocabularies, filters, what stands before the model) was not made "
-        "from the samples is the word of whoever ran it. Every number the proof needs "
-        "is enforced by the software or follows from the kind of model.",
+        "would see the same if the model had been trained again without the samples, "
+        "read and preprocessed in the same way. That the way they are read (scaling, "
+        "vocabularies, filters, what stands before the model) was not made from the "
+        "samples rests on the word of whoever ran it. Every number the proof needs is "
+        "enforced by the software or follows from the kind of model.",
         means_not=_ELSEWHERE,
         tell="If the way data are prepared was not made from yours: the model was "
         "changed so that it is, provably and within stated limits, as if your data "
@@ -84,7 +85,7 @@ GRADES = {
         summary="Proved only if the conditions below are true; the software did not "
         "prove them.",
         means="If every condition listed here is true, whoever holds the released "
-        "weights sees what they would see had the model been trained again without the "
+        "weights would see the same if the model had been trained again without the "
         "samples. If one is false, nothing is proved.",
         means_not="It is not a certified result. Somebody has to vouch for each "
         "condition, and it should be written down who did and why. " + _ELSEWHERE,
@@ -127,8 +128,8 @@ def _rewound(plain: Explanation) -> Explanation:
         "taken up at the end of its last stage that had not drawn them, and all later "
         "ones were run again, by the same code, on the retained samples alone; the "
         "software let them draw no others. That the start, the settings and the way "
-        "samples are read and preprocessed were not made from the forgotten samples is "
-        "the word of whoever ran it.",
+        "samples are read and preprocessed were not made from the forgotten samples "
+        "rests on the word of whoever ran it.",
         tell="The model was trained again, from a point at which it had not seen your "
         "data. Say as well what happened to the other copies (box 6), the earlier "
         "model among them.",
@@ -138,14 +139,14 @@ def _rewound(plain: Explanation) -> Explanation:
 def _private(plain: Explanation) -> Explanation:
     return replace(
         plain,
-        summary="Proved, provided that what the training's code uses besides these "
-        "samples never depended on them: this model, and every other one that the same "
+        summary="Proved, provided that whatever else the training's code uses never "
+        "depended on these samples: this model, and every other one that the same "
         "training made, can hardly be told from those of a training without them.",
         means="Within the numbers stated here, whoever holds any models of this "
-        "training sees what they would see had it been run without the samples. "
-        "Nothing was changed for it: the training was private from its first step. "
+        "training would see the same if it had been run without the samples. No weight "
+        "was changed for this request: the training was private from its first step. "
         "That the start, the settings and the way samples are read and preprocessed "
-        "were not made from the samples is the word of whoever ran it.",
+        "were not made from the samples rests on the word of whoever ran it.",
         tell="The model was trained in such a way that, provably and within stated "
         "limits, it is as if your data had not been used; this holds for the models "
         "that were served before as well. Say as well what happened to the other "
@@ -198,14 +199,15 @@ def _on_private(plain: Explanation) -> Explanation:
     """A certified head on a backbone that was trained privately."""
     return replace(
         plain,
-        summary="Proved, provided that what the training's code uses besides these "
-        "samples never depended on them: this model, its backbone included, can hardly "
-        "be told from one that was trained without them.",
+        summary="Proved, provided that whatever else the training's code uses never "
+        "depended on these samples: this model, its backbone included, can hardly be "
+        "told from one that was trained without them.",
         means="The backbone was trained privately, from its first step, and stays; the "
         "head was changed, and noise hides the rest. Within the numbers stated here, "
-        "whoever holds both sees what they would see had neither been trained on the "
+        "whoever holds both would see the same if neither had been trained on the "
         "samples. That the start, the settings and the way samples are read and "
-        "preprocessed were not made from the samples is the word of whoever ran it.",
+        "preprocessed were not made from the samples rests on the word of whoever ran "
+        "it.",
         tell="The model was trained, and then changed, in such a way that, provably "
         "and within stated limits, it is as if your data had not been used. Say as "
         "well what happened to the other copies of your data (box 6).",
@@ -220,8 +222,8 @@ def _with_parts(plain: Explanation) -> Explanation:
         "read and preprocessed, never saw these samples: the released model can hardly "
         "be told from one whose other parts were trained without them.",
         means="The parts in box 2 did not change in the training that was watched; "
-        "that they had not been made from the samples before is the word of whoever "
-        "ran it. " + plain.means,
+        "that they had not been made from the samples before rests on the word of "
+        "whoever ran it. " + plain.means,
         tell="If the parts in box 2, and the way data are prepared, never saw the "
         "data: the part of the model that "
         "learned from it was changed so that it is, provably and within stated limits, "

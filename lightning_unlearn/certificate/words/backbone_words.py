@@ -18,36 +18,38 @@ REFERENCE = (
 
 NOT_COVERED = (
     "samples of the head that are each made of several samples of the backbone's "
-    "training (copies, or pieces of one picture that were trained on one by one): each "
-    "counts as one of these at most",
+    "training (copies, or pieces of one picture that were trained on one by one): the "
+    "claim counts each as one of these at most",
 )
 
 ROW_NORM = (
     Origin.ENFORCED,
-    "of every row the backbone gives, and the 1 of a bias: fixed by its options, not "
-    "by data",
+    "largest norm that a row of the backbone can have, with the 1 of a bias: fixed by "
+    "its options, not by data",
 )
 
 REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
     "forgotten": (
         (
             Origin.ENFORCED,
-            "samples forgotten so far of the head's data, with this request: each "
-            "counts as one of the backbone's training, whether it was or not",
+            "samples of the head's data forgotten so far, this request's included: "
+            "each counts as one of the backbone's training, whether it was one or not",
         ),
     ),
     "head_epsilon": (
         (
             Origin.ENFORCED,
-            "the head's own part, set before the request: its noise follows from it. "
-            "The epsilon above is that of the backbone and the head together",
+            "the head's own part of epsilon, set before the request: the head's noise "
+            "follows from it. The epsilon above is that of the backbone "
+            "and the head together",
         ),
     ),
     "most_found": (
         (
             Origin.PROVED,
-            "share of true cases that the best test of both with 1% false alarms "
-            "finds: follows from the numbers above",
+            "probability that the best test of both with 1% false alarms tells that "
+            "those forgotten were in the training, if they were: follows from the "
+            "numbers above",
         ),
     ),
 }

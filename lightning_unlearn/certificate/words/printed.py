@@ -29,9 +29,9 @@ def headline(c: CertificateFields) -> str:
     if grade is Grade.NONE:
         return f"NO GUARANTEE: nothing is proved about {samples}; {_why_none(c)}"
     if grade is Grade.VACUOUS:
-        called = "" if c.grade is grade else f", though graded {c.grade.value}"
+        called = "" if c.grade is grade else f" (though graded {c.grade.value})"
         return (
-            f"VACUOUS: {_promise(c)} says nothing useful (vacuous{called}): "
+            f"VACUOUS: {_promise(c)} says nothing useful{called}: "
             f"{why_vacuous(c)}, {taking(c)}"
         )
     if grade is Grade.EXACT:
@@ -47,7 +47,8 @@ def headline(c: CertificateFields) -> str:
         if_true = ", ONLY IF what is marked assumed below is true"
         return (
             f"{name}: {_ALL_MODELS[c.bound]} "
-            f"{_TOLD_ALL[strength]} those of one without {samples}{_and_earlier(c)}"
+            f"{_TOLD_ALL[strength]} those of a training without {samples}"
+            f"{_and_earlier(c)}"
             f"{tested}, {_promise(c)}, {taking(c)}"
             f"{'' if grade is Grade.CERTIFIED else if_true}"
         )
@@ -139,7 +140,7 @@ def premise(ways_checked: bool, bound: Bound = Bound.STRONGLY_CONVEX) -> str:
     if bound in EXACT or bound is Bound.PRIVATE_TRAINING:
         return _START
     if bound is Bound.PRIVATE_BACKBONE:
-        return f"{_REST if ways_checked else PREMISE}, {backbone_words.PREMISE}"
+        return f"{_REST if ways_checked else PREMISE}, and {backbone_words.PREMISE}"
     return _REST if ways_checked else PREMISE
 
 
@@ -153,13 +154,16 @@ def taking(c: CertificateFields) -> str:
     )
     found = f"taking {parts} as public{checked if c.ways_checked else ''}"
     if c.bound is Bound.REWOUND:
-        found += ", and this request as one that no earlier model led to"
+        found += ", and assuming that no earlier model led to this request"
     return found
 
 
 def _why_none(c: CertificateFields) -> str:
     if c.unscrubbed:
-        return f"state was left unscrubbed: {', '.join(c.unscrubbed)}"
+        return (
+            "training changed something that this request does not cover, and the "
+            f"change is still there: {', '.join(c.unscrubbed)}"
+        )
     if c.noise_by_hand:
         return "noise_std was chosen by hand"
     if c.noise_source is NoiseSource.SEEDED:
@@ -225,18 +229,18 @@ def _release(c: CertificateFields) -> str:
     if c.epsilon is None:
         return text
     if c.bound in EXACT:
-        earlier = "; the earlier ones are what their own certificates say"
+        earlier = "; for the earlier ones see their own certificates"
         return text + (earlier if c.release > 1 else "")
     if c.bound is Bound.PRIVATE_TRAINING:
         people = " people" if counts_people(c.constants) else ""
         return (
-            f"{text}; epsilon is of all {_forgotten(c):,}{people} forgotten so far "
-            "together"
+            f"{text}; epsilon is that of all {_forgotten(c):,}{people} forgotten so "
+            "far, together"
         )
     if c.bound is Bound.PRIVATE_BACKBONE:
-        return f"{text}; epsilon is of the backbone and this head together"
+        return f"{text}; epsilon is that of the backbone and this head together"
     if c.composed_epsilon is None:
-        return f"{text}; an earlier release had no guarantee, so all together none"
+        return f"{text}; an earlier release had no guarantee, so all together have none"
     worth = composed_worth(c)
     worth = "" if worth == Grade.CERTIFIED.value else worth
     if c.bound is Bound.SERVED_HEAD:
@@ -276,7 +280,8 @@ def composed_worth(c: CertificateFields) -> str:
 #: What a reader of an old certificate must know.
 SCHEMA_1 = (
     "A certificate of schema 1: what it is compared with, the reasons below and which "
-    "parts of the model are public are its maker's words; nothing derives them."
+    "parts of the model are public are only what its maker wrote; they are not derived "
+    "from the numbers."
 )
 
 

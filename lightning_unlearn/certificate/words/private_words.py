@@ -8,31 +8,32 @@ from lightning_unlearn.guarantee.constants import Constant
 #: Of a private training that drew samples; and, where the words differ, people.
 PRIVATE: dict[str, tuple[str, ...]] = {
     "clip": (
-        "no gradient of one sample is longer in the sum of a step",
-        "no gradient of one person, of the mean loss of all their samples, is longer "
-        "in the sum of a step",
+        "each sample's gradient is clipped to this length before it is added to the "
+        "sum of a step",
+        "each person's gradient, of the mean loss of all their samples, is clipped to "
+        "this length before it is added to the sum of a step",
     ),
     "noise_multiplier": (
-        "Gaussian noise of this many clips was added to the sum in every step, from "
-        "the operating system's entropy",
+        "Gaussian noise with a standard deviation of this many times the clip was "
+        "added to the sum of every step, from the operating system's entropy",
     ),
     "sampling_rate": (
-        "every sample was drawn for a step with this probability, by coins of its own "
-        "from the operating system's entropy",
-        "every person was drawn for a step, with all their samples, with this "
-        "probability, by coins of their own from the operating system's entropy",
+        "in every step each sample was drawn with this probability, independently of "
+        "all others, from the operating system's entropy",
+        "in every step each person was drawn, with all their samples, with this "
+        "probability, independently of all others, from the operating system's entropy",
     ),
-    "steps": ("steps of the training, all that it could take at most",),
+    "steps": ("steps of the training: the most it could take",),
     "forgotten": (
-        "samples forgotten so far of this training, with this request: epsilon speaks "
-        "of all of them together",
-        "people forgotten so far of this training, with this request, each with all "
-        "samples that the data give to their id: epsilon speaks of all of them "
+        "samples of this training forgotten so far, this request's included: epsilon "
+        "is that of all of them together",
+        "people of this training forgotten so far, this request's included, each with "
+        "all samples that have their id in the data: epsilon is that of all of them "
         "together",
     ),
     "most_found": (
-        "share of true cases that the best test with 1% false alarms finds: follows "
-        "from the numbers above",
+        "probability that the best test with 1% false alarms tells that those "
+        "forgotten were in the training, if they were: follows from the numbers above",
     ),
 }
 
@@ -66,7 +67,7 @@ def how_drawn(constants: Iterable[Constant]) -> str:
     if counts_people(constants):
         whom = "each person, with all their samples, by a coin of their own"
     return (
-        f"The training itself was private: every step drew {whom}, bounded what one "
-        "can add, and hid it in noise. This request changed no weight: it states what "
-        "that training proves of the samples that are asked about."
+        f"The training itself was private: every step drew {whom}, limited how much "
+        "one can add, and hid that in noise. This request changed no weight: it states "
+        "what that training proves about these samples."
     )

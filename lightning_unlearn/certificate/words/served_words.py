@@ -13,43 +13,43 @@ REASONS: dict[str, tuple[tuple[Origin, str], ...]] = {
     "residual_norm": (
         (
             Origin.PROVED,
-            "no loss has a longer derivative in its logits, whatever these are: it "
-            "follows from the kind of loss, its outputs and the largest class weight, "
-            "and every sample was held to it",
+            "the derivative of a loss in its logits is never longer than this, for any "
+            "logits: this follows from the kind of loss, its outputs and the largest "
+            "class weight, and every sample was checked against it",
         ),
     ),
     "samples": (
-        (Origin.ENFORCED, "samples retained now; their number counts as public"),
+        (Origin.ENFORCED, "samples retained now; their number is taken as public"),
     ),
     "covered": (
         (
             Origin.ENFORCED,
             "samples that may be forgotten in all, set before the training: every head "
-            "that was served since, the trained one first, had noise for all of these "
-            "that were still in",
+            "that was served since, the trained one first, had noise for those of them "
+            "that were not yet forgotten",
         ),
     ),
     "forgotten": (
         (
             Origin.ENFORCED,
-            "samples forgotten so far, with this request: epsilon speaks of all of "
-            "them together, and of all heads that were served",
+            "samples forgotten so far, this request's included: epsilon is that of all "
+            "of them together, for all heads that were served",
         ),
     ),
     "left": (
         (
             Origin.ENFORCED,
             "samples that may still be forgotten after this release, which has noise "
-            "for them too; 0 of the last one announced",
+            "for them too; 0 for the last announced release",
         ),
     ),
 }
 
 #: In place of what is said of models that were served before.
 NOT_COVERED = (
-    "heads of other trainings on the same samples, and whatever was served of this one "
-    "besides its releases: the optimum before the noise stands in prepared state and "
-    "in the row store",
-    "the number of all samples, which the size of the noise follows from: it counts as "
-    "public",
+    "heads of other trainings on the same samples, and whatever was served from this "
+    "training besides its releases: the optimum without noise is in the prepared state "
+    "and in the row store",
+    "the number of all samples: the size of the noise follows from it, so it is taken "
+    "as public",
 )

@@ -28,30 +28,31 @@ NOT_COVERED = (
 _CODE = (
     "state that the training's code keeps outside the model it makes (a file that it "
     "reads, a global variable, a cache), and samples that are made of other samples "
-    "when they are read (mixtures, windows that overlap): nobody looks there"
+    "when they are read (mixtures, windows that overlap): no check sees these"
 )
 _CHOSEN = (
     "a request that was made because of what an earlier model of this training said: "
-    "every one of them came out of the stages that are kept, which are then no longer "
-    "what they would have been; retraining from the start covers it"
+    "all such models were made from the kept stages, which given such a choice no "
+    "longer have the distribution they would have had; retraining from the start "
+    "covers such a request"
 )
 _FEW = (
-    "what the training changed in how some samples reach the head, where it shows in "
-    "none of those compared before and after it (up to 512, spread over the data)"
+    "changes that training made to how some samples reach the head, if they affect "
+    "none of the samples compared before and after it (up to 512, spread over the data)"
 )
 _PRIVATE = (
     "losses and metrics that were logged in training, and what callbacks or files have "
     "kept of gradients from before they were clipped",
     "a clip, noise, sampling rate or number of steps that was chosen while looking at "
     "the forgotten samples, or changed because of what an earlier model of this "
-    "training said; the number of all samples, which sets the rate, counts as public",
-    "what the weights knew at the start (of samples that a training nobody watched has "
-    "seen before), and other trainings on the same samples, with one that went on "
-    "twice from one checkpoint: epsilon is of each alone, not of all together",
+    "training said; the number of all samples, which sets the rate, is taken as public",
+    "what the weights knew at the start (about samples seen in an earlier, unwatched "
+    "training); and other trainings on the same samples, including one continued twice "
+    "from one checkpoint: epsilon is that of each alone, not of all together",
     "whatever was decided while looking at losses of the training samples, or of "
-    "validation data that resemble them: when it was interrupted, which of several "
-    "trainings is served, a schedule's own rule",
-    "rounding: the theorem speaks of real numbers, and the training computed in floats",
+    "validation data that resemble them: when the training was interrupted, which of "
+    "several trainings is served, a schedule's own rule",
+    "rounding: the theorem is about real numbers, and the training computed in floats",
 )
 _MEASURED = (
     "the numbers of this certificate that are measured or estimated: they are "
@@ -93,11 +94,11 @@ def warnings_of_noise(c: CertificateFields) -> list[str]:
     if c.delta is not None and not c.delta * c.n_retain < 1:
         found.append(
             f"delta = {c.delta:g} is not below 1/n_retain = {1 / c.n_retain:.2g}: "
-            "a delta this large allows a mechanism that publishes a sample; lower it"
+            "a delta this large would allow publishing a sample outright; lower delta"
         )
     elif level(c) is Level.WORTHLESS and c.bound is Bound.PRIVATE_TRAINING:
         found.append(
-            f"{finding(c)}: so many samples of one private training are too many; "
+            f"{finding(c)}: too many samples of one private training were forgotten; "
             "how='retrain' needs no epsilon"
         )
     elif level(c) is Level.WORTHLESS and c.release_mus:

@@ -24,7 +24,7 @@ class Level(str, enum.Enum):
     STRONG = "strong"  # at most 5
     MODERATE = "moderate"  # at most 20
     WEAK = "weak"  # at most 50
-    WORTHLESS = "worthless"  # more, or delta allows to publish a sample
+    WORTHLESS = "worthless"  # more, or delta would allow publishing a sample
 
 
 _UP_TO = ((0.05, Level.STRONG), (0.2, Level.MODERATE))
@@ -92,8 +92,8 @@ def why_vacuous(c: CertificateFields) -> str:
         return "the noise is sized for any two models in the norm ball"
     if c.delta is not None and not c.delta * c.n_retain < 1:
         return (
-            f"delta is not below 1/n_retain = {number(1 / c.n_retain)}, which allows "
-            "to publish a sample"
+            f"delta is not below 1/n_retain = {number(1 / c.n_retain)}, which would "
+            "allow publishing a sample"
         )
     if found_upper(c) is None:
         return "it lists no release"

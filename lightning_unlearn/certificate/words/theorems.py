@@ -18,14 +18,15 @@ from lightning_unlearn.guarantee.tolerance import How, Tolerance
 #: What a release of each bound is compared with.
 REFERENCES = {
     Bound.RETRAINED: "a model trained by the same code on the retained samples alone, "
-    "from the same kind of start, with fresh randomness: it is one",
+    "from the same kind of start, with fresh randomness: the released model is such a "
+    "model",
     Bound.REWOUND: "a model trained by the same code in the same stages on the "
     "retained samples alone, with fresh randomness: the stages that are kept never saw "
     "the forgotten ones, and those after them were trained again",
     Bound.PRIVATE_TRAINING: "a model trained by the same code on the retained samples "
     "alone, from the same kind of start, with the same clip, noise, sampling rate and "
-    "number of steps; and every other model of this training with the one of the same "
-    "step there",
+    "number of steps; and every other model of this training is compared with that "
+    "training's model of the same step",
     Bound.STRONGLY_CONVEX: "the same head retrained without the forgotten samples, "
     "from any start, to the same tolerance, with the same noise, computed in the same "
     "environment and blocks",
@@ -42,7 +43,7 @@ _DRAWN = (
     (
         Origin.ENFORCED,
         "positions besides the retained ones that the retraining could draw: its "
-        "dataset has no others, and its loader was seen to have it",
+        "dataset has no others, and its loader was checked to read that dataset",
     ),
 )
 _BALL = (
@@ -56,28 +57,27 @@ _LANCZOS = (
 )
 _NOT_REFUTED = "given by the user; sampled values did not refute it"
 _FAILS = (
-    "which fails unless |grad F| on the retained samples plus its rounding bound is "
-    "below it"
+    "fails unless |grad F| on the retained samples plus its rounding bound is below it"
 )
 
 #: Why a tolerance is what it is.
 TOLERANCES: dict[How, tuple[Origin, str]] = {
-    How.GIVEN: (Origin.ENFORCED, f"set before the request, {_FAILS}"),
+    How.GIVEN: (Origin.ENFORCED, f"set before the request, which {_FAILS}"),
     How.USUAL: (
         Origin.ENFORCED,
-        f"the default, a constant set before the request, {_FAILS}",
+        f"the default, a constant set before the request, which {_FAILS}",
     ),
     How.BY_NOISE: (
         Origin.ENFORCED,
         "set before the request from epsilon, delta, releases, strong_convexity and "
         "row_norm alone, so that the noise moves a logit by three hundredths at most; "
-        f"the request is one {_FAILS}",
+        f"the request {_FAILS}",
     ),
     How.BY_ROUNDING: (
         Origin.ENFORCED,
         "set before the request from row_norm alone, as fine as rows in float32 "
-        "allow; the noise moves a logit by more than three hundredths; the request is "
-        f"one {_FAILS}",
+        "allow; the noise moves a logit by more than three hundredths; the request "
+        f"{_FAILS}",
     ),
 }
 
@@ -94,8 +94,8 @@ _CONVEX: dict[str, tuple[tuple[Origin, str], ...]] = {
 _ROW_NORM = (
     (
         Origin.ENFORCED,
-        "of every row the public backbone gives, and the 1 of a bias: fixed by its "
-        "options, not by data",
+        "largest norm that a row of the public backbone can have, with the 1 of a "
+        "bias: fixed by its options, not by data",
     ),
 )
 
@@ -148,8 +148,8 @@ REPORTED: dict[str, tuple[tuple[Origin, str], ...]] = {
     "feature_norm": (
         (
             Origin.MEASURED,
-            "largest feature row retained; the noise moves a logit by about noise_std "
-            "times it",
+            "largest norm of a retained row, with the 1 of a bias; the noise moves a "
+            "logit by about noise_std times this",
         ),
     ),
     "damping": (

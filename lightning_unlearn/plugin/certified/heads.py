@@ -17,30 +17,31 @@ from lightning_unlearn.step.head.backbone import PublicBackbone
 class CertifiedClassifier(CertifiedModule):
     """Classes from the features of a `PublicBackbone`: every deletion is certified.
 
-    ``trainer.fit`` does not train it but solves it: a convex head over all training
-    samples, to the ``tolerance`` of the Trainer's `UnlearningCallback`, with its
-    float64 solver, when the training starts; it ends after one batch, validation and
-    checkpoint included. ``trainer.unlearn`` then gives grade ``certified``. On one
-    device the features are read once and kept in memory for the next request.
+    ``trainer.fit`` does not train it step by step: it solves for the best head, a
+    convex one over all training samples, to the ``tolerance`` of the Trainer's
+    `UnlearningCallback`, with its float64 solver, when the training starts. The fit
+    ends after one batch, validation and checkpoint included. ``trainer.unlearn`` then
+    gives grade ``certified``. On one device the features are read once and kept in
+    memory for the next request.
 
     Batches are ``(inputs, classes)``; see `inputs_and_targets` for others. It logs
     ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss`` and ``test_acc``.
 
     Args:
         backbone: Public features: a `PublicBackbone`, or `RandomFeatures`.
-        num_classes: K. Of samples the model has never seen too: the number of classes
-            is public, and a class all of whose samples are forgotten stays an output.
-            1 for yes or no, with "bce".
+        num_classes: K. It is public, and also counts classes of samples never seen:
+            a class all of whose samples are forgotten stays an output. 1 for yes or no,
+            with "bce".
         loss: "cross_entropy", or "mse" to the one-hot classes: quadratic, so that one
             exact Newton step is the retrained model. "bce": targets are yes or no, (n,)
             or (n, 1) of one label, (n, K) of several that exclude no other, 0 to 1; a
             sample's loss and accuracy are the mean over its labels.
         l2: Coefficient of (l2/2)|w|^2. Noise is proportional to 1 / l2. "auto": what
             suits the backbone, 3e-4 for texts, else 1e-3.
-        class_weights: Factors >= 0 of the loss of each class's samples, K of them; of
-            "bce" with one label two, of no and yes; with several those of each label's
-            yes, where a no counts 1. Public constants: frequencies counted among the
-            training samples remember them.
+        class_weights: Factors >= 0 of the loss of each class's samples, K of them; for
+            "bce" with one label two numbers, for no and for yes; with several those of
+            each label's yes, where a no counts 1. Public constants: frequencies counted
+            among the training samples remember them.
         sample_weights: Whether batches have weights of their samples, see `weights_of`.
         save_backbone: Whether checkpoints hold the backbone. Without it they hold its
             digest: whoever loads one makes the same backbone, which is compared.

@@ -108,7 +108,8 @@ class HeadPlan(Plan):
         if R is None or longest is None:
             raise GuaranteeError(
                 "expected the loss and backbone of the training with cover_served=, "
-                "got others, of which nothing says how far one sample moves the head"
+                "got others, for which it is not known how far one sample moves the "
+                "head"
             )
         forgotten = len(self.removed)
         last = len(self.ledger.entries) + 1 == self.options.releases

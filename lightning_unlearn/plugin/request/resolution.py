@@ -79,9 +79,9 @@ def resolve(
     record, options = context.callback.record, context.callback.options
     if record.private is not None:
         raise GuaranteeError(
-            "expected a model of an ordinary training for a step, got one of "
-            "PrivateTraining: trainer.unlearn needs no step there, and changes no "
-            "weight; or how='retrain'"
+            "expected a model of an ordinary training for a step, got a model of "
+            "PrivateTraining: call trainer.unlearn, which takes no step there and "
+            "changes no weight, or use how='retrain'"
         )
     options = public_backbones.own_part(options, context.module)
     if guarantee is not None:

@@ -89,7 +89,7 @@ def _prepared(callback: UnlearningCallback, head: bool) -> tuple[str, ...]:
     changes = (
         "changes made to retained samples after they were prepared, unless they are "
         "plain tensors, which are compared; and changes to the code and settings that "
-        "read them, where they show in none of those compared"
+        "read them, if they affect none of those compared"
     )
     return kept if head else dropped, changes
 

@@ -111,7 +111,7 @@ def advice(
         tolerance = a_tolerance(options)
         std = 2 * tolerance / l2 / gaussian_mu(options.epsilon, options.delta)
         found.append(
-            "for a guarantee that is useful train a ConvexHead on a public backbone "
+            "for a useful guarantee train a ConvexHead on a public backbone "
             f"that never saw this data: certified at noise_std {std:.2g} (l2 = {l2:g}, "
             f"tolerance = {tolerance:g})"
         )

@@ -113,7 +113,10 @@ def retraining(
     if covered:
         needs = ["a new model: a retrained head was not among the announced releases"]
     if private_backbone:
-        needs = ["its backbone saw the samples, with noise: train that anew as well"]
+        needs = [
+            "its backbone was trained on the samples too (privately): train it anew "
+            "as well"
+        ]
     return Route(
         name=f"retraining from stage {kept + 1}" if kept else "retraining",
         grade=None if impossible else Grade.EXACT,
@@ -184,7 +187,7 @@ def private_training(
     grade, epsilon, seconds = Grade.CERTIFIED, options.epsilon, None
     needs = (
         "a new training with UnlearningCallback(private=PrivateTraining(...)), for a "
-        "few deletions at once that change no weight",
+        "few deletions, none of which changes a weight",
     )
     steps = record.private
     if steps is not None:  # it is one: what does it allow?

@@ -207,7 +207,7 @@ def test_words_of_samples_and_of_people_do_not_mix():
     mixed = replace(c, constants=tuple(_of_samples(c)))
     with pytest.raises(CertificateError, match="all of samples, or all of people"):
         mixed.verify()
-    assert "of all 1 forgotten so far together" in str(mixed)  # it can be printed
+    assert "that of all 1 forgotten so far, together" in str(mixed)  # it can be printed
 
 
 def _of_samples(c):

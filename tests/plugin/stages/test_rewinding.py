@@ -82,7 +82,7 @@ def test_someone_of_the_last_stage_costs_the_last_stage(script):
     assert {c.name: c.value for c in certificate.constants}["stages_kept"] == 2
     words = " ".join(str(certificate).split())
     assert "from the end of the first 2 stages, which never saw" in words
-    assert "this request as one that no earlier model led to" in words
+    assert "assuming that no earlier model led to this request" in words
     assert any("because of what an earlier model" in t for t in certificate.not_covered)
     Certificate.from_json(certificate.to_json()).verify()
     assert len(files(script)) == 2
