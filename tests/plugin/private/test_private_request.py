@@ -17,7 +17,9 @@ from lightning_unlearn.errors import (
     SetupError,
     UnlearningError,
 )
+from lightning_unlearn.guarantee.accounting.capacity import capacity
 from lightning_unlearn.guarantee.claims import Bound, Grade
+from lightning_unlearn.plugin.private.private_steps import mechanism_of
 from tests.helpers.lightning import Callback, EarlyStopping, L, ModelCheckpoint
 from tests.helpers.nets import MLP, digits, same, trainer, weights
 
@@ -100,6 +102,26 @@ def test_preflight_shows_what_is_left():
     (route,) = [r for r in many.routes if r.name == "private training"]
     assert route.grade is None
     assert "which allows" in route.needs[0]
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 60.0])
+def test_what_is_allowed_is_of_the_epsilon_that_is_asked_for(epsilon):
+    """Of the callback's of the request, and said as what it is."""
+    settings = PrivateTraining(noise_multiplier=1.0)
+    net, _, callback, loader = fitted(settings=settings)
+    own = UnlearningCallback(epsilon=epsilon, delta=1e-4)
+    own.record = callback.record
+    own.adopt(net, loader, None)
+    made = trainer(own)
+    most = capacity(mechanism_of(callback.record.private), epsilon, 1e-4)
+    said = f"at least {most}" if epsilon > 50 else f"{most}"
+    (route,) = [
+        r for r in preflight(made, list(range(40)), net, loader).routes
+        if r.name == "private training"
+    ]  # fmt: skip
+    assert f"above {epsilon:g}, which allows {said}" in route.needs[0]
+    with pytest.raises(BudgetError, match=rf"it allows {said} \(0 are used up\)"):
+        made.unlearn(list(range(40)), net, loader)
 
 
 def test_the_noise_follows_from_an_epsilon():

@@ -205,6 +205,9 @@ def test_a_training_of_which_nothing_is_claimed_says_so():
     said = shown.line(people, 5.0, 1e-5)
     assert "of one person at delta" in said
     assert "1 person may be forgotten within epsilon = 5" in said
+    absurd = PrivateSteps(1.0, 4.0, 0.1, 10, capacity=64)
+    said = shown.line(absurd, 1000.0, 1e-5)
+    assert "at least 64 samples may be forgotten within epsilon = 1000" in said
 
 
 @pytest.mark.parametrize("kind", ["autocast", "medium", "long"])
