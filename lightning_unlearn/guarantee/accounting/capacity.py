@@ -6,6 +6,7 @@ at. What it says alone decides.
 
 import functools
 import math
+from typing import Any
 
 from scipy import stats
 from scipy.special import logsumexp
@@ -81,7 +82,7 @@ def _roughly(mechanism: Mechanism, k: int, delta: float) -> float:
     shifts, weights = (np.array(column, float) for column in zip(*pairs, strict=True))
     x = np.linspace(-8 * z, shifts.max() + 8 * z, 1_001)
     terms = np.outer(x, shifts) - shifts**2 / 2
-    loss = logsumexp(terms / z**2, axis=1, b=weights)
+    loss: Any = logsumexp(terms / z**2, axis=1, b=weights)
     mass = np.exp(loss - (x / z) ** 2 / 2)
     mass /= mass.sum()
     mean = float(mass @ loss)

@@ -1,6 +1,6 @@
 """That nothing is decided by what a private training computes without noise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -163,23 +163,57 @@ def _last(schedule: Any, place: int) -> Any:
     return last[place] if place < len(last) else None
 
 
-def stopped_early(trainer: Trainer, done: int, steps: int) -> str | None:
-    """Why a training ends before its steps, where no known rule says so.
+class Stops:
+    """Who stops a training: a rule that is known, or whatever stands beside one.
 
     Args:
-        trainer: Of a training that is over, or will be.
-        done: Steps it has taken.
-        steps: That it had to take, when it began.
+        trainer: In a training that begins.
+        cut: Whether something has ended an epoch before its batches.
     """
-    rules = {"EarlyStopping", "Timer"}
-    known = any(
-        rules & {kind.__name__ for kind in type(callback).__mro__}
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
+
+    def __init__(self, trainer: Trainer, cut: Callable[[], bool]) -> None:
+        self.trainer, self.cut = trainer, cut
+        self.known = False  # whether a known rule has, before anybody else did
+        self._watched = list[tuple[Any, str]]()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            check = compat.stopping_check(callback)
+            if check is not None:
+                self._watch(callback, check)
+
+    def _watch(self, callback: Any, check: str) -> None:
+        own = getattr(callback, check)
+
+        def watched(*args: Any, **options: Any) -> None:
+            before = self.trainer.should_stop or self.cut()
+            own(*args, **options)
+            self.known = self.known or (self.trainer.should_stop and not before)
+
+        setattr(callback, check, watched)
+        self._watched.append((callback, check))
+
+    def goes_on(self) -> None:
+        """Another batch: a stop that somebody has taken back is none."""
+        self.known = self.known and self.trainer.should_stop
+
+    def close(self) -> None:
+        """The training is over: callbacks are as before."""
+        for callback, check in self._watched:
+            delattr(callback, check)
+
+    def early(self, done: int, steps: int) -> str | None:
+        """Why a training ends before its steps, where no known rule has said so.
+
+        Args:
+            done: Steps it has taken.
+            steps: That it had to take, when it began.
+        """
+        return None if done == steps or self.known else unknown_stop(done, steps)
+
+
+def unknown_stop(done: int, steps: int) -> str:
+    """What is said of a training that something has stopped, or cut short."""
+    return (
+        f"one that was stopped after {done} of {steps} steps (should_stop, a lower "
+        "max_epochs, a hook that returns -1) by a rule that is not known: it may "
+        "have looked at private losses"
     )
-    if done < steps and not known:
-        return (
-            f"one that was stopped after {done} of {steps} steps (should_stop, a lower "
-            "max_epochs, a hook that returns -1) by a rule that is not known: it may "
-            "have looked at private losses"
-        )
-    return None
