@@ -73,6 +73,8 @@ def check(trainer: Trainer, module: LightningModule, loader: DataLoader) -> None
     with problems.noted():
         _check_trainer(trainer, module)
     with problems.noted():
+        _check_resumed(trainer)
+    with problems.noted():
         _check_sampler(trainer, loader)
     for name, layer in module.named_modules():
         with problems.noted():
@@ -118,6 +120,20 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
         wrong.append("an optimizer that takes one gradient a step, not LBFGS")
     if wrong:
         raise SetupError(f"expected for PrivateTraining {'; '.join(wrong)}")
+
+
+def _check_resumed(trainer: Trainer) -> None:
+    pieces, loop = trainer.accumulate_grad_batches, trainer.fit_loop.epoch_loop
+    read, of = loop.batch_progress.current.ready, trainer.num_training_batches
+    if pieces > 1 and loop.restarting and 0 < read < of:
+        raise SetupError(
+            f"expected a PrivateTraining with accumulate_grad_batches={pieces} to go "
+            f"on where an epoch has ended, got a checkpoint of batch {read} of {of}: "
+            "what one step draws is read in several batches, and a checkpoint keeps "
+            "nothing of those that were read; pass ckpt_path= of one that was saved at "
+            "the end of an epoch (ModelCheckpoint(save_on_train_epoch_end=True)), or "
+            "train a new model"
+        )
 
 
 def _is_half(weight: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback
-from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.errors import GuaranteeError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 from tests.helpers.lightning import Callback, EarlyStopping, ModelCheckpoint, Timer
 from tests.helpers.nets import MLP, digits, trainer
@@ -74,6 +74,37 @@ def test_a_stop_that_says_nothing_costs_the_claim(net, others, done):
     made.fit(net(), loader)
     with pytest.raises(GuaranteeError, match=f"stopped after {done} of 20 steps"):
         made.unlearn([3])
+
+
+class SavesEach(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.folder / f"{batch_idx}.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended")
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_training_goes_on_from_the_middle_of_an_epoch_unless_read_in_pieces(
+    pieces, tmp_path
+):
+    own = {"accumulate_grad_batches": pieces}
+    callback, loader = callback_and_loader()
+    trainer(callback, 2, callbacks=[SavesEach(tmp_path)], **own).fit(MLP(), loader)
+    steps = callback.record.private.steps
+    for batch in (1, 3, 9):  # in a step, after one, at the end
+        callback, loader = callback_and_loader()
+        made, path = trainer(callback, 2, **own), tmp_path / f"{batch}.ckpt"
+        if pieces > 1 and batch < 9:
+            match = rf"epoch has ended, got a .*batch {batch + 1} of 10.*epoch_end="
+            with pytest.raises(SetupError, match=match):
+                made.fit(MLP(), loader, ckpt_path=path)
+            continue
+        made.fit(MLP(), loader, ckpt_path=path)
+        assert callback.record.private.done == steps
+        assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
 
 
 # -- who has stopped it -----------------------------------------------------------
