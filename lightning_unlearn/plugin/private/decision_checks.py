@@ -121,9 +121,16 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer, and those that it holds: `ZeroRedundancyOptimizer` has one."""
+    held = [part for part in vars(optimizer).values() if isinstance(part, Optimizer)]
+    return [optimizer, *(inner for part in held for inner in parts_of(part))]
+
+
 def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:
     """What tells whether the tensors of an optimizer's state were written to."""
-    kept = [x for state in optimizer.state.values() for x in tree_leaves(state)]
+    states = [s for part in parts_of(optimizer) for s in part.state.values()]
+    kept = [x for state in states for x in tree_leaves(state)]
     return [(id(x), x._version) for x in kept if isinstance(x, torch.Tensor)]
 
 

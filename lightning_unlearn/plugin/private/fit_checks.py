@@ -11,6 +11,7 @@ from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.plugin.data.drawn import under
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
+from lightning_unlearn.plugin.private.decision_checks import parts_of
 from lightning_unlearn.plugin.private.same_everywhere import check_strategy
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
@@ -116,7 +117,8 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
                      "fast_dev_run)")  # fmt: skip
     if not trainer.estimated_stepping_batches < float("inf"):
         wrong.append("a number of steps that is known before (max_epochs, max_steps)")
-    if any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers):
+    parts = [part for one in trainer.optimizers for part in parts_of(one)]
+    if any(isinstance(part, torch.optim.LBFGS) for part in parts):
         wrong.append("an optimizer that takes one gradient a step, not LBFGS")
     if wrong:
         raise SetupError(f"expected for PrivateTraining {'; '.join(wrong)}")

@@ -87,8 +87,12 @@ class Untouched:
             hook
             for when in ("pre", "post")
             for hook in (
-                *getattr(self.optimizer, f"_optimizer_step_{when}_hooks", ()),
                 *getattr(module_of, f"_global_optimizer_{when}_hooks", ()),
+                *(
+                    hook
+                    for part in decision_checks.parts_of(self.optimizer)
+                    for hook in getattr(part, f"_optimizer_step_{when}_hooks", ())
+                ),
             )
         ]
         if hooks:
