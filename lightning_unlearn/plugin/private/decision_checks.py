@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.data import training_data
-from lightning_unlearn.plugin.lightning import Trainer
+from lightning_unlearn.plugin.lightning import Trainer, is_overridden
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
@@ -132,6 +132,35 @@ def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:
     states = [s for part in parts_of(optimizer) for s in part.state.values()]
     kept = [x for state in states for x in tree_leaves(state)]
     return [(id(x), x._version) for x in kept if isinstance(x, torch.Tensor)]
+
+
+def schedule_lag(trainer: Trainer) -> int | None:
+    """Times at which a module was to step its schedules, less those at which it did.
+
+    None where Lightning steps them, or where nobody can tell.
+    """
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    places = [getattr(schedule, "last_epoch", None) for schedule in schedules]
+    steps = [place for place in places if isinstance(place, int)]
+    own = is_overridden("lr_scheduler_step", trainer.lightning_module)
+    if not own or not places or len(steps) < len(places):
+        return None
+    return trainer.fit_loop.epoch_loop.scheduler_progress.total.completed - sum(steps)
+
+
+def check_lag(before: int | None, now: int | None) -> None:
+    """Refuse a schedule that a module steps at some of its times: by what, who knows.
+
+    Raises:
+        SetupError: If it does.
+    """
+    if now != before:
+        raise SetupError(
+            "expected a schedule that takes one step each time for PrivateTraining, "
+            "got an lr_scheduler_step that leaves some out, or repeats some: what it "
+            "was decided by may be private; call scheduler.step() once, whatever the "
+            "losses are"
+        )
 
 
 def check_settings(

@@ -92,8 +92,12 @@ def check(trainer: Trainer, module: LightningModule, loader: DataLoader) -> None
 
 def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
     wrong = []
-    if not module.automatic_optimization or len(trainer.optimizers) != 1:
-        wrong.append("automatic optimization with one optimizer")
+    if not module.automatic_optimization:
+        wrong.append("automatic optimization (training_step returns the loss), not "
+                     "automatic_optimization=False")  # fmt: skip
+    if len(trainer.optimizers) != 1:
+        wrong.append(f"one optimizer (with groups of parameters, if they differ), not "
+                     f"{len(trainer.optimizers)}")  # fmt: skip
     if trainer.gradient_clip_val is not None:
         wrong.append("no gradient_clip_val (max_grad_norm clips)")
     if str(trainer.precision) not in _PRECISIONS:

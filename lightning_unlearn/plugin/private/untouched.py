@@ -30,9 +30,11 @@ class Untouched:
     names: list[str]
     _settings: list[dict[str, Any]] = field(default_factory=list)
     _memory: list[Any] = field(default_factory=list)
+    _lag: int | None = None
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._lag = decision_checks.schedule_lag(self.trainer)
         self.remember()
 
     def remember(self) -> None:
@@ -68,6 +70,7 @@ class Untouched:
                 "training, got others: freeze and unfreeze before it, not in it"
             )
         decision_checks.check_settings(self.trainer, self.optimizer, self._settings)
+        decision_checks.check_lag(self._lag, decision_checks.schedule_lag(self.trainer))
         moved = self.moved()
         if moved:
             raise ModelError(

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, WeightedRandomSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback, preflight
 from lightning_unlearn.certificate.verification import verify_text
@@ -200,6 +205,44 @@ def test_batch_normalisation_is_refused_by_name():
 def test_a_trainer_that_does_otherwise(option, match):
     epochs = option.pop("max_epochs", 2)
     refused(UnlearningError, match, trainer_options=option, epochs=epochs)
+
+
+class Manual(MLP):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Two(Manual):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(layer.parameters(), 0.1) for layer in self.net[::2]]
+
+
+def test_optimization_by_hand_and_two_optimizers():
+    refused(SetupError, r"training_step returns the loss\), not auto", net=Manual())
+    match = r"not automatic_optimization=False; one optimizer \(with groups.*, not 2"
+    refused(SetupError, match, net=Two())
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(digits(60))
+
+
+def test_data_without_positions():
+    loader = DataLoader(Endless(), 30)
+    refused(DataError, "no positions to forget; index them first", loader=loader)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_checkpoint_of_an_ordinary_training(watched, tmp_path):
+    before = UnlearningCallback(epsilon=2.0, delta=1e-4) if watched else None
+    ordinary = trainer(before, 1)
+    ordinary.fit(MLP(), DataLoader(digits(N), 30))
+    ordinary.save_checkpoint(tmp_path / "ordinary.ckpt")
+    net, made, _, loader = training()
+    with pytest.raises(ModelError, match=r"no private data have trained.*no ckpt_path"):
+        made.fit(net, loader, ckpt_path=tmp_path / "ordinary.ckpt")
 
 
 def test_a_sampler_with_weights():
