@@ -135,7 +135,7 @@ def check_newest(
 def _is_uncounted(one: Known, record: TrainingRecord) -> bool:
     """Whether a file holds a release that a model's own ledger does not have.
 
-    A retraining uses up nothing: what it releases tells nothing of who was forgotten.
+    Retrainings alone use up nothing: they tell nothing of who was forgotten.
     """
     if one.standing not in (Standing.OURS, Standing.LATER):
         return False
@@ -145,7 +145,8 @@ def _is_uncounted(one: Known, record: TrainingRecord) -> bool:
         found = Certificate.from_json(one.certificate)
     except CertificateError:
         return True
-    return found.bound not in EXACT and not _knows(record, found)
+    alone = found.bound in EXACT and [*found.release_mus] == [0.0] * found.release
+    return not alone and not _knows(record, found)
 
 
 def check_not_released(

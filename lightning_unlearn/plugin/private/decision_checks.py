@@ -123,8 +123,11 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer, and those that it holds: `ZeroRedundancyOptimizer` has one."""
-    held = [part for part in vars(optimizer).values() if isinstance(part, Optimizer)]
-    return [optimizer, *(inner for part in held for inner in parts_of(part))]
+    found = [optimizer]
+    for one in found:  # it grows
+        held = [x for x in vars(one).values() if isinstance(x, Optimizer)]
+        found += [x for x in held if not any(x is known for known in found)]
+    return found
 
 
 def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:

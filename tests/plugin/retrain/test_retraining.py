@@ -168,6 +168,12 @@ def test_a_release_before_a_retraining_from_an_older_copy_counts(tmp_path):
     assert (c.grade, c.release, c.composed_epsilon) == (Grade.EXACT, 2, None)
     c = asked(data, [3], third, "newton", releases=3)
     assert (c.grade, c.release, len(c.release_mus)) == (Grade.CERTIFIED, 3, 3)
+    # What a retraining has come after is known from its own certificate.
+    clean.unlink()
+    with pytest.raises(
+        SetupError, match=r"in its ledger.*without that of .*third\.ckpt"
+    ):
+        asked(data, [1, 2], old, "retrain", releases=3)
 
 
 def test_a_retraining_that_is_known_uses_up_nothing(tmp_path):
