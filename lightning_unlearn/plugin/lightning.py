@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ProgressBar as ProgressBar,
         RichProgressBar as RichProgressBar,
         StochasticWeightAveraging as StochasticWeightAveraging,
+        Timer as Timer,
         TQDMProgressBar as TQDMProgressBar,
     )
     from lightning.pytorch.cli import (

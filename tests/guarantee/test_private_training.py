@@ -12,7 +12,6 @@ from lightning_unlearn.guarantee.accounting import private_training as accountan
 from lightning_unlearn.guarantee.accounting.drawn_step import drawn_together
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
-    capacity,
     least_noise,
     privacy,
 )
@@ -130,14 +129,6 @@ def test_those_who_are_improbable_count_as_all():
     assert 0 < mass <= rest
     assert last < 60
     assert list(drawn_together(3, 1.0, rest))[-1] == (3, 1.0)
-
-
-def test_capacity_is_the_largest_that_fits():
-    training = Mechanism(8.0, 0.08, 240)
-    most = capacity(training, 2.0, DELTA)
-    assert privacy(training, most, DELTA).epsilon <= 2.0
-    assert privacy(training, most + 1, DELTA).epsilon > 2.0
-    assert capacity(training, 0.1, DELTA) == 0
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 20.0])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RichProgressBar as RichProgressBar,
         StochasticWeightAveraging as StochasticWeightAveraging,
         ThroughputMonitor as ThroughputMonitor,
+        Timer as Timer,
         TQDMProgressBar as TQDMProgressBar,
     )
     from lightning.pytorch.cli import LightningCLI as LightningCLI

@@ -172,30 +172,6 @@ def check(
             )
 
 
-def capacity(mechanism: Mechanism, epsilon: float, delta: float) -> int:
-    """How many samples may be forgotten together within an epsilon; 0 if not one.
-
-    Args:
-        mechanism: The steps of the training.
-        epsilon: At most, > 0.
-        delta: Failure probability.
-    """
-    validate.positive(epsilon=epsilon)
-
-    def fits(k: int) -> bool:
-        return privacy(mechanism, k, delta).epsilon <= epsilon
-
-    if not fits(1):
-        return 0
-    most, least = 2, 1
-    while most < 4096 and fits(most):
-        most, least = 2 * most, most
-    while most - least > 1:
-        middle = (most + least) // 2
-        most, least = (most, middle) if fits(middle) else (middle, least)
-    return least
-
-
 def least_noise(
     epsilon: float, delta: float, sampling_rate: float, steps: int
 ) -> float:

@@ -6,7 +6,7 @@ values: whatever else it holds, a class of the user's among it, is not even impo
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +17,7 @@ from lightning_unlearn._base.files import is_remote
 from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.certificate.ledger import Ledger
 from lightning_unlearn.errors import CertificateError, DataError, SetupError
+from lightning_unlearn.guarantee.terms import EXACT
 from lightning_unlearn.plugin.files import checkpoint
 from lightning_unlearn.plugin.lightning import Checkpoint, LightningModule, Trainer
 from lightning_unlearn.plugin.mixin import LOADED
@@ -92,7 +93,7 @@ def known(
 
 
 def check_newest(
-    files: Iterable[Known],
+    files: Collection[Known],
     record: TrainingRecord,
     chosen: Iterable[int],
     counted: bool = False,
@@ -121,12 +122,31 @@ def check_newest(
             "that checkpoint (ckpt_path=), or the samples forgotten since would be back"
             + ("" if counted else "; or forget them in this request too")
         )
-    if later and counted:
+    lacking = [one for one in files if _is_uncounted(one, record)] if counted else []
+    if lacking:
         raise SetupError(
             "expected all releases of this model in its ledger, for the noise of "
-            f"releases= is scaled for their number, got a model from before that of "
-            f"{later[0].path}: go on from that checkpoint (ckpt_path=)"
+            "releases= is scaled for their number, got a model without that of "
+            f"{lacking[0].path}: go on from that checkpoint (ckpt_path=), or where "
+            "requests were made on two copies of a model, train a new one"
         )
+
+
+def _is_uncounted(one: Known, record: TrainingRecord) -> bool:
+    """Whether a file holds a release that a model's own ledger does not have.
+
+    Retrainings alone use up nothing: they tell nothing of who was forgotten.
+    """
+    if one.standing not in (Standing.OURS, Standing.LATER):
+        return False
+    if one.certificate is None:  # of a request that left none to read
+        return one.standing is Standing.LATER
+    try:
+        found = Certificate.from_json(one.certificate)
+    except CertificateError:
+        return True
+    alone = found.bound in EXACT and [*found.release_mus] == [0.0] * found.release
+    return not alone and not _knows(record, found)
 
 
 def check_not_released(

@@ -1,6 +1,6 @@
 """That nothing is decided by what a private training computes without noise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.data import training_data
-from lightning_unlearn.plugin.lightning import Trainer
+from lightning_unlearn.plugin.lightning import Trainer, is_overridden
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 
@@ -121,10 +121,49 @@ def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer, and those that it holds: `ZeroRedundancyOptimizer` has one."""
+    found = [optimizer]
+    for one in found:  # it grows
+        held = [x for x in vars(one).values() if isinstance(x, Optimizer)]
+        found += [x for x in held if not any(x is known for known in found)]
+    return found
+
+
 def memory_of(optimizer: Optimizer) -> list[tuple[int, int]]:
     """What tells whether the tensors of an optimizer's state were written to."""
-    kept = [x for state in optimizer.state.values() for x in tree_leaves(state)]
+    states = [s for part in parts_of(optimizer) for s in part.state.values()]
+    kept = [x for state in states for x in tree_leaves(state)]
     return [(id(x), x._version) for x in kept if isinstance(x, torch.Tensor)]
+
+
+def schedule_lag(trainer: Trainer) -> int | None:
+    """Times at which a module was to step its schedules, less those at which it did.
+
+    None where Lightning steps them, or where nobody can tell.
+    """
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    places = [getattr(schedule, "last_epoch", None) for schedule in schedules]
+    steps = [place for place in places if isinstance(place, int)]
+    own = is_overridden("lr_scheduler_step", trainer.lightning_module)
+    if not own or not places or len(steps) < len(places):
+        return None
+    return trainer.fit_loop.epoch_loop.scheduler_progress.total.completed - sum(steps)
+
+
+def check_lag(before: int | None, now: int | None) -> None:
+    """Refuse a schedule that a module steps at some of its times: by what, who knows.
+
+    Raises:
+        SetupError: If it does.
+    """
+    if now != before:
+        raise SetupError(
+            "expected a schedule that takes one step each time for PrivateTraining, "
+            "got an lr_scheduler_step that leaves some out, or repeats some: what it "
+            "was decided by may be private; call scheduler.step() once, whatever the "
+            "losses are"
+        )
 
 
 def check_settings(
@@ -163,23 +202,57 @@ def _last(schedule: Any, place: int) -> Any:
     return last[place] if place < len(last) else None
 
 
-def stopped_early(trainer: Trainer, done: int, steps: int) -> str | None:
-    """Why a training ends before its steps, where no known rule says so.
+class Stops:
+    """Who stops a training: a rule that is known, or whatever stands beside one.
 
     Args:
-        trainer: Of a training that is over, or will be.
-        done: Steps it has taken.
-        steps: That it had to take, when it began.
+        trainer: In a training that begins.
+        cut: Whether something has ended an epoch before its batches.
     """
-    rules = {"EarlyStopping", "Timer"}
-    known = any(
-        rules & {kind.__name__ for kind in type(callback).__mro__}
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
+
+    def __init__(self, trainer: Trainer, cut: Callable[[], bool]) -> None:
+        self.trainer, self.cut = trainer, cut
+        self.known = False  # whether a known rule has, before anybody else did
+        self._watched = list[tuple[Any, str]]()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            check = compat.stopping_check(callback)
+            if check is not None:
+                self._watch(callback, check)
+
+    def _watch(self, callback: Any, check: str) -> None:
+        own = getattr(callback, check)
+
+        def watched(*args: Any, **options: Any) -> None:
+            before = self.trainer.should_stop or self.cut()
+            own(*args, **options)
+            self.known = self.known or (self.trainer.should_stop and not before)
+
+        setattr(callback, check, watched)
+        self._watched.append((callback, check))
+
+    def goes_on(self) -> None:
+        """Another batch: a stop that somebody has taken back is none."""
+        self.known = self.known and self.trainer.should_stop
+
+    def close(self) -> None:
+        """The training is over: callbacks are as before."""
+        for callback, check in self._watched:
+            delattr(callback, check)
+
+    def early(self, done: int, steps: int) -> str | None:
+        """Why a training ends before its steps, where no known rule has said so.
+
+        Args:
+            done: Steps it has taken.
+            steps: That it had to take, when it began.
+        """
+        return None if done == steps or self.known else unknown_stop(done, steps)
+
+
+def unknown_stop(done: int, steps: int) -> str:
+    """What is said of a training that something has stopped, or cut short."""
+    return (
+        f"one that was stopped after {done} of {steps} steps (should_stop, a lower "
+        "max_epochs, a hook that returns -1) by a rule that is not known: it may "
+        "have looked at private losses"
     )
-    if done < steps and not known:
-        return (
-            f"one that was stopped after {done} of {steps} steps (should_stop, a lower "
-            "max_epochs, a hook that returns -1) by a rule that is not known: it may "
-            "have looked at private losses"
-        )
-    return None

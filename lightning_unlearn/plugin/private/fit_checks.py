@@ -11,6 +11,7 @@ from lightning_unlearn._base.problems import Problems
 from lightning_unlearn.errors import DataError, ModelError, SetupError
 from lightning_unlearn.plugin.data.drawn import under
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
+from lightning_unlearn.plugin.private.decision_checks import parts_of
 from lightning_unlearn.plugin.private.same_everywhere import check_strategy
 from lightning_unlearn.plugin.training.trained_marks import (
     has_trained_value,
@@ -73,6 +74,8 @@ def check(trainer: Trainer, module: LightningModule, loader: DataLoader) -> None
     with problems.noted():
         _check_trainer(trainer, module)
     with problems.noted():
+        _check_resumed(trainer)
+    with problems.noted():
         _check_sampler(trainer, loader)
     for name, layer in module.named_modules():
         with problems.noted():
@@ -89,8 +92,12 @@ def check(trainer: Trainer, module: LightningModule, loader: DataLoader) -> None
 
 def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
     wrong = []
-    if not module.automatic_optimization or len(trainer.optimizers) != 1:
-        wrong.append("automatic optimization with one optimizer")
+    if not module.automatic_optimization:
+        wrong.append("automatic optimization (training_step returns the loss), not "
+                     "automatic_optimization=False")  # fmt: skip
+    if len(trainer.optimizers) != 1:
+        wrong.append(f"one optimizer (with groups of parameters, if they differ), not "
+                     f"{len(trainer.optimizers)}")  # fmt: skip
     if trainer.gradient_clip_val is not None:
         wrong.append("no gradient_clip_val (max_grad_norm clips)")
     if str(trainer.precision) not in _PRECISIONS:
@@ -114,10 +121,25 @@ def _check_trainer(trainer: Trainer, module: LightningModule) -> None:
                      "fast_dev_run)")  # fmt: skip
     if not trainer.estimated_stepping_batches < float("inf"):
         wrong.append("a number of steps that is known before (max_epochs, max_steps)")
-    if any(isinstance(o, torch.optim.LBFGS) for o in trainer.optimizers):
+    parts = [part for one in trainer.optimizers for part in parts_of(one)]
+    if any(isinstance(part, torch.optim.LBFGS) for part in parts):
         wrong.append("an optimizer that takes one gradient a step, not LBFGS")
     if wrong:
         raise SetupError(f"expected for PrivateTraining {'; '.join(wrong)}")
+
+
+def _check_resumed(trainer: Trainer) -> None:
+    pieces, loop = trainer.accumulate_grad_batches, trainer.fit_loop.epoch_loop
+    read, of = loop.batch_progress.current.ready, trainer.num_training_batches
+    if pieces > 1 and loop.restarting and 0 < read < of:
+        raise SetupError(
+            f"expected a PrivateTraining with accumulate_grad_batches={pieces} to go "
+            f"on where an epoch has ended, got a checkpoint of batch {read} of {of}: "
+            "what one step draws is read in several batches, and a checkpoint keeps "
+            "nothing of those that were read; pass ckpt_path= of one that was saved at "
+            "the end of an epoch (ModelCheckpoint(save_on_train_epoch_end=True)), or "
+            "train a new model"
+        )
 
 
 def _is_half(weight: torch.Tensor) -> bool:

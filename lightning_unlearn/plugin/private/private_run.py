@@ -95,6 +95,7 @@ class PrivateRun:
     _probe: LossProbe | None = None
     _state: StateWatch | None = None
     _quiet: ExitStack = field(default_factory=ExitStack)
+    _left: int = 0  # batches of this epoch
 
     @classmethod
     def begin(
@@ -166,6 +167,8 @@ class PrivateRun:
         self.loader.worker_init_fn = FreshWorker(self.loader.worker_init_fn)
         compat.drop_workers(self.loader)
         compat.restart_loader(self.trainer)
+        self._stops = decision_checks.Stops(self.trainer, self._is_cut)
+        self._quiet.callback(self._stops.close)
         named = dict(self.module.named_parameters())
         self._size = sum(named[name].numel() for name in self._private.names)
         self._own_step, self._patched = optimizer.step, vars(optimizer).get("step")
@@ -183,6 +186,10 @@ class PrivateRun:
         Raises:
             UnlearningError: If it is not.
         """
+        self._stops.goes_on()
+        if self._batch_idx == 0 and self._left:
+            self._note_cut()
+        self._left = int(self.trainer.num_training_batches) - self._batch_idx
         with self.processes.together():
             self._take(batch)
         if self.processes.world > 1 and self._batch_idx == 0:
@@ -240,6 +247,7 @@ class PrivateRun:
                 self._check_state()
             decision_checks.check_monitors(self.trainer)
         self._batch = self._piece = self._leaves = self._probe = None
+        self._left -= 1
         if self.trainer.is_last_batch:
             self.shown.epoch_done()
 
@@ -317,6 +325,8 @@ class PrivateRun:
         """
         if self.trainer.should_stop:
             self._note_early()
+        elif self._is_cut():
+            self._note_cut()
         try:  # what an epoch's end logs
             decision_checks.check_monitors(self.trainer)
         except SetupError as problem:
@@ -329,8 +339,20 @@ class PrivateRun:
 
     def _note_early(self) -> None:
         private = self._private
-        early = decision_checks.stopped_early(self.trainer, private.done, self.until)
+        early = self._stops.early(private.done, self.until)
         private.problem = private.problem or early
+
+    def _is_cut(self) -> bool:
+        """Whether an epoch has ended before its batches."""
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        return self._left > 0 and epochs.ready == epochs.processed
+
+    def _note_cut(self) -> None:
+        """It has, though nobody had said that the training shall stop."""
+        private = self._private
+        if private.done < self.until:
+            said = decision_checks.unknown_stop(private.done, self.until)
+            private.problem = private.problem or said
 
     @property
     def _private(self) -> PrivateSteps:
@@ -361,6 +383,7 @@ class PrivateRun:
         if self.processes.rank == 0:
             self.shown.tell()
 
+    _stops: decision_checks.Stops = field(init=False, repr=False)
     _size: int = field(init=False, repr=False, default=0)
     _own_step: Callable[..., Any] = field(init=False, repr=False, default=bool)
     _patched: Any = field(init=False, repr=False, default=None)

@@ -3,9 +3,9 @@
 from torch import nn
 
 from lightning_unlearn.errors import GuaranteeError
+from lightning_unlearn.guarantee.accounting.capacity import capacity, is_at_least
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
-    capacity,
     least_noise,
     privacy,
 )
@@ -80,6 +80,18 @@ def _fixed(steps: PrivateSteps) -> tuple[object, ...]:
 def mechanism_of(steps: PrivateSteps) -> Mechanism:
     """All steps of a training, as the accountant takes them."""
     return Mechanism(steps.noise_multiplier, steps.sampling_rate, steps.steps)
+
+
+def in_words(counted: int, epsilon: float, gone: int = 0) -> str:
+    """How many may be forgotten, which is not always counted to the end.
+
+    Args:
+        counted: The capacity, in all.
+        epsilon: For which it is.
+        gone: Of these that are forgotten already.
+    """
+    least = "at least " if is_at_least(counted, epsilon) else ""
+    return f"{least}{max(0, counted - gone):,}"
 
 
 def epsilon_one(steps: PrivateSteps, delta: float, done: int | None = None) -> float:

@@ -41,6 +41,14 @@ def check_strategy(trainer: Trainer) -> None:
             f"expected one device or ddp for PrivateTraining, got {name}: use "
             "strategy='auto' or 'ddp'"
         )
+    if getattr(strategy.model, "static_graph", False):
+        raise StrategyError(
+            "expected DDP without static_graph=True for PrivateTraining, got it: torch "
+            "cannot leave out its sums of gradients then, which a private training "
+            "does itself, after clipping; use strategy='ddp', or "
+            "DDPStrategy(find_unused_parameters=True) where some weights get no "
+            "gradient"
+        )
 
 
 def check_same(processes: Processes, dataset: Any, steps: PrivateSteps) -> None:

@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_unlearn._base.text import number
 from lightning_unlearn.plugin.lightning import LightningModule, Trainer
 from lightning_unlearn.plugin.private import decision_checks
-from lightning_unlearn.plugin.private.private_steps import epsilon_one
+from lightning_unlearn.plugin.private.private_steps import epsilon_one, in_words
 from lightning_unlearn.plugin.training.training_record import PrivateSteps
 
 _PARTS = 20  # of the steps: an epsilon takes half a second
@@ -72,5 +72,6 @@ def line(steps: PrivateSteps, epsilon: float, delta: float) -> str:
     return (
         f"private training: epsilon = {number(epsilon_one(steps, delta))} of one {one} "
         f"at delta = {number(delta)}, of all {steps.steps:,} steps; "
-        f"{steps.capacity:,} {few} may be forgotten within epsilon = {number(epsilon)}"
+        f"{in_words(steps.capacity, epsilon)} {few} may be forgotten within "
+        f"epsilon = {number(epsilon)}"
     )

@@ -30,9 +30,11 @@ class Untouched:
     names: list[str]
     _settings: list[dict[str, Any]] = field(default_factory=list)
     _memory: list[Any] = field(default_factory=list)
+    _lag: int | None = None
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._lag = decision_checks.schedule_lag(self.trainer)
         self.remember()
 
     def remember(self) -> None:
@@ -68,6 +70,7 @@ class Untouched:
                 "training, got others: freeze and unfreeze before it, not in it"
             )
         decision_checks.check_settings(self.trainer, self.optimizer, self._settings)
+        decision_checks.check_lag(self._lag, decision_checks.schedule_lag(self.trainer))
         moved = self.moved()
         if moved:
             raise ModelError(
@@ -87,8 +90,12 @@ class Untouched:
             hook
             for when in ("pre", "post")
             for hook in (
-                *getattr(self.optimizer, f"_optimizer_step_{when}_hooks", ()),
                 *getattr(module_of, f"_global_optimizer_{when}_hooks", ()),
+                *(
+                    hook
+                    for part in decision_checks.parts_of(self.optimizer)
+                    for hook in getattr(part, f"_optimizer_step_{when}_hooks", ())
+                ),
             )
         ]
         if hooks:

@@ -123,8 +123,9 @@ def check_current(context: StageContext, request: Request, job: Job) -> None:
         SetupError: If it is refused.
     """
     digest = state_digest(context.module.state_dict())
+    counted = context.callback.options.releases is not None
     with context.processes.together():
-        check_newest_known(context, request, job.chosen, digest)
+        check_newest_known(context, request, job.chosen, digest, counted)
         request.check_replaced(context.callback.record, job.removed)
 
 

@@ -24,9 +24,11 @@ from lightning_unlearn.errors import SetupError
 from lightning_unlearn.plugin.lightning import (
     PACKAGE,
     CombinedLoader,
+    EarlyStopping,
     LightningDataModule,
     LightningModule,
     PassThroughProfiler,
+    Timer,
     Trainer,
     TrainerStatus,
     _call_and_handle_interrupt,
@@ -91,6 +93,22 @@ def logged_in_training(trainer: Trainer) -> set[str]:
         name = result.meta.name
         found |= {name, f"{name}_step", f"{name}_epoch"}
     return found
+
+
+#: Where a callback of Lightning's stops a training, and what it goes by there.
+_STOPS = (
+    (EarlyStopping, "_run_early_stopping_check", "_evaluate_stopping_criteria"),
+    (Timer, "_check_time_remaining", "time_elapsed"),
+)
+
+
+def stopping_check(callback: object) -> str | None:
+    """The method in which a callback stops a training, if by Lightning's own rule."""
+    for kind, *names in _STOPS:
+        of_class = (getattr(type(callback), n, 0) is getattr(kind, n) for n in names)
+        if all(of_class) and not {*names} & {*vars(callback)}:
+            return names[0]
+    return None
 
 
 def run_stage(

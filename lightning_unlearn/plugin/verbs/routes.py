@@ -7,6 +7,7 @@ from typing import Any
 from lightning_unlearn._base.notebook import table
 from lightning_unlearn._base.text import columns, point
 from lightning_unlearn.errors import UnlearningError
+from lightning_unlearn.guarantee.accounting.capacity import capacity
 from lightning_unlearn.guarantee.accounting.private_training import privacy
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.guarantee.strength import MOST_FOUND
@@ -15,7 +16,7 @@ from lightning_unlearn.plugin.mixin import scope_of
 from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.plugin.plan.which_guarantee import convex_head
 from lightning_unlearn.plugin.private import whole_people
-from lightning_unlearn.plugin.private.private_steps import mechanism_of
+from lightning_unlearn.plugin.private.private_steps import in_words, mechanism_of
 from lightning_unlearn.plugin.retrain.retrained import Job
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.plugin.verbs import advice
@@ -202,12 +203,14 @@ def private_training(
         needs = (problem,)
     elif steps is not None:
         found = privacy(mechanism_of(steps), gone, options.delta)
-        left = max(0, steps.capacity - gone)
+        most = capacity(mechanism_of(steps), options.epsilon, options.delta)
+        left = in_words(most, options.epsilon, gone)
         people = "" if steps.by is None else "people "
         if found.epsilon > options.epsilon:
             needs = (
                 f"epsilon = {found.epsilon:g} of all {gone} {people}forgotten so far "
-                f"is above {options.epsilon:g}, which allows {steps.capacity}",
+                f"is above {options.epsilon:g}, which allows "
+                f"{in_words(most, options.epsilon)}",
             )
         else:
             grade, epsilon, seconds = Grade.CERTIFIED, found.epsilon, 0.0

@@ -86,6 +86,41 @@ def test_a_fault_in_one_process_ends_all(told, fault):
         assert re.search(FAULTS[fault], each[fault]["error"]), each[fault]["error"]
 
 
+KINDS = ("none", "zero", "unused", "idle", "bucket")
+REFUSED = {
+    "static": "StrategyError: expected DDP without static_graph=True .*strategy='ddp'",
+    "momentum": "ModelError: expected an optimizer whose state .momentum. only its pri",
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Of optimizers and DDPs that do otherwise than the ordinary ones."""
+    return run(tmp_path_factory.mktemp("kinds"), "ddp", *REFUSED, *KINDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_are_right_under_other_optimizers_and_kinds_of_ddp(kinds, kind):
+    one, two = (each[kind] for each in kinds)
+    assert "error" not in one, one["error"]
+    for name in ("grads", "weights", "after", "certificate", "private"):
+        assert one[name] == two[name], name
+    assert one["private"]["problem"] is None
+    assert one["private"]["done"] == 22
+    # The noise once, and each weight goes where it says.
+    assert one["std"] == pytest.approx(4.0 / 30, rel=0.1)
+    assert one["off"] < 1e-5 < 0.1 < one["moved"]
+    assert json.loads(one["certificate"])["grade"] == "certified"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_kinds_are_refused_by_name_in_all(kinds, kind):
+    for each in kinds:
+        assert re.search(REFUSED[kind], each[kind]["error"]), each[kind]["error"]
+
+
 @pytest.mark.slow
 def test_a_request_in_one_process_after_two(told, folder):
     settings = PrivateTraining(noise_multiplier=4.0)

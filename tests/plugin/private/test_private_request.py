@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, WeightedRandomSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback, preflight
 from lightning_unlearn.certificate import ledger as ledgers
@@ -19,7 +24,9 @@ from lightning_unlearn.errors import (
     SetupError,
     UnlearningError,
 )
+from lightning_unlearn.guarantee.accounting.capacity import capacity
 from lightning_unlearn.guarantee.claims import Bound, Grade
+from lightning_unlearn.plugin.private.private_steps import mechanism_of
 from tests.helpers.lightning import Callback, EarlyStopping, L, ModelCheckpoint
 from tests.helpers.nets import MLP, digits, same, trainer, weights
 
@@ -106,6 +113,26 @@ def test_preflight_shows_what_is_left():
     assert "which allows" in route.needs[0]
 
 
+@pytest.mark.parametrize("epsilon", [1.0, 60.0])
+def test_what_is_allowed_is_of_the_epsilon_that_is_asked_for(epsilon):
+    """Of the callback's of the request, and said as what it is."""
+    settings = PrivateTraining(noise_multiplier=1.0)
+    net, _, callback, loader = fitted(settings=settings)
+    own = UnlearningCallback(epsilon=epsilon, delta=1e-4)
+    own.record = callback.record
+    own.adopt(net, loader, None)
+    made = trainer(own)
+    most = capacity(mechanism_of(callback.record.private), epsilon, 1e-4)
+    said = f"at least {most}" if epsilon > 50 else f"{most}"
+    (route,) = [
+        r for r in preflight(made, list(range(40)), net, loader).routes
+        if r.name == "private training"
+    ]  # fmt: skip
+    assert f"above {epsilon:g}, which allows {said}" in route.needs[0]
+    with pytest.raises(BudgetError, match=rf"it allows {said} \(0 are used up\)"):
+        made.unlearn(list(range(40)), net, loader)
+
+
 def test_the_noise_follows_from_an_epsilon():
     _, _, callback, _ = fitted(settings=PrivateTraining(epsilon=1.0, delta=1e-4))
     assert callback.record.private.capacity >= 1
@@ -182,6 +209,44 @@ def test_batch_normalisation_is_refused_by_name():
 def test_a_trainer_that_does_otherwise(option, match):
     epochs = option.pop("max_epochs", 2)
     refused(UnlearningError, match, trainer_options=option, epochs=epochs)
+
+
+class Manual(MLP):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Two(Manual):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(layer.parameters(), 0.1) for layer in self.net[::2]]
+
+
+def test_optimization_by_hand_and_two_optimizers():
+    refused(SetupError, r"training_step returns the loss\), not auto", net=Manual())
+    match = r"not automatic_optimization=False; one optimizer \(with groups.*, not 2"
+    refused(SetupError, match, net=Two())
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(digits(60))
+
+
+def test_data_without_positions():
+    loader = DataLoader(Endless(), 30)
+    refused(DataError, "no positions to forget; index them first", loader=loader)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_checkpoint_of_an_ordinary_training(watched, tmp_path):
+    before = UnlearningCallback(epsilon=2.0, delta=1e-4) if watched else None
+    ordinary = trainer(before, 1)
+    ordinary.fit(MLP(), DataLoader(digits(N), 30))
+    ordinary.save_checkpoint(tmp_path / "ordinary.ckpt")
+    net, made, _, loader = training()
+    with pytest.raises(ModelError, match=r"no private data have trained.*no ckpt_path"):
+        made.fit(net, loader, ckpt_path=tmp_path / "ordinary.ckpt")
 
 
 def test_a_sampler_with_weights():

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback
 from lightning_unlearn.errors import ModelError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
 from lightning_unlearn.plugin.data.drawn import Drawable, PoissonBatches
-from lightning_unlearn.plugin.private import per_sample, shown
+from lightning_unlearn.plugin.private import per_sample, private_run, shown
 from lightning_unlearn.plugin.private.private_steps import epsilon_one
 from lightning_unlearn.plugin.training.training_record import PrivateSteps
 from tests.helpers.lightning import Callback, CSVLogger, EarlyStopping
@@ -72,8 +73,6 @@ def test_a_step_is_drawn_at_once_and_read_in_pieces():
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole(monkeypatch):
-    from lightning_unlearn.plugin.private import per_sample, private_run
-
     monkeypatch.setattr(private_run, "add_noise", lambda total, std: total)
     seen = []
 
@@ -97,6 +96,63 @@ def test_pieces_add_up_to_the_gradient_of_the_whole(monkeypatch):
     assert len(seen) == 8
     for whole, taken in seen:
         torch.testing.assert_close(taken, whole, rtol=1e-4, atol=1e-6)
+
+
+class Plain(MLP):
+    """Logs nothing: Lightning's `log` cannot be compiled."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+def whole(net):
+    return torch.compile(net, backend="aot_eager")
+
+
+def a_part(net):
+    net.net = torch.compile(net.net, backend="aot_eager")
+    return net
+
+
+def in_place(net):
+    net.compile(backend="aot_eager")
+    return net
+
+
+@pytest.mark.parametrize("compiled", [whole, a_part, in_place])
+def test_a_compiled_module_takes_the_same_steps(compiled, monkeypatch):
+    stds, seen = [], []
+
+    def little(total, std):
+        stds.append(std)
+        return total
+
+    monkeypatch.setattr(private_run, "add_noise", little)
+
+    class Compare(Watch):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            super().on_train_batch_start(trainer, module, batch, batch_idx)
+            plain = Plain()
+            values = list(module.parameters())
+            with torch.no_grad():
+                for p, value in zip(plain.parameters(), values, strict=True):
+                    p.copy_(value)
+            x, y = digits(N)[self.piece.positions]
+            names = [name for name, _ in plain.named_parameters()]
+            found = per_sample.clipped_sum(plain, [x, y], names, 1.0)
+            self.whole = torch.cat([g.flatten() for g in found.values()]) / 30
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+            seen.append((self.whole, self.grads[-1].double()))
+
+    torch._dynamo.reset()
+    _, made, callback = fitted([Compare()], net=compiled(Plain()))
+    assert callback.record.private.done == len(seen) == 20
+    assert stds == [4.0] * 20  # once a step
+    for expected, taken in seen:
+        torch.testing.assert_close(taken, expected, rtol=1e-4, atol=1e-6)
+    assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
 
 
 class Changes(Callback):
@@ -205,6 +261,9 @@ def test_a_training_of_which_nothing_is_claimed_says_so():
     said = shown.line(people, 5.0, 1e-5)
     assert "of one person at delta" in said
     assert "1 person may be forgotten within epsilon = 5" in said
+    absurd = PrivateSteps(1.0, 4.0, 0.1, 10, capacity=64)
+    said = shown.line(absurd, 1000.0, 1e-5)
+    assert "at least 64 samples may be forgotten within epsilon = 1000" in said
 
 
 @pytest.mark.parametrize("kind", ["autocast", "medium", "long"])

@@ -267,6 +267,86 @@ def test_a_schedule_is_fine():
     assert certified(Scheduled())
 
 
+class OwnSteps(Scheduled):
+    """Steps its schedule by hand: as often as it shall, or by a loss."""
+
+    def __init__(self, always=True):
+        super().__init__()
+        self.always = always
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def lr_scheduler_step(self, scheduler, metric):
+        if self.always or self.trainer.callback_metrics["train_loss"] > 100:
+            scheduler.step()
+
+
+class Epochwise(OwnSteps):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+@pytest.mark.parametrize("kind", [OwnSteps, Epochwise])
+def test_a_schedule_that_a_module_steps(kind):
+    assert certified(kind(), epochs=3)
+    assert certified(kind(), epochs=3, accumulate_grad_batches=2)
+    with pytest.raises(SetupError, match=r"leaves some out.*scheduler.step\(\) once"):
+        fit(kind(always=False))
+
+
+class Plateau(Net):
+    def __init__(self, monitor):
+        super().__init__()
+        self.monitor = monitor
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        falls = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, threshold=99.0, threshold_mode="abs"
+        )
+        schedule = {"scheduler": falls, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+@pytest.mark.parametrize("name", ["train_loss", "train_loss_epoch"])
+def test_a_schedule_by_a_training_loss(name):
+    with pytest.raises(SetupError, match=f"ReduceLROnPlateau by '{name}'.*validation"):
+        fit(Plateau(name), validation=validated(N, N + 60))
+
+
+def test_a_schedule_by_a_loss_of_other_samples_is_fine():
+    made = fit(Plateau("val_loss"), validation=validated(N, N + 60), epochs=3)
+    assert made.optimizers[0].param_groups[0]["lr"] < 0.1
+    assert made.unlearn([3]).certificate.grade is Grade.CERTIFIED
+
+
+class OwnClipping(Net):
+    """Clips a gradient that makes way for the private one."""
+
+    def configure_gradient_clipping(self, optimizer, *args, **options):
+        self.clip_gradients(optimizer, 1e-9, "norm")
+
+
+def test_a_clipping_of_the_modules_own_changes_no_step():
+    net = OwnClipping()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert certified(net)
+    after = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert float((after - before).abs().max()) > 0.01
+
+
 class Stops(Net):
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch)

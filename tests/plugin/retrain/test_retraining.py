@@ -136,6 +136,58 @@ def test_a_newton_step_after_a_retraining_is_certified():
     assert own.callbacks[-1].record.removed == [5, 6, 7]
 
 
+def heads(data, **options):
+    return training(data, HeadNet, **options)
+
+
+def asked(data, forget, path, how, save_to=None, **options):
+    """A request from a checkpoint, in a process of its own."""
+    own, net, loader = heads(data, retrain=heads, **options)
+    asks = {"how": how, "ckpt_path": path, "save_to": save_to}
+    return own.unlearn(forget, net, loader, **asks).certificate
+
+
+def test_a_release_before_a_retraining_from_an_older_copy_counts(tmp_path):
+    """It told of sample 1, and the retraining's ledger would not have it."""
+    _, own, data = fitted(heads, kind=HeadNet, releases=3)
+    old, clean, again = (tmp_path / f"{n}.ckpt" for n in ("old", "clean", "again"))
+    own.save_checkpoint(old)
+    asked(data, [1], old, "newton", clean, releases=3)
+    with pytest.raises(
+        SetupError, match=r"in its ledger.*without that of .*clean\.ckpt"
+    ):
+        asked(data, [1, 2], old, "retrain", again, releases=3)
+    # Nor is one that was made where nothing was announced a start for those that are.
+    asked(data, [1, 2], old, "retrain", again)
+    with pytest.raises(
+        SetupError, match=r"clean\.ckpt.*on two copies of a model, trai"
+    ):
+        asked(data, [3], again, "newton", releases=3)
+    third = tmp_path / "third.ckpt"
+    c = asked(data, [2], clean, "retrain", third, releases=3)
+    assert (c.grade, c.release, c.composed_epsilon) == (Grade.EXACT, 2, None)
+    c = asked(data, [3], third, "newton", releases=3)
+    assert (c.grade, c.release, len(c.release_mus)) == (Grade.CERTIFIED, 3, 3)
+    # What a retraining has come after is known from its own certificate.
+    clean.unlink()
+    with pytest.raises(
+        SetupError, match=r"in its ledger.*without that of .*third\.ckpt"
+    ):
+        asked(data, [1, 2], old, "retrain", releases=3)
+
+
+def test_a_retraining_that_is_known_uses_up_nothing(tmp_path):
+    _, own, data = fitted(heads, kind=HeadNet, releases=1)
+    old, clean, again = (tmp_path / f"{n}.ckpt" for n in ("old", "clean", "again"))
+    own.save_checkpoint(old)
+    asked(data, [1], old, "retrain", clean, releases=1)
+    c = asked(data, [1, 2], old, "retrain", again, releases=1)
+    assert (c.grade, c.composed_epsilon) == (Grade.EXACT, 0)
+    c = asked(data, [3], again, "newton", releases=1)
+    assert c.grade is Grade.CERTIFIED
+    assert c.composed_epsilon == pytest.approx(1.0, rel=1e-6)
+
+
 def test_nothing_is_retrained_unless_it_is_asked_for():
     def make(data):
         raise AssertionError

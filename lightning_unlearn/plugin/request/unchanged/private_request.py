@@ -3,10 +3,15 @@
 from dataclasses import replace
 
 from lightning_unlearn.errors import BudgetError, GuaranteeError
+from lightning_unlearn.guarantee.accounting.capacity import capacity
 from lightning_unlearn.guarantee.accounting.private_training import privacy
 from lightning_unlearn.plugin.private import whole_people
 from lightning_unlearn.plugin.private.private_plan import PrivatePlan
-from lightning_unlearn.plugin.private.private_steps import mechanism_of, what_it_made
+from lightning_unlearn.plugin.private.private_steps import (
+    in_words,
+    mechanism_of,
+    what_it_made,
+)
 from lightning_unlearn.plugin.request.request import Request
 from lightning_unlearn.plugin.request.retrain_request import (
     check_current,
@@ -59,11 +64,12 @@ def _plan_of(context: StageContext, job: Job) -> PrivatePlan:
     found = privacy(training, group, options.delta)
     if found.epsilon > options.epsilon:
         before = whole_people.forgotten(record, dataset, record.removed)
+        most = capacity(training, options.epsilon, options.delta)  # of this callback
         raise BudgetError(
             f"expected at most epsilon = {options.epsilon:g} of all "
             f"{'samples' if steps.by is None else 'people'} forgotten so far of this "
             f"private training, got {found.epsilon:g} of {group}: it allows "
-            f"{steps.capacity} ({before} are used up); {_INSTEAD}"
+            f"{in_words(most, options.epsilon)} ({before} are used up); {_INSTEAD}"
         )
     return PrivatePlan(
         clip=steps.clip,
