@@ -63,7 +63,7 @@ def _inside(job, arguments, environment, said):
 
 
 def run(job, *arguments, strategy=None, timeout=240):
-    """Call a function of a module in `PRELOADED` in processes of its own.
+    """Call a function of a module in processes of its own.
 
     Args:
         job: The function.
