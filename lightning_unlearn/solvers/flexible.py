@@ -85,10 +85,10 @@ class ProxySolve:
     """A few steps of conjugate gradients with the proxy.
 
     Right-hand sides that follow each other are near each other. So directions of
-    earlier calls are kept, as far as there is room and at most as many as a vector has
-    entries, with their products: what they span
-    is solved at once, and new ones are made conjugate to them (Saad, Yeung, Erhel &
-    Guyomarc'h 2000). A proxy with no inverse of its own is restarted in place of that.
+    earlier calls are kept, as far as there is room, and at most one for each entry of
+    a vector, with their products: what they span is solved at once, and new ones are
+    made conjugate to them (Saad, Yeung, Erhel & Guyomarc'h 2000). A proxy with no
+    inverse of its own is restarted in place of that.
     """
 
     def __init__(self, solver: FlexibleCG, A: Operator, observer: Observer) -> None:
