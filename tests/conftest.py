@@ -23,6 +23,35 @@ if os.environ.get("LIGHTNING_UNLEARN_LIGHTNING") == "pytorch_lightning":
     sys.modules["lightning"] = None  # type: ignore[assignment]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--first-cases",
+        action="store_true",
+        help="of each test one case, and all that are given a strategy by name or "
+        "something of Lightning's: enough where the package's names are what differs",
+    )
+
+
+def _of_lightning(value):
+    kind = value if isinstance(value, type) else type(value)
+    packages = {base.__module__.split(".")[0] for base in kind.__mro__}
+    return bool(packages & {"lightning", "pytorch_lightning"})
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("first_cases"):
+        return
+    seen, kept, left = set(), [], []
+    for item in items:
+        test = (item.parent.nodeid, getattr(item, "originalname", item.name))
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        wanted = "strategy" in given or any(map(_of_lightning, given.values()))
+        (kept if wanted or test not in seen else left).append(item)
+        seen.add(test)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
 @pytest.fixture(autouse=True)
 def _calm():
     torch.set_num_threads(1)

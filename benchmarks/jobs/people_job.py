@@ -196,7 +196,7 @@ def cells(name: str, known, quick: bool):
     load, D, seeds, folds, canaries = TABLES[name]
     D, seeds, folds = (64, 1, 1) if quick else (D, seeds, folds)
     epochs, canaries = (2, 20) if quick else (40, canaries)
-    tried = SETTINGS[1:2] if quick else SETTINGS
+    tried = [Private(0.05, 2, 128)] if quick else SETTINGS
     for seed in range(seeds):
         task = People(load, D, seed)
 

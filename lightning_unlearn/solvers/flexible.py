@@ -85,9 +85,10 @@ class ProxySolve:
     """A few steps of conjugate gradients with the proxy.
 
     Right-hand sides that follow each other are near each other. So directions of
-    earlier calls are kept, as far as there is room, with their products: what they span
-    is solved at once, and new ones are made conjugate to them (Saad, Yeung, Erhel &
-    Guyomarc'h 2000). A proxy with no inverse of its own is restarted in place of that.
+    earlier calls are kept, as far as there is room, and at most one for each entry of
+    a vector, with their products: what they span is solved at once, and new ones are
+    made conjugate to them (Saad, Yeung, Erhel & Guyomarc'h 2000). A proxy with no
+    inverse of its own is restarted in place of that.
     """
 
     def __init__(self, solver: FlexibleCG, A: Operator, observer: Observer) -> None:
@@ -114,7 +115,7 @@ class ProxySolve:
         steps = self.solver.inner_steps
         matvec = watched(self.proxy, steps, self.observer)
         if self._kept is None or self.inverse is None:
-            room = _ROOM // (2 * b.element_size() * len(b))
+            room = min(len(b), _ROOM // (2 * b.element_size() * len(b)))
             self._kept = _Conjugate(b, 1 if self.inverse is None else max(1, room))
         # Rounding at the end of a solve may stop it earlier.
         kept, target = self._kept, self.solver.inner_rtol * float(b.norm())

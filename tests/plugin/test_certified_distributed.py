@@ -1,18 +1,13 @@
 """A CertifiedClassifier solved and unlearned in two real processes, as in one."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_unlearn.plugin.files import prepared_file
+from tests.plugin.helpers import certified_job, forked
 from tests.plugin.helpers.publics import private, solved
-
-JOB = "tests.plugin.helpers.certified_job"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +24,7 @@ def alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2", "fsdp2-whole"])
 def test_two_processes_solve_and_forget_as_one(strategy, alone, tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-m", JOB, tmp_path, strategy],
-        cwd=ROOT, timeout=240, capture_output=True, text=True,
-    )  # fmt: skip
+    ended = forked.run(certified_job.main, tmp_path, strategy, strategy=strategy)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == ["strongly_convex", 560]

@@ -3,10 +3,7 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,11 +32,10 @@ from lightning_unlearn.guarantee.claims import Bound, Grade
 from lightning_unlearn.weights.digests import state_digest
 from tests.helpers.lightning import L, ModelCheckpoint
 from tests.helpers.nets import trainer
+from tests.plugin.helpers import covered_job, forked
 from tests.plugin.helpers.publics import backbone, loader, private, solved
 
 L2, K = 1e-1, 6
-JOB = "tests.plugin.helpers.covered_job"
-ROOT = Path(__file__).parents[2]
 COVER = {"cover_served": K, "releases": 3, "accept_noise": True}
 
 
@@ -375,10 +371,7 @@ def test_every_sample_that_stays_is_counted():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2"])
 def test_two_processes_serve_one_head(strategy, tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-m", JOB, tmp_path, strategy],
-        cwd=ROOT, timeout=240, capture_output=True, text=True,
-    )  # fmt: skip
+    ended = forked.run(covered_job.main, tmp_path, strategy, strategy=strategy)
     if strategy == "fsdp2":
         assert "expected one device or ddp for cover_served=" in ended.stderr
         return

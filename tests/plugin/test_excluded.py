@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -41,10 +39,10 @@ from tests.helpers.nets import (
     trainer,
     weights,
 )
+from tests.plugin.helpers import forked
 from tests.plugin.helpers.kill_job import at_file, in_child, stop
 from tests.plugin.retrain.test_retraining import training
 
-ROOT = Path(__file__).parents[2]
 N = 60
 
 
@@ -376,29 +374,23 @@ def test_a_request_that_fails_adds_nothing(org, monkeypatch):
     assert len(lines(org)) == 1
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from lightning_unlearn.certificate import exclusions
-from tests.plugin.test_excluded import options, Rows, RowNet, fitted
-org, when = Path(sys.argv[1]), sys.argv[2]
-append = exclusions.append
-def killed(*args):
-    if when == "after":
-        append(*args)
-    os._exit(9)
-exclusions.append = killed
-_, own, _, _ = fitted(RowNet(), Rows(), ledger=org / "ledger.jsonl", **options(org))
-own.unlearn([7], by="user_id", save_to=org / "clean.ckpt")
-"""
+def killed(org, when):
+    """A request whose process ends where the list is written."""
+    append = lists.append
+
+    def dies(*args):
+        if when == "after":
+            append(*args)
+        os._exit(9)
+
+    lists.append = dies
+    _, own, _, _ = fitted(RowNet(), Rows(), ledger=org / "ledger.jsonl", **options(org))
+    own.unlearn([7], by="user_id", save_to=org / "clean.ckpt")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_request_that_is_killed_is_completed_by_the_next(when, org):
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, org, when],
-        cwd=ROOT, timeout=240, capture_output=True, text=True,
-    )  # fmt: skip
+    ended = forked.run(killed, org, when)
     assert ended.returncode == 9, ended.stderr[-3000:]
     assert len(lines(org)) == (when == "after")
     ledger = org / "ledger.jsonl"
@@ -511,22 +503,17 @@ def test_retraining_is_stopped_by_what_it_draws_alone(org):
     assert len(lines(org)) == 2
 
 
+def read_by_two(org):
+    data = Rows(start=N)
+    data.rows[17] = Rows().rows[4]
+    data.rows[18] = Rows().rows[4]
+    own = trainer(UnlearningCallback(**options(org)), strategy="ddp_fork", devices=2)
+    own.fit(RowNet(), loader(data))
+
+
 def test_a_list_is_read_under_two_processes(org):
     """Each reads its share, and all refuse."""
     forget(org, [4])
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.plugin.test_excluded import *\n"
-        "org = Path(sys.argv[1]); data = Rows(start=N)\n"
-        "data.rows[17] = Rows().rows[4]; data.rows[18] = Rows().rows[4]\n"
-        "own = trainer(UnlearningCallback(**options(org)), strategy='ddp_fork',"
-        " devices=2)\n"
-        "own.fit(RowNet(), loader(data))\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, org],
-        cwd=ROOT, timeout=240, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    ended = forked.run(read_by_two, org)
     assert ended.returncode != 0
     assert re.search("got 2 of 60 .* at positions 17, 18", ended.stderr), ended.stderr

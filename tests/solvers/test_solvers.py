@@ -5,7 +5,7 @@ from lightning_unlearn.errors import ArgumentError, SolverError
 from lightning_unlearn.solvers.base import Damped, Status
 from lightning_unlearn.solvers.cg import CG
 from lightning_unlearn.solvers.dense import Dense
-from lightning_unlearn.solvers.flexible import FlexibleCG
+from lightning_unlearn.solvers.flexible import FlexibleCG, ProxySolve
 from lightning_unlearn.solvers.lissa import LiSSA
 from lightning_unlearn.solvers.nystrom import NystromCG
 from lightning_unlearn.solvers.observer import Observer
@@ -165,6 +165,36 @@ def test_a_proxy_saves_full_products_and_changes_no_answer(quality):
     assert (fast.x - slow.x).norm() < 1e-4 * slow.x.norm()
     assert operator.products < 0.6 * plain.products
     assert fast.matvecs > operator.products  # the proxy's products count too
+
+
+class Rough:
+    """A proxy that knows a rough inverse of itself."""
+
+    built, cost = 0.0, 0.1
+
+    def __init__(self, A):
+        self.A = A
+
+    def __call__(self, v):
+        return self.A @ v
+
+    def inverse(self, v):
+        return v
+
+
+class WithInverse(WithProxy):
+    def proxy(self, samples, generator):
+        return Rough(self.near)
+
+
+def test_no_more_directions_are_kept_than_a_vector_has_entries():
+    """Where rounding spoils every one of them, they would be made for ever."""
+    A, b = spectrum([1e-12, 1e-6, 1.0, 1e12])
+    inner = ProxySolve(FlexibleCG(inner_rtol=1e-15), WithInverse(A, A), Observer())
+    for _ in range(3):
+        inner(b)
+    assert inner._kept.count == len(b)
+    assert inner.spent > len(b) * inner.cost  # more were made
 
 
 def test_flexible_cg_without_a_proxy_is_cg_and_says_what_it_met():

@@ -1,8 +1,6 @@
 """Run by test_certified_distributed.py: solve, then forget, in two processes."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -57,7 +55,3 @@ def main(folder, name):
     if own.is_global_zero:
         found = [result.certificate.bound.value, result.n_retain]
         (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

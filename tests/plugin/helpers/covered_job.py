@@ -1,8 +1,6 @@
 """Run by test_cover_served.py: serve with noise, then forget, in two processes."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 
@@ -33,7 +31,3 @@ def main(folder, name):
         left = next(k.value for k in c.constants if k.name == "left")
         found = [c.bound.value, c.grade.value, c.release, left, c.n_retain]
         (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,8 +1,8 @@
 """A request in processes of its own.
 
-A test calls `start` or `done`; that runs ``python -m
-tests.plugin.helpers.distributed_job <folder>``, which reads ``job.json`` there and
-writes ``<rank>.json`` for every process that ends well, besides what the request
+A test calls `start` or `done`; that runs `main`, forked or as ``python -m
+tests.plugin.helpers.distributed_job <folder>``, which reads ``job.json`` in the folder
+and writes ``<rank>.json`` for every process that ends well, besides what the request
 writes.
 """
 
@@ -20,6 +20,7 @@ from lightning_unlearn.plugin.request.stage import run_in_trainer
 from lightning_unlearn.weights.digests import state_digest
 from tests.helpers.lightning import ModelParallelStrategy
 from tests.helpers.nets import UnlearningCallback, digits, loader, trainer
+from tests.plugin.helpers import forked
 from tests.plugin.helpers.distributed_nets import dataset, model
 from tests.plugin.helpers.vectors import Vectors
 
@@ -64,10 +65,18 @@ class Job:
     first: int | None = None
 
 
-def start(folder, **job):
-    """Run a `Job` in a folder that is made for it."""
+def start(folder, *, anew=False, **job):
+    """Run a `Job` in a folder that is made for it.
+
+    Args:
+        folder: It.
+        anew: In a new interpreter, where Lightning starts the second process itself.
+        job: See `Job`.
+    """
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(asdict(Job(**job))))
+    if not anew:
+        return forked.run(main, folder, strategy=job["trainer"].get("strategy"))
     return subprocess.run(
         [sys.executable, "-m", "tests.plugin.helpers.distributed_job", str(folder)],
         cwd=ROOT, timeout=240, capture_output=True, text=True,

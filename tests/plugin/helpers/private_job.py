@@ -1,14 +1,11 @@
 """A private training in two processes of its own, and a request after it.
 
-``python -m tests.plugin.helpers.private_job <folder> <strategy> <fault>...``: one
-training after another, each with a fault or another kind of module or DDP; each process
-writes what it saw to ``<rank>.json``.
+`main` takes a folder, a strategy and faults, one after the other (or another kind of
+module or DDP); each process writes what it saw of them to ``<rank>.json``.
 """
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -170,7 +167,3 @@ def main(folder, name, *faults):
             told[fault] = {"error": f"{type(error).__name__}: {error}"}
         rank = int(os.environ.get("LOCAL_RANK", rank))
         (folder / f"{rank}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])

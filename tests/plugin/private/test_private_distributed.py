@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -13,12 +10,10 @@ from lightning_unlearn import PrivateTraining, UnlearningCallback
 from lightning_unlearn.certificate.verification import verify_text
 from lightning_unlearn.guarantee.claims import Grade
 from tests.helpers.nets import MLP, digits, trainer
+from tests.plugin.helpers import forked, private_job
 from tests.plugin.helpers.private_job import N
 
 pytest.importorskip("dp_accounting")
-JOB = "tests.plugin.helpers.private_job"
-ROOT = Path(__file__).parents[3]
-
 
 FAULTS = {
     "rows": "DataError: expected the drawn samples in the batch",
@@ -33,10 +28,8 @@ FAULTS = {
 
 def run(folder, strategy, *faults):
     """What each process told, of each fault."""
-    ended = subprocess.run(
-        [sys.executable, "-m", JOB, folder, strategy, *faults],
-        cwd=ROOT, timeout=900, capture_output=True, text=True,
-    )  # fmt: skip
+    told = (private_job.main, folder, strategy, *faults)
+    ended = forked.run(*told, strategy=strategy, timeout=900)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("?.json"))]
 

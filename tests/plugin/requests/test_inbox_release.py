@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import warnings
 from datetime import date, timedelta
 from pathlib import Path
@@ -32,6 +29,7 @@ from tests.helpers.nets import (
     trainer,
     weights,
 )
+from tests.plugin.helpers import forked
 from tests.plugin.helpers.kill_job import at_file, in_child, stop
 from tests.plugin.retrain.test_retraining import training
 
@@ -577,13 +575,9 @@ def test_no_request_is_lost_or_done_twice_wherever_it_is_killed(tmp_path, capsys
     assert {*made} == {True, False}
 
 
-DDP = """
-import sys, warnings
-from pathlib import Path
-from tests.plugin.requests.test_inbox_release import ask
-found = ask(Path(sys.argv[1]), strategy=sys.argv[2], devices=2)
-print("nothing" if found is None else f"forgot {found.n_forget}")
-"""
+def ask_in_two(folder, strategy):
+    found = ask(folder, strategy=strategy, devices=2)
+    print("nothing" if found is None else f"forgot {found.n_forget}", flush=True)
 
 
 @pytest.mark.slow
@@ -593,18 +587,9 @@ def test_several_processes_do_it_once(strategy, tmp_path):
     own.save_checkpoint(tmp_path / "old.ckpt")
     rows = [{"request": f"T-{i}", "person": f"u{i}", "due": LATER} for i in (1, 4)]
     write(tmp_path / "inbox.csv", rows)
-    script = tmp_path / "job.py"
-    script.write_text(f"if __name__ == '__main__':\n    exec({DDP!r})\n")
-
-    root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")
-    paths = os.pathsep.join([root, *before.split(os.pathsep)])
 
     def run():
-        ended = subprocess.run(
-            [sys.executable, "-W", "ignore", script, tmp_path, strategy],
-            capture_output=True, text=True, timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        )  # fmt: skip
+        ended = forked.run(ask_in_two, tmp_path, strategy, strategy=strategy)
         assert ended.returncode == 0, ended.stderr[-3000:]
         return ended.stdout
 

@@ -1,5 +1,6 @@
 """Real processes: the same request on one and on two, and what happens if one dies."""
 
+import itertools
 import subprocess
 import sys
 
@@ -69,13 +70,22 @@ def test_gradient_and_product_of_two_processes_are_those_of_one(
             assert float((one - two).norm() / one.norm()) < 1e-6
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork", "fsdp2-file"])
-@pytest.mark.parametrize("name", ["head", "mlp"])
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        *itertools.product(
+            ["head", "mlp"], ["ddp", "ddp_spawn", "ddp_fork", "fsdp2-file"]
+        ),
+        ("head", "ddp by Lightning"),
+        ("head", "ddp_spawn by Lightning"),
+    ],
+)
 def test_two_processes_end_where_one_does(name, strategy, alone, trained, tmp_path):
     ckpt = trained / f"{name}.ckpt"
+    strategy, *anew = strategy.split(" by ")
     told = done(
         tmp_path / "two", model=name, ckpt_path=str(ckpt), callback=BARE,
-        trainer=TWO | {"strategy": strategy},
+        trainer=TWO | {"strategy": strategy}, anew=bool(anew),
     )  # fmt: skip
     assert len(told) == (2 if strategy in ("ddp", "fsdp2-file") else 1)
     assert {t["world"] for t in told} == {2}
@@ -222,7 +232,7 @@ def test_a_process_that_fails_or_is_killed_changes_nothing(name, trained, tmp_pa
     ended = start(
         tmp_path / "two", model=name, ckpt_path=str(trained / "mlp.ckpt"),
         callback=BARE | {"batch_size": 8, "graph_memory": 0},
-        trainer=TWO | {"strategy": "ddp"},
+        trainer=TWO | {"strategy": "ddp"}, anew=True,
     )  # fmt: skip
     assert ended.returncode != 0
     if name == "poisoned":
