@@ -83,7 +83,7 @@ def test_people_are_drawn_whole_and_counted(tmp_path):
     assert (again.n_forget, again.group) == (6, 3)
     text = " ".join(str(again).split())
     assert "and all others of the 3 people forgotten so far" in text
-    assert "epsilon is of all 3 people forgotten" in text
+    assert "epsilon is that of all 3 people forgotten so far, together" in text
     assert "each person, with all their samples, by a coin" in method(again)
     findings = verify_text(again.to_json())
     assert all(found.holds is not False for found in findings), findings
