@@ -25,6 +25,8 @@ from lightning_unlearn.errors import (
 )
 from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
 from lightning_unlearn.guarantee.claims import Bound, Grade
+from lightning_unlearn.plugin.training import trained_marks
+from lightning_unlearn.step.head.reading import private_readers
 from tests.helpers.lightning import L, ModelCheckpoint
 from tests.helpers.nets import MLP, digits, trainer
 from tests.plugin.test_privately_trained import (
@@ -158,10 +160,32 @@ def test_a_hidden_one_is_no_public_part_of_a_ball(checkpoint):
     ).unscrubbed
 
 
-def test_its_network_is_not_public_under_another_class(checkpoint, monkeypatch):
-    from lightning_unlearn.plugin.training import trained_marks
+def test_features_that_were_kept_as_a_dataset(checkpoint):
+    x, y = digits(N).tensors
+    module = OwnHead(nn.Identity())
+    own = trainer(UnlearningCallback(epsilon=2.0, delta=1e-4, accept_noise=True), 2)
+    rows = backbone(checkpoint).features(x)
+    own.fit(module, DataLoader(TensorDataset(rows, y), 64, shuffle=True))
+    with pytest.raises(GuaranteeError, match="in the module, got .* features that one"):
+        own.unlearn([3])
 
+
+def test_features_that_were_looked_at(checkpoint):
+    features = backbone(checkpoint)
+    features.features(digits(N).tensors[0])
+    _, own, _ = with_head(features)
+    assert own.unlearn([3]).certificate.grade is Grade.CERTIFIED
+    public = PublicBackbone(MLP(), ["net.1"], **PUBLIC)
+    x, y = digits(N).tensors
+    own = trainer(UnlearningCallback(epsilon=2.0, delta=1e-4, accept_noise=True), 2)
+    data = TensorDataset(public.features(x), y)
+    own.fit(OwnHead(nn.Identity()), DataLoader(data, 64, shuffle=True))
+    assert own.unlearn([3]).certificate.grade is Grade.CERTIFIED
+
+
+def test_its_network_is_not_public_under_another_class(checkpoint, monkeypatch):
     monkeypatch.setattr(trained_marks, "_VALUES", set())  # as in another process
+    monkeypatch.setattr(private_readers, "_ROWS", set())
     net = MLP()
     net.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     made = backbone(checkpoint).model

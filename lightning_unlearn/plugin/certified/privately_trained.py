@@ -33,7 +33,8 @@ class PrivatelyTrained(PublicBackbone):
     of all samples forgotten so far, composed with the head's release. Every forgotten
     sample counts as one that the backbone has seen. Nine tenths of the callback's
     epsilon are meant for the backbone; once both together exceed it requests are
-    refused.
+    refused. The backbone is a part of the module: features that were computed before
+    and kept as a dataset would hide it.
 
     Args:
         model: The module that was trained; its weights are replaced by those of the
@@ -91,6 +92,13 @@ class PrivatelyTrained(PublicBackbone):
         """As of `PublicBackbone`; a request learns that it is read."""
         private_readers.note(self)
         return super().forward(inputs)
+
+    @override
+    def features(self, data: Samples) -> Tensor:
+        """As of `PublicBackbone`, to look at: a head on them alone is refused."""
+        rows = super().features(data)
+        private_readers.remember(rows)
+        return rows
 
     @override
     def _digests(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.public_backbones import (
+    check_not_private,
     fixed_row_norm,
     private_steps,
     reading_private,
@@ -253,4 +254,7 @@ class HeadPlan(Plan):
             elsewhen = partial(compat.clock_moved, self.trainer)
             if self.display is not None:
                 batches.seen = self.display.reading(len(batches.places))
-            return capture(self.loss, self.head, batches, elsewhen)
+            data = capture(self.loss, self.head, batches, elsewhen)
+        if private_steps(self.module) is None:
+            check_not_private(data.features)
+        return data

@@ -125,6 +125,22 @@ def reading_private(module: nn.Module, where: Where | None = None) -> Iterator[N
         )
 
 
+def check_not_private(rows: Tensor) -> None:
+    """Raise `GuaranteeError` if a head's rows are a private backbone's features.
+
+    Args:
+        rows: (n, d), of a module without such a backbone.
+    """
+    found = private_readers.remembered(rows)
+    if found:
+        raise GuaranteeError(
+            f"expected a PrivatelyTrained backbone in the module, got {found:,} "
+            "features that one has computed before, as the samples: the certificate "
+            "would not speak of it; train on the samples, with the backbone inside "
+            "(CertifiedClassifier(PrivatelyTrained(...), K) reads them once)"
+        )
+
+
 def watch_training(
     module: nn.Module, training: Callable[[], bool] | None, loader: DataLoader | None
 ) -> None:
