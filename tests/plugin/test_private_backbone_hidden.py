@@ -9,10 +9,12 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from lightning_unlearn import (
+    CertifiedClassifier,
     ConvexHead,
     NormBall,
     PrivatelyTrained,
     PublicBackbone,
+    ShardedClassifier,
     UnlearningCallback,
 )
 from lightning_unlearn.certificate import ledger as ledgers
@@ -34,6 +36,7 @@ from tests.plugin.test_privately_trained import (
     SETTINGS,
     N,
     OwnHead,
+    People,
     PlainHead,
     backbone,
     forgotten,
@@ -199,6 +202,17 @@ def test_its_network_is_not_public_under_another_class(checkpoint, monkeypatch):
 def test_a_public_backbone_around_it(checkpoint):
     with pytest.raises(ModelError, match="a model without a PrivatelyTrained .*itself"):
         PublicBackbone(backbone(checkpoint), [""], **PUBLIC)
+
+
+def test_no_shards_on_it(checkpoint):
+    def make(data):
+        callback = UnlearningCallback(epsilon=2.0, delta=1e-4, retrain=make)
+        own = trainer(callback, -1)
+        module = CertifiedClassifier(backbone(checkpoint), 10, l2=1e-2)
+        return own, module, DataLoader(data, 64, shuffle=True)
+
+    with pytest.raises(ModelError, match="got a PrivatelyTrained .* saw all of them"):
+        ShardedClassifier(make, shards=2, by="user_id").fit(People(N))
 
 
 def test_a_checkpoint_of_weights_alone(tmp_path):
