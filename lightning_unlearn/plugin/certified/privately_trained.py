@@ -5,16 +5,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_unlearn.certificate import model_state
-from lightning_unlearn.errors import GuaranteeError, ModelError
+from lightning_unlearn.errors import GuaranteeError, ModelError, SetupError
 from lightning_unlearn.plugin.files import checkpoint as checkpoints
+from lightning_unlearn.plugin.files.private_file import private_path
 from lightning_unlearn.plugin.private.private_steps import what_it_made
+from lightning_unlearn.plugin.training.trained_marks import (
+    remember_values,
+    values_of,
+)
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.inputs import Samples
+from lightning_unlearn.step.head.reading import private_readers
 from lightning_unlearn.weights.digests import tensors_digest
 
 _INSTEAD = "train with UnlearningCallback(private=PrivateTraining(...))"
@@ -27,7 +33,8 @@ class PrivatelyTrained(PublicBackbone):
     of all samples forgotten so far, composed with the head's release. Every forgotten
     sample counts as one that the backbone has seen. Nine tenths of the callback's
     epsilon are meant for the backbone; once both together exceed it requests are
-    refused.
+    refused. The backbone is a part of the module: features that were computed before
+    and kept as a dataset would hide it.
 
     Args:
         model: The module that was trained; its weights are replaced by those of the
@@ -81,6 +88,19 @@ class PrivatelyTrained(PublicBackbone):
         )
 
     @override
+    def forward(self, inputs: Any) -> Tensor:
+        """As of `PublicBackbone`; a request learns that it is read."""
+        private_readers.note(self)
+        return super().forward(inputs)
+
+    @override
+    def features(self, data: Samples) -> Tensor:
+        """As of `PublicBackbone`, to look at: a head on them alone is refused."""
+        rows = super().features(data)
+        private_readers.remember(rows)
+        return rows
+
+    @override
     def _digests(self) -> dict[str, str]:
         steps: Any = self.private_steps
         numbers = torch.tensor([steps[name] for name in sorted(steps)]).double()
@@ -91,7 +111,19 @@ def _trained(module: nn.Module, path: Path) -> dict[str, float]:
     """Load what a private training has made; the numbers of its steps."""
     held: dict[str, Any] = model_state.load(path)
     state = checkpoints.record_in(path)
-    record = TrainingRecord.from_dict(state) if state else TrainingRecord()
+    if not state:
+        raise GuaranteeError(
+            f"expected a checkpoint with the record of an UnlearningCallback, got none "
+            f"in {path} (weights alone, as of save_weights_only=True, have none): "
+            f"{_INSTEAD}, and take a whole checkpoint of it"
+        )
+    record = TrainingRecord.from_dict(state)
+    if not record.whole:
+        raise SetupError(
+            f"expected {private_path(path).name} beside {path}, where a request keeps "
+            "the record of the training, got none: copy it from where the checkpoint "
+            "was saved, or take the checkpoint of the training itself"
+        )
     try:
         module.load_state_dict(held)
     except RuntimeError as error:
@@ -102,6 +134,8 @@ def _trained(module: nn.Module, path: Path) -> dict[str, float]:
     what_it_made(module, record, f"{_INSTEAD}, and take what it saved, not {path}")
     steps = record.private
     assert steps is not None  # or nothing private was made
+    public = {n: d for n, d in values_of(module).items() if n not in steps.names}
+    remember_values(module, public)  # a PublicBackbone of them is none
     if steps.by is not None:
         raise GuaranteeError(
             f"expected a private training of samples, got one of people (by="

@@ -28,6 +28,7 @@ from lightning_unlearn.plugin.plan.plan import Plan
 from lightning_unlearn.plugin.plan.size_of_noise import head_tolerance
 from lightning_unlearn.plugin.run import compat
 from lightning_unlearn.plugin.training.public_backbones import (
+    check_not_private,
     fixed_row_norm,
     private_steps,
     reading_private,
@@ -77,8 +78,15 @@ class HeadPlan(Plan):
     @property
     def _steps(self) -> dict[str, float] | None:
         """Of the backbone's private training; all forgotten count as seen there."""
-        steps, gone = private_steps(self.module), float(max(1, len(self.removed)))
+        steps, gone = private_steps(self.module), float(max(1, self.forgotten))
         return None if steps is None else {**steps, "forgotten": gone}
+
+    @property
+    def forgotten(self) -> int:
+        """Samples forgotten so far, before the data grew too: a backbone saw them."""
+        entries = self.ledger.entries
+        before = entries[-1].group if entries else None
+        return max(len(self.removed), (before or 0) + len(self.chosen))
 
     @property
     def pair(self) -> Privacy | None:
@@ -90,7 +98,7 @@ class HeadPlan(Plan):
         head = strongly_convex_claim(self.tolerance, self.l2)
         moved = sensitivity_upper(head.bound, head.constants)
         own = promised_mu(moved / noise_std_upper(terms, moved), terms.releases)
-        return privacy(mechanism_of(steps), len(self.removed) or 1, terms.delta, own)
+        return privacy(mechanism_of(steps), self.forgotten or 1, terms.delta, own)
 
     @property
     def terms(self) -> Terms:
@@ -247,4 +255,7 @@ class HeadPlan(Plan):
             elsewhen = partial(compat.clock_moved, self.trainer)
             if self.display is not None:
                 batches.seen = self.display.reading(len(batches.places))
-            return capture(self.loss, self.head, batches, elsewhen)
+            data = capture(self.loss, self.head, batches, elsewhen)
+        if private_steps(self.module) is None:
+            check_not_private(data.features)
+        return data

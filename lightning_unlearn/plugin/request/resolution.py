@@ -153,9 +153,10 @@ def resolve(
 
 def check_pair(plan: Plan, epsilon: float) -> None:
     """Raise `BudgetError` if a backbone and its head tell more than was agreed."""
-    pair = plan.pair if isinstance(plan, HeadPlan) else None
-    if pair is not None and not pair.epsilon <= epsilon:
-        gone = len(plan.removed)
+    if not isinstance(plan, HeadPlan):
+        return
+    if (pair := plan.pair) is not None and not pair.epsilon <= epsilon:
+        gone = plan.forgotten
         whom = f"the {gone} forgotten so far" if gone else "one sample"
         raise BudgetError(
             f"expected at most epsilon = {epsilon:g} of the privately trained backbone "

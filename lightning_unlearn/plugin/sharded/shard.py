@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from lightning_unlearn.errors import SetupError
+from lightning_unlearn.errors import ModelError, SetupError
 from lightning_unlearn.plugin.callback import UnlearningCallback
 from lightning_unlearn.plugin.files.checkpoint import record_in
 from lightning_unlearn.plugin.lightning import (
@@ -17,6 +17,7 @@ from lightning_unlearn.plugin.lightning import (
 )
 from lightning_unlearn.plugin.request.stage import callback_of
 from lightning_unlearn.plugin.retrain.fresh_training import MakeTraining, the_three
+from lightning_unlearn.plugin.training import public_backbones
 
 
 @dataclass
@@ -88,6 +89,13 @@ def _checked_callback(trainer: Any, module: Any, shards: int) -> UnlearningCallb
         raise SetupError(
             "expected UnlearningCallback(retrain=make_training) in the Trainer that "
             "make_training makes, got one without: a request could not retrain a shard"
+        )
+    if public_backbones.private_weights(module):
+        raise ModelError(
+            "expected shards that saw none of each other's samples, got a "
+            "PrivatelyTrained backbone, which saw all of them with noise: no shard "
+            "could be retrained without it; take a public backbone, or one "
+            "CertifiedClassifier of all samples"
         )
     if trainer.world_size != 1:
         raise SetupError(

@@ -11,6 +11,7 @@ from lightning_unlearn.guarantee.constants import Origin
 from lightning_unlearn.plugin.training import batch_norm, public_backbones
 from lightning_unlearn.plugin.training.outside_digests import (
     attribute_of,
+    hidden_tensors,
     is_number,
     outside_digests,
 )
@@ -21,6 +22,7 @@ from lightning_unlearn.plugin.training.trained_marks import (
 )
 from lightning_unlearn.plugin.training.training_record import TrainingRecord
 from lightning_unlearn.step.head.backbone import PublicBackbone
+from lightning_unlearn.weights.digests import tensors_digest
 from lightning_unlearn.weights.processes import Processes
 from lightning_unlearn.weights.scope import Scope
 
@@ -140,7 +142,8 @@ def outside_of(
     unread = {n for n, digest in (before or {}).items() if digest == _UNREAD}
     now = outside_digests(module, scope.parameters)
     now = {n: digest for n, digest in now.items() if attribute_of(n) not in unread}
-    held = (*module.named_parameters(), *module.named_buffers())
+    hidden = [(n, t) for n, t in hidden_tensors(module).items() if not is_number(n)]
+    held = (*module.named_parameters(), *module.named_buffers(), *hidden)
     private = public_backbones.private_weights(module)
     trained = [
         name
@@ -175,6 +178,7 @@ def outside_of(
         if name not in changed and not is_number(name)
     }
     origin = Origin.ASSUMED if before is None else Origin.ENFORCED
+    kept = _in_backbone(module, kept, private)
     parts = public_parts(module, _without_keys(kept), origin)
     if record.rows_changed is not None:
         unscrubbed = [*unscrubbed, record.rows_changed]
@@ -209,6 +213,18 @@ def public_parts(
         )
         for name, entries in groups.items()
     )
+
+
+def _in_backbone(
+    module: nn.Module, digests: dict[str, str], private: dict[str, str]
+) -> dict[str, str]:
+    """The same with the weights of a backbone by its own names for them."""
+    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    found = {}
+    for name, digest in digests.items():
+        own = private.get(name, name)
+        found[own] = digest if own == name else tensors_digest([(own, named[name])])
+    return found
 
 
 def _attribute(name: str) -> str:

@@ -15,6 +15,7 @@ from lightning_unlearn.plugin.options import Options
 from lightning_unlearn.step.head.backbone import PublicBackbone
 from lightning_unlearn.step.head.convex_head import ConvexHead
 from lightning_unlearn.step.head.inputs import in_order, inputs_of
+from lightning_unlearn.step.head.reading import private_readers
 from lightning_unlearn.step.known_samples import Where, public_ones
 from lightning_unlearn.weights.processes import Processes
 
@@ -49,15 +50,23 @@ def private_steps(module: nn.Module) -> dict[str, float] | None:
     return found[0].private_steps if found else None
 
 
-def private_weights(module: nn.Module) -> set[str]:
-    """Names of parameters and buffers of what was trained privately."""
-    return {
-        f"{name}.{inner}"
+def private_weights(module: nn.Module) -> dict[str, str]:
+    """Parameters and buffers that were trained privately: any name -> the backbone's.
+
+    A module may hold the network beside its backbone too, by names of its own.
+    """
+    found = {
+        id(t): f"{name}.model.{inner}"
         for name, backbone in backbones(module).items()
         if backbone.private_steps is not None
-        for inner in backbone.state_dict(keep_vars=True)
-        if inner.startswith("model.")
+        for held in (backbone.model.named_parameters(), backbone.model.named_buffers())
+        for inner, t in held
     }
+    named = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return {name: found[id(t)] for name, t in named if id(t) in found}
 
 
 def own_part(options: Options, module: nn.Module) -> Options:
@@ -96,11 +105,40 @@ def reading_private(module: nn.Module, where: Where | None = None) -> Iterator[N
     Args:
         module: With the backbones.
         where: Gives the positions of the samples that are read now, to name them.
+
+    Raises:
+        ModelError: If what is read goes through a privately trained backbone that is
+            no part of the module: no claim would speak of it.
     """
+    own = list(backbones(module).values())
     with ExitStack() as stack:
-        for backbone in backbones(module).values():
+        for backbone in own:
             stack.enter_context(backbone.reading_private(where))
+        met = stack.enter_context(private_readers.noted())
         yield
+    if any(all(one is not b for b in own) for one in met):
+        raise ModelError(
+            "expected a PrivatelyTrained backbone that is a part of the module, got "
+            "one that the module reads and keeps elsewhere (in a list, a dictionary, a "
+            "global name): the certificate would not speak of it; assign it to an "
+            "attribute of its own, self.backbone = ..."
+        )
+
+
+def check_not_private(rows: Tensor) -> None:
+    """Raise `GuaranteeError` if a head's rows are a private backbone's features.
+
+    Args:
+        rows: (n, d), of a module without such a backbone.
+    """
+    found = private_readers.remembered(rows)
+    if found:
+        raise GuaranteeError(
+            f"expected a PrivatelyTrained backbone in the module, got {found:,} "
+            "features that one has computed before, as the samples: the certificate "
+            "would not speak of it; train on the samples, with the backbone inside "
+            "(CertifiedClassifier(PrivatelyTrained(...), K) reads them once)"
+        )
 
 
 def watch_training(

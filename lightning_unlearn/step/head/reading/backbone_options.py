@@ -32,10 +32,16 @@ def checked_tokens(tokens: object, of_texts: bool) -> tuple[str, ...]:
 def check_options(
     model: object, pool: object, standardize: object, unit_norm: object
 ) -> None:
-    """Raise `ArgumentError` for the first that is none."""
+    """Raise `ArgumentError` for the first that is none, `ModelError` for the model."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"expected model to be a torch.nn.Module, got {type(model).__name__}"
+        )
+    if any(getattr(part, "private_steps", None) for part in model.modules()):
+        raise ModelError(
+            f"expected a model without a PrivatelyTrained backbone in it, got one in "
+            f"{type(model).__name__}: its training saw samples, and a backbone around "
+            "it would hide that; put the head on the PrivatelyTrained one itself"
         )
     sizes = tuple(pool) if isinstance(pool, (tuple, list)) else ()
     if len(sizes) != 2:
