@@ -84,9 +84,8 @@ class HeadPlan(Plan):
     @property
     def forgotten(self) -> int:
         """Samples forgotten so far, before the data grew too: a backbone saw them."""
-        entries = self.ledger.entries
-        before = entries[-1].group if entries else None
-        return max(len(self.removed), (before or 0) + len(self.chosen))
+        before = sum(entry.n_forget for entry in self.ledger.entries)
+        return max(len(self.removed), before + len(self.chosen))
 
     @property
     def pair(self) -> Privacy | None:
