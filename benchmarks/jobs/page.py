@@ -245,7 +245,7 @@ NOTES = """\
 A deletion forgets one person: one image, one question, one row of a table. Accuracy is
 that of the model after it, mean ± standard deviation over runs; differences are means
 over the runs that both ways have, ± standard error. Seconds are CPU seconds of one
-thread, the median over runs: others were at work on the machine (a load of 10 to 35 on
+thread, the median over runs: others were at work on the machine (a load of 4 to 35 on
 two cores), which makes CPU seconds longer too: compare them roughly. Less best
 uncertified: beside the whole network, trees or scikit-learn, whichever the certified
 head is least ahead of.
@@ -261,7 +261,7 @@ head is least ahead of.
   all-MiniLM-L6-v2. A run forgets another question; the test is the same, so the spread
   is that of noise and person alone. scikit-learn and private training read the same
   rows. The whole network: mean of tokens, 5 epochs of AdamW, bfloat16, its
-  learning rate not tuned.
+  learning rate not tuned; one run.
 * **table**: scikit-learn's breast cancer data, 569 people, 30 columns. These are the
   people with classes that it bundles; `load_diabetes` is a regression of 442. A
   run is another split: 70% train, 5% known without their class (for the scale of
