@@ -5,6 +5,7 @@ that coordinate became is what the training tells of it, and the noise. Faults a
 in from outside, by replacing functions of the package for a while.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from lightning_unlearn.plugin.private import per_sample, private_run
 CANARIES, OTHERS, PLAIN = 300, 100, 8
 GUESSES = 100
 DELTA, EPOCHS, BATCH, NOISE = 1e-5, 10, 25, 4.0
+#: Where it shows that a sample was not drawn at all: two steps of half of the samples
+#: each, with little noise.
+QUIET = {"noise": 0.3, "epochs": 1, "batch": 140, "epsilon": 50.0}
 LOUD = 30.0  # of a canary: unclipped, its gradient is several clips long
 
 
@@ -62,16 +66,22 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.002)
 
 
-def train(dataset: Any) -> Trainer:
+def train(
+    dataset: Any,
+    noise: float = NOISE,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    epsilon: float = 2.0,
+) -> Trainer:
     """One private training of these samples."""
-    private = PrivateTraining(noise_multiplier=NOISE, max_grad_norm=1.0)
+    private = PrivateTraining(noise_multiplier=noise, max_grad_norm=1.0)
     trainer = Trainer(
-        max_epochs=EPOCHS,
-        callbacks=[UnlearningCallback(epsilon=2.0, delta=DELTA, private=private)],
+        max_epochs=epochs,
+        callbacks=[UnlearningCallback(epsilon=epsilon, delta=DELTA, private=private)],
         accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Net(), DataLoader(dataset, BATCH, shuffle=True))
+    trainer.fit(Net(), DataLoader(dataset, batch, shuffle=True))
     return trainer
 
 
@@ -83,9 +93,10 @@ def towards(model: LightningModule, canaries: Any) -> torch.Tensor:
     return along * (2 * y[:CANARIES] - 1)
 
 
-def experiment() -> TrainerExperiment:
+def experiment(**settings: Any) -> TrainerExperiment:
     """To be audited."""
-    return TrainerExperiment(train, samples(), range(CANARIES), score=towards)
+    make = functools.partial(train, **settings)
+    return TrainerExperiment(make, samples(), range(CANARIES), score=towards)
 
 
 # -- faults ---------------------------------------------------------------------

@@ -260,7 +260,7 @@ def draw(groups: dict[str, list[dict[str, Any]]]) -> str:
     axis.set_ylim(top=99.9)
     axis.set(xscale="log", xlabel="epsilon at delta = 1e-5", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="center right")
     figure.tight_layout()
     figure.savefig(RESULTS / "private-training.png", dpi=110)
     return "![Accuracy against epsilon](private-training.png)"

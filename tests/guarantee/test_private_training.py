@@ -12,6 +12,7 @@ from lightning_unlearn.guarantee.accounting import private_training as accountan
 from lightning_unlearn.guarantee.accounting.drawn_step import drawn_together
 from lightning_unlearn.guarantee.accounting.private_training import (
     Mechanism,
+    epsilon_out,
     least_noise,
     privacy,
 )
@@ -109,6 +110,20 @@ def test_never_below_what_draws_show(k, z, q, steps):
     cut = np.quantile(outside, 0.99)
     seen = float((inside > cut).mean())
     assert 0.8 * found.most_found < seen <= found.most_found * 1.01
+
+
+@pytest.mark.parametrize(("z", "q", "steps"), [(0.3, 0.5, 2), (1.0, 0.25, 8)])
+def test_that_one_was_out_is_told_less(z, q, steps):
+    found = epsilon_out(Mechanism(z, q, steps), DELTA)
+    assert found < epsilon_of(z, q, steps)
+    assert found <= -steps * math.log(1 - q) * 1.002
+    # Of one step by an integral: outputs without the sample, against those with it.
+    x = np.linspace(-12 * z, 12 * z + 1, 200_001)
+    out, mixed = norm.pdf(x, 0, z), (1 - q) * norm.pdf(x, 0, z) + q * norm.pdf(x, 1, z)
+    one = epsilon_out(Mechanism(z, q, 1), DELTA)
+    for epsilon, side in ((one * 1.002, 1), (one * 0.99, -1)):
+        left = np.trapezoid(np.clip(out - math.exp(epsilon) * mixed, 0, None), x)
+        assert side * (DELTA - left) > 0
 
 
 def test_more_of_anything_is_told_more():

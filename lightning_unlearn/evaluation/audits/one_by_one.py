@@ -14,6 +14,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation.audits.finding import Lower
 from lightning_unlearn.guarantee.accounting.private_training import (
+    epsilon_out,
     mechanism_of,
     privacy,
 )
@@ -49,6 +50,17 @@ def of_one_sample(certificates: Sequence[Certificate], delta: float) -> float | 
         return None
     values = [{k.name: k.value for k in c.constants} for c in certificates]
     return max(privacy(mechanism_of(v), 1, delta).epsilon for v in values)
+
+
+def of_one_out(certificates: Sequence[Certificate], delta: float) -> float:
+    """The largest epsilon by which guesses that a canary was out may be right.
+
+    Args:
+        certificates: Verified, of private trainings that claim something.
+        delta: At which.
+    """
+    values = [{k.name: k.value for k in c.constants} for c in certificates]
+    return max(epsilon_out(mechanism_of(v), delta) for v in values)
 
 
 def probable(

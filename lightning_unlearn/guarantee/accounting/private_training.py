@@ -104,6 +104,21 @@ def privacy(
     return Privacy(epsilon, found)
 
 
+def epsilon_out(mechanism: Mechanism, delta: float) -> float:
+    """How much likelier an output may be without a sample than with it, rounded up.
+
+    `privacy` says the larger of both directions. This one is smaller where a sample is
+    often not drawn at all: at most ``-steps ln(1 - sampling_rate)``.
+
+    Args:
+        mechanism: The steps of the training.
+        delta: Failure probability.
+    """
+    validate.probability(delta=delta)
+    _, back = _composed(mechanism, 1, delta, 0.0)
+    return _said(max(back.get_epsilon_for_delta(delta * (1 - _KEPT)), 1e-6))
+
+
 @functools.lru_cache(maxsize=256)
 def _numbers(
     mechanism: Mechanism, k: int, delta: float, beside: float = 0.0

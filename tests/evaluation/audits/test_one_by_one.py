@@ -11,7 +11,11 @@ from lightning_unlearn.certificate.words import theorems
 from lightning_unlearn.errors import ArgumentError, AuditError
 from lightning_unlearn.evaluation import one_run_audit
 from lightning_unlearn.evaluation.audits.one_by_one import lower, probable
-from lightning_unlearn.guarantee.accounting.private_training import Mechanism, privacy
+from lightning_unlearn.guarantee.accounting.private_training import (
+    Mechanism,
+    epsilon_out,
+    privacy,
+)
 from lightning_unlearn.guarantee.claims import Bound, Terms
 from lightning_unlearn.step.release import release
 from tests.evaluation.helpers.worlds import certificate
@@ -88,12 +92,46 @@ def test_each_canary_is_held_to_epsilon_of_one_sample():
         found = one_run_audit(issued(k=k), coins, scores)
         assert found.epsilon_certified == stated
         assert found.mu_certified is None
-        assert found.epsilon_lower == lower(110, 200, 200, DELTA, 0.95).epsilon
+        assert found.epsilon_lower == lower(110, 200, 200, DELTA, 0.975).epsilon
         assert "one sample at a time: 110 of 200" in str(found)
         assert f"certified (grade certified): epsilon = {stated:g}" in str(found)
         assert "Gaussian" not in str(found)
     with pytest.raises(AuditError, match=r"epsilon of at least 1\.\d+, certified 0\."):
         one_run_audit(issued(), *guessed(170))
+
+
+def one_sided(right_in, right_out, r=200):
+    """Coins, and scores: half is guessed in, half out, each so often right."""
+    coins = torch.zeros(r, dtype=torch.bool)
+    coins[r // 2 : r // 2 + right_in] = True  # of the higher scores
+    coins[right_out : r // 2] = True  # of the lower ones
+    return coins, torch.arange(r, dtype=torch.float64)
+
+
+def test_guesses_of_who_was_out_are_held_to_that_direction():
+    loud = Mechanism(0.5, 0.5, 2)  # a quarter is not drawn at all
+    stated, out = privacy(loud, 1, DELTA).epsilon, epsilon_out(loud, DELTA)
+    assert out < 1.4 < 10 < stated
+    claim = issued(loud)
+    assert one_run_audit(claim, *one_sided(100, 80)).epsilon_certified == stated
+    with pytest.raises(AuditError, match=rf"certified {out:.4g}(.|\n)*who was out"):
+        one_run_audit(claim, *one_sided(80, 100))
+
+
+def test_an_honest_training_is_refuted_seldom_by_both_tests_together():
+    """Of canaries that are each drawn or not, which is seen exactly."""
+    loud = Mechanism(0.3, 0.5, 2)
+    claim, made, refuted = issued(loud), torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        coins = torch.rand(300, generator=made) < 0.5
+        drawn = torch.rand(300, 2, generator=made) < 0.5
+        scores = (drawn.sum(1) * coins).double()
+        scores += torch.rand(300, generator=made).double() / 10
+        try:
+            one_run_audit(claim, coins, scores, guesses=100)
+        except AuditError:
+            refuted += 1
+    assert refuted <= 16  # 5% are 10
 
 
 def test_so_few_that_nothing_could_be_refuted_say_so():
@@ -106,7 +144,7 @@ def test_runs_count_as_one_of_all_their_canaries():
     coins, scores = guessed(110)
     one = one_run_audit(issued(), coins, scores)
     both = one_run_audit(issued(), coins.expand(3, -1), scores.expand(3, -1))
-    assert both.epsilon_lower == lower(330, 600, 600, DELTA, 0.95).epsilon
+    assert both.epsilon_lower == lower(330, 600, 600, DELTA, 0.975).epsilon
     assert both.epsilon_lower > one.epsilon_lower
     less = dataclasses.replace(TRAINING, noise_multiplier=8.0)
     mixed = one_run_audit(

@@ -13,8 +13,12 @@ pytest.importorskip("dp_accounting")
 FOUND = ["noise a tenth", "no clipping", "one layer unclipped"]
 
 
-def once():
-    return audit(faults.experiment(), calibrate=False, guesses=faults.GUESSES)
+SHUFFLED = "shuffled batches"
+
+
+def once(**settings):
+    asked = faults.experiment(**settings)
+    return audit(asked, calibrate=False, guesses=faults.GUESSES)
 
 
 @pytest.mark.parametrize("runs", [1, pytest.param(20, marks=pytest.mark.slow)])
@@ -45,6 +49,27 @@ def test_it_is_refuted_in_nine_of_ten(fault):
     assert refuted >= 9
 
 
+def test_shuffled_batches_are_refuted_by_guesses_of_who_was_out():
+    found = once(**faults.QUIET).one_run  # control: honest draws of the same training
+    assert found.epsilon_lower < found.epsilon_certified
+    with faults.planted(SHUFFLED), pytest.raises(AuditError, match="who was out"):
+        once(**faults.QUIET)
+
+
+@pytest.mark.slow
+def test_they_are_refuted_in_nine_of_ten_and_honest_ones_are_not():
+    refuted = {None: 0, SHUFFLED: 0}
+    for fault in refuted:
+        with faults.planted(fault):
+            for _ in range(10):
+                try:
+                    once(**faults.QUIET)
+                except AuditError:
+                    refuted[fault] += 1
+    assert refuted[SHUFFLED] >= 9
+    assert refuted[None] <= 2  # one in twenty may be
+
+
 def drawn(samples=200, rate=0.1, epochs=20):
     """(batches, samples): who was drawn for which batch of some epochs."""
     sampler = PoissonBatches(Drawable([*range(samples)]), rate, round(1 / rate))
@@ -70,7 +95,7 @@ def like_coins(found, rate=0.1):
 
 
 def test_batches_are_those_of_coins_and_shuffled_ones_are_not():
-    """What an audit of guesses does not see (benchmarks/results/private-audit.md)."""
+    """What an audit sees in few steps with little noise only (private-audit.md)."""
     assert like_coins(drawn()) == [True, True]
     with faults.planted("shuffled batches"):
         assert like_coins(drawn()) == [False, False]
