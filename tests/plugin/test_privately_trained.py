@@ -359,6 +359,15 @@ def test_exact_retraining_of_the_head_alone_is_refused(checkpoint):
     assert same(before, weights(module))
 
 
+def test_delta_is_small_beside_the_samples_of_the_backbone_too(checkpoint):
+    made = backbone(checkpoint)
+    assert made.n_trained == N
+    with_head(made)  # control: a delta of 1e-4
+    made.n_trained = 20_000
+    with pytest.raises(GuaranteeError, match="delta below 1/20,000.*smaller delta"):
+        with_head(made)
+
+
 def test_noise_by_hand_says_nothing_of_both(checkpoint):
     with pytest.raises(GuaranteeError, match="expected epsilon= and delta= for a head"):
         with_head(backbone(checkpoint), noise_std=0.1)

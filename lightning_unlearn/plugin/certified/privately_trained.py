@@ -74,7 +74,7 @@ class PrivatelyTrained(PublicBackbone):
         scale: float = 8.0,
         batch_size: int = 256,
     ) -> None:
-        self.private_steps = _trained(model, Path(checkpoint))
+        self.private_steps, self.n_trained = _trained(model, Path(checkpoint))
         super().__init__(
             model,
             taps,
@@ -107,8 +107,8 @@ class PrivatelyTrained(PublicBackbone):
         return {**super()._digests(), "steps": tensors_digest([("steps", numbers)])}
 
 
-def _trained(module: nn.Module, path: Path) -> dict[str, float]:
-    """Load what a private training has made; the numbers of its steps."""
+def _trained(module: nn.Module, path: Path) -> tuple[dict[str, float], int | None]:
+    """Load what a private training has made; the numbers of its steps, and samples."""
     held: dict[str, Any] = model_state.load(path)
     state = checkpoints.record_in(path)
     if not state:
@@ -149,9 +149,10 @@ def _trained(module: nn.Module, path: Path) -> dict[str, float]:
             f"may forget are among these data; {_INSTEAD} with max_epochs= or "
             "max_steps= alone"
         )
-    return {
+    found = {
         "clip": steps.clip,
         "noise_multiplier": steps.noise_multiplier,
         "sampling_rate": steps.sampling_rate,
         "steps": float(steps.steps),
     }
+    return found, record.n_train

@@ -73,10 +73,18 @@ def own_part(options: Options, module: nn.Module) -> Options:
     """A head's own part of epsilon: a tenth, where its backbone needs the rest.
 
     Raises:
-        GuaranteeError: If noise is given by hand, which claims nothing.
+        GuaranteeError: If noise is given by hand, which claims nothing, or delta would
+            allow that a sample of the backbone's training is published.
     """
     if private_steps(module) is None:
         return options
+    n = max(backbone.n_trained or 0 for backbone in backbones(module).values())
+    if not options.delta * n < 1:
+        raise GuaranteeError(
+            f"expected delta below 1/{n:,} of a backbone that was trained on {n:,} "
+            f"samples, got {options.delta:g}: it would allow publishing one of them "
+            "outright; set a smaller delta"
+        )
     if options.noise_std is not None:
         raise GuaranteeError(
             f"expected epsilon= and delta= for a head on a PrivatelyTrained backbone, "

@@ -100,7 +100,8 @@ class PublicBackbone(nn.Module):
     mean: Tensor
     std: Tensor
     known: Tensor
-    private_steps: dict[str, float] | None = None  # or it was trained privately
+    private_steps: dict[str, float] | None = None  # or it was trained privately ...
+    n_trained: int | None = None  # ... on so many samples
 
     def __init__(
         self,
