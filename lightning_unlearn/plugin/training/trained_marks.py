@@ -88,10 +88,17 @@ def has_trained_value(tensor: Tensor) -> bool:
 
 
 def telling(tensor: Tensor) -> bool:
-    """Whether a value can be known again: one number is, if it is no usual one."""
-    if tensor.numel() != 1 or isinstance(tensor, DTensor) or tensor.is_meta:
+    """Whether a value can be known again.
+
+    Of one number, and of the same number throughout, if it is no usual one: a mean of
+    zeros, or deviations of ones, say nothing of where they were made.
+    """
+    if isinstance(tensor, DTensor) or tensor.is_meta or not tensor.numel():
         return tensor.numel() > 1
-    return tensor.is_floating_point() and tensor.item() not in (0.0, 1.0)
+    flat = tensor.detach().reshape(-1)
+    if not bool((flat == flat[0]).all()):
+        return True
+    return tensor.is_floating_point() and flat[0].item() not in (0.0, 1.0)
 
 
 def value_digest(tensor: Tensor) -> str:

@@ -104,5 +104,5 @@ def test_batches_are_those_of_coins_and_shuffled_ones_are_not():
 def test_points_before_noise_are_refused_of_it():
     of = faults.samples()
     asked = TrainerExperiment(faults.train, of, range(30), white_box=True)
-    with pytest.raises(GuaranteeError, match="got one of PrivateTraining"):
+    with pytest.raises(GuaranteeError, match="got a model of PrivateTraining"):
         audit(asked, calibrate=False)

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_unlearn import PublicBackbone, UnlearningCallback
+from lightning_unlearn import (
+    CertifiedClassifier,
+    PublicBackbone,
+    RandomFeatures,
+    UnlearningCallback,
+)
 from lightning_unlearn.errors import GuaranteeError
 from lightning_unlearn.guarantee.claims import Grade
 from tests.helpers.nets import HeadNet, digits, loader, trainer
@@ -167,3 +172,24 @@ def test_blank_images_are_no_copies():
     certificate = fit_trainer.unlearn([5, 100]).certificate
     assert certificate.grade is Grade.CERTIFIED
     assert any("2 retained samples are blank" in t for t in certificate.warnings)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_usual_numbers_that_another_training_made_say_nothing(value):
+    """A mean of zeros, or deviations of ones: of other models of the process too."""
+
+    class Changing(HeadNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.full((64,), 7.0))
+
+        def on_train_epoch_end(self):
+            self.seen.fill_(value)
+
+    trainer(UnlearningCallback(), 1).fit(Changing(), loader(digits(600)))
+    made = RandomFeatures(kind="identity", shape=64, low=0, high=1)
+    assert bool((made.mean == 0).all() and (made.std == 1).all())
+    module = CertifiedClassifier(made, 10, l2=1e-3)
+    own, data = trainer(UnlearningCallback(), -1), digits(600)
+    own.fit(module, loader(data), DataLoader(data, 300))
+    assert own.unlearn(FORGET).certificate.grade is Grade.CERTIFIED
