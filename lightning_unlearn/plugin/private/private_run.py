@@ -272,7 +272,9 @@ class PrivateRun:
             if private.done >= private.steps:
                 raise GuaranteeError(
                     f"expected at most {private.steps} steps, as the training began "
-                    "with, got another: max_epochs or max_steps was raised meanwhile"
+                    "with, got another: max_epochs or max_steps was raised meanwhile, "
+                    "or an older Lightning read the batch again after which a "
+                    "checkpoint was saved: resume from the end of an epoch"
                 )
         self._sum = None
         self._set_gradient(total)

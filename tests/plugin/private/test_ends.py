@@ -8,12 +8,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn import PrivateTraining, UnlearningCallback
-from lightning_unlearn.errors import GuaranteeError, SetupError
+from lightning_unlearn.errors import GuaranteeError, ModelError, SetupError
 from lightning_unlearn.guarantee.claims import Grade
-from tests.helpers.lightning import Callback, EarlyStopping, ModelCheckpoint, Timer
+from tests.helpers.lightning import Callback, EarlyStopping, L, ModelCheckpoint, Timer
 from tests.helpers.nets import MLP, digits, trainer
 
 pytest.importorskip("dp_accounting")
+#: A checkpoint that is saved after a batch makes Lightning 2.4 read that batch again.
+REPEATS = L.__version__.startswith("2.4.")
 
 
 def callback_and_loader(**loading):
@@ -100,6 +102,10 @@ def test_a_training_goes_on_from_the_middle_of_an_epoch_unless_read_in_pieces(
         if pieces > 1 and batch < 9:
             match = rf"epoch has ended, got a .*batch {batch + 1} of 10.*epoch_end="
             with pytest.raises(SetupError, match=match):
+                made.fit(MLP(), loader, ckpt_path=path)
+            continue
+        if REPEATS:
+            with pytest.raises((GuaranteeError, ModelError), match="older|every batch"):
                 made.fit(MLP(), loader, ckpt_path=path)
             continue
         made.fit(MLP(), loader, ckpt_path=path)
