@@ -43,37 +43,27 @@ def draw(found: dict[str, dict], about: str) -> None:
 NOTES = """\
 The aim, a later request within a tenth of the first, is not reached. On Banking77 a
 process that imports and parses, and does nothing, takes more than a tenth of the CPU
-seconds of the first request already (Lightning, torch and transformers). The first is
-quick because its texts are sorted by length. What is left beyond that is, on texts,
-about 2 s to make the model and the tokens anew, and 5 to 7 s of the request: the
-solve, three blocks read to check the store, one block that the person stood in, two
-reads of the rounding of rows, and what may change being looked at. On images a process
-also reads the 2,000 public images again that its `PublicBackbone` is standardised with.
+seconds of the first request already (Lightning, torch and transformers), where its
+texts are sorted by length, which makes the first request quick. Where they are read in
+the order of the file, as a DataLoader without a sampler of its own does, the first
+request took 97.9 CPU seconds and the next seven 14.2 to 18.3 (median 16.2, 0.17 of it;
+no table: tests ran beside them, and the run was ended before its retraining).
+What is left beyond imports is, on texts, about 2 s to make the model and the tokens
+anew, and 4 to 7 s of the request: the solve, three blocks read to check the store, one block that the person stood in, two reads of the rounding of rows, and what
+may change being looked at. On images a process also reads the 2,000 public images again
+that its `PublicBackbone` is standardised with.
 
 Where it goes, of one later request of 14.1 CPU seconds on texts, looked at every 4 ms
 (a load of 12): imports of Lightning, with all that torchmetrics, torch._dynamo and a
 part of transformers draw in, 4.2; of torch 1.4, of this library 0.6; options 0.5; model
 and tokenizer 0.7; the solve 2.6; the backbone 1.9; digests, of the model mostly, 0.8;
-what may change being looked at 0.5. The first two alone are more than a tenth of the
-first request of the table.
+what may change being looked at 0.5.
 
-The tables are older than three savings, and no stream was run again since (with a load
-of 25 on two cores one request took ten minutes). A later request on texts reads 456
-samples through the backbone in place of 552 (488 in the table: the blocks of the
-forgotten are compared since). Rows that were solved on are not read once more to
-compare them with those of other company, and one reading serves two checks. Only the
-subcommand that is asked for gets its options, and what may change is looked at faster.
-Texts in the order of the file, which take longer to read, have not been measured.
-They are older than the fewer passes of [convex heads](head-passes.md) too: with these,
-and before the three savings, one first and one later request took 45.7 and 14.0 CPU
-seconds on texts (98 and 67 passes), 27.5 and 17.0 on images (130 and 85), with a load
-of 3 to 6.
-
-Other processes were at work (two cores, a load of 2 to 7): wall seconds show it, so
-the last column compares CPU seconds. Fewer requests than the 20 of the default were
-made, and one retraining of each. The texts were measured before the look at a store
-left out its last block, where the longest stand: a later request takes 0.7 CPU seconds
-less since (13.2 and 13.4 before, 12.5 and 12.8 after).
+The texts were measured on a quiet machine, 8 requests each in place of the 20 of the
+default. The images are older: before the fewer passes of
+[convex heads](head-passes.md), and with other processes at work (a load of 2 to 7),
+6 requests; one first and one later request since then took 27.5 and 17.0 CPU seconds.
+The last column compares CPU seconds. One retraining of each.
 
 The norm of this library is that of the optimum in the store, which no noise is added
 to. scikit-learn's seconds are wall seconds of its solve alone, on rows in memory; it
