@@ -49,9 +49,10 @@ the order of the file, as a DataLoader without a sampler of its own does, the fi
 request took 97.9 CPU seconds and the next seven 14.2 to 18.3 (median 16.2, 0.17 of it;
 no table: tests ran beside them, and the run was ended before its retraining).
 What is left beyond imports is, on texts, about 2 s to make the model and the tokens
-anew, and 4 to 7 s of the request: the solve, three blocks read to check the store, one block that the person stood in, two reads of the rounding of rows, and what
-may change being looked at. On images a process also reads the 2,000 public images again
-that its `PublicBackbone` is standardised with.
+anew, and 4 to 7 s of the request: the solve, three blocks read to check the store, one
+block that the person stood in, two reads of the rounding of rows, and what may change
+being looked at. On images a process also reads the 2,000 public images again that its
+`PublicBackbone` is standardised with.
 
 Where it goes, of one later request of 14.1 CPU seconds on texts, looked at every 4 ms
 (a load of 12): imports of Lightning, with all that torchmetrics, torch._dynamo and a
