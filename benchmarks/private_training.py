@@ -128,7 +128,10 @@ def private(kind: str, noise: float, train: Any, test: Any) -> dict[str, Any]:
         made = Mechanism(noise, steps.sampling_rate, steps.steps)
         alone = {k: privacy(made, k, DELTA).epsilon for k in GROUPS}
         fit.save_checkpoint(Path(folder) / "private.ckpt")
-        head = head_on(kind, Path(folder) / "private.ckpt", alone[1], train, test)
+        features = lu.PrivatelyTrained(
+            CNN(kind, 0.0), Path(folder) / "private.ckpt", **read_at(kind)
+        )
+    head = head_on(features, MORE * alone[1], train, test)
     head["epsilon"] = {k: privacy(made, k, DELTA, head["mu"]).epsilon for k in GROUPS}
     return {
         **spent, "accuracy": before, "deleted": deleted, "steps": steps.steps,
@@ -137,18 +140,11 @@ def private(kind: str, noise: float, train: Any, test: Any) -> dict[str, Any]:
 
 
 def head_on(
-    kind: str, path: Path | None, alone: float, train: Any, test: Any
+    features: lu.PublicBackbone, epsilon: float, train: Any, test: Any
 ) -> dict[str, Any]:
-    """A certified head on a private network, or an untrained one, and a request."""
-    options: dict[str, Any] = {
-        "taps": TAPS[kind], "standardize": "none", "public_data": torch.zeros(1, 784)
-    }  # fmt: skip
-    if path is None:
-        features = lu.PublicBackbone(CNN(kind, 0.0), **options)
-    else:
-        features = lu.PrivatelyTrained(CNN(kind, 0.0), path, **options)
+    """A certified head on a network, and a request to it."""
     net = lu.CertifiedClassifier(features, 10, l2=L2)
-    fit = trainer(lu.UnlearningCallback(epsilon=MORE * alone, delta=DELTA), -1)
+    fit = trainer(lu.UnlearningCallback(epsilon=epsilon, delta=DELTA), -1)
     cpu = time.process_time()
     fit.fit(net, DataLoader(train, BATCH, shuffle=True), DataLoader(test, BATCH))
     spent = time.process_time() - cpu
@@ -163,9 +159,16 @@ def head_on(
     }  # fmt: skip
 
 
+def read_at(kind: str) -> dict[str, Any]:
+    """The options of a backbone of such a network."""
+    shape = torch.zeros(1, 784)
+    return {"taps": TAPS[kind], "standardize": "none", "public_data": shape}
+
+
 def untrained(kind: str, train: Any, test: Any) -> dict[str, Any]:
     """What a head alone is worth: its network never saw an image."""
-    return {"head": {**head_on(kind, None, 1 / MORE, train, test), "mu": 0.0}}
+    features = lu.PublicBackbone(CNN(kind, 0.0), **read_at(kind))
+    return {"head": {**head_on(features, 1.0, train, test), "mu": 0.0}}
 
 
 def ordinary(kind: str, train: Any, test: Any) -> dict[str, Any]:

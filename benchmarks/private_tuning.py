@@ -20,7 +20,18 @@ from typing import Any
 
 import torch
 from common import RESULTS, accuracy, mnist, publish, table, trainer
-from private_training import CNN, DELTA, GROUPS, L2, MORE, SETTINGS, TAPS, spread
+from private_training import (
+    CNN,
+    DELTA,
+    GROUPS,
+    L2,
+    MORE,
+    SETTINGS,
+    TAPS,
+    head_on,
+    read_at,
+    spread,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_unlearn as lu
@@ -83,10 +94,7 @@ def privately(run: int, fresh: bool, train: Any, test: Any) -> dict[str, Any]:
         cpu = time.process_time()
         result = fit.unlearn([7], save_to=Path(folder) / "clean.ckpt")
         deleted = time.process_time() - cpu
-        features = lu.PrivatelyTrained(
-            CNN("large", 0.0), path, TAPS["large"], standardize="none",
-            public_data=torch.zeros(1, 784),
-        )  # fmt: skip
+        features = lu.PrivatelyTrained(CNN("large", 0.0), path, **read_at("large"))
     assert result.certificate.grade.value == "certified", result
     head = head_on(features, MORE * alone[1], train, test)
     head["epsilon"] = {k: privacy(made, k, DELTA, head["mu"]).epsilon for k in GROUPS}
@@ -96,31 +104,11 @@ def privately(run: int, fresh: bool, train: Any, test: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def head_on(features: Any, epsilon: float, train: Any, test: Any) -> dict[str, Any]:
-    """A certified head, and a request to it."""
-    net = lu.CertifiedClassifier(features, 10, l2=L2)
-    fit = trainer(lu.UnlearningCallback(epsilon=epsilon, delta=DELTA), -1)
-    cpu = time.process_time()
-    fit.fit(net, DataLoader(train, BATCH, shuffle=True), DataLoader(test, BATCH))
-    spent, cpu = time.process_time() - cpu, time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        result = fit.unlearn([7], save_to=Path(folder) / "clean.ckpt")
-    c = result.certificate
-    assert c.grade.value == "certified", result
-    return {
-        "accuracy": accuracy(net, test), "fit": spent,
-        "deleted": time.process_time() - cpu, "mu": c.release_mus[-1],
-        "epsilon": dict.fromkeys(GROUPS, c.epsilon),
-    }  # fmt: skip
-
-
 def on_public(run: int, train: Any, test: Any) -> dict[str, Any]:
     """A certified head on the public network as it is."""
-    features = lu.PublicBackbone(
-        network(run, 0.0), TAPS["large"], standardize="none",
-        public_data=part(mnist("t10k"), True).tensors[0],
-    )  # fmt: skip
-    return head_on(features, 1.0, train, test)
+    features = lu.PublicBackbone(network(run, 0.0), **read_at("large"))
+    head = head_on(features, 1.0, train, test)
+    return {**head, "epsilon": dict.fromkeys(GROUPS, head["stated"])}
 
 
 def ordinarily(run: int, train: Any, test: Any) -> dict[str, Any]:

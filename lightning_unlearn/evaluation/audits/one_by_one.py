@@ -14,6 +14,7 @@ from lightning_unlearn.certificate.certificate import Certificate
 from lightning_unlearn.errors import ArgumentError
 from lightning_unlearn.evaluation.audits.finding import Lower
 from lightning_unlearn.guarantee.accounting.private_training import (
+    Mechanism,
     epsilon_out,
     mechanism_of,
     privacy,
@@ -48,8 +49,7 @@ def of_one_sample(certificates: Sequence[Certificate], delta: float) -> float | 
     """
     if any(c.epsilon is None for c in certificates):
         return None
-    values = [{k.name: k.value for k in c.constants} for c in certificates]
-    return max(privacy(mechanism_of(v), 1, delta).epsilon for v in values)
+    return max(privacy(made, 1, delta).epsilon for made in _mechanisms(certificates))
 
 
 def of_one_out(certificates: Sequence[Certificate], delta: float) -> float:
@@ -59,8 +59,13 @@ def of_one_out(certificates: Sequence[Certificate], delta: float) -> float:
         certificates: Verified, of private trainings that claim something.
         delta: At which.
     """
+    return max(epsilon_out(made, delta) for made in _mechanisms(certificates))
+
+
+def _mechanisms(certificates: Sequence[Certificate]) -> list[Mechanism]:
+    """The steps of each training."""
     values = [{k.name: k.value for k in c.constants} for c in certificates]
-    return max(epsilon_out(mechanism_of(v), delta) for v in values)
+    return [mechanism_of(v) for v in values]
 
 
 def probable(

@@ -99,7 +99,7 @@ def privacy(
         CertificateError: If `dp_accounting` is not installed.
     """
     epsilon, found = (
-        _said(raw) for raw in _numbers(mechanism, forgotten, delta, beside)
+        _said(raw) for raw in _numbers(mechanism, forgotten, delta, beside)[:2]
     )
     return Privacy(epsilon, found)
 
@@ -114,16 +114,14 @@ def epsilon_out(mechanism: Mechanism, delta: float) -> float:
         mechanism: The steps of the training.
         delta: Failure probability.
     """
-    validate.probability(delta=delta)
-    _, back = _composed(mechanism, 1, delta, 0.0)
-    return _said(max(back.get_epsilon_for_delta(delta * (1 - _KEPT)), 1e-6))
+    return _said(_numbers(mechanism, 1, delta)[-1])
 
 
 @functools.lru_cache(maxsize=256)
 def _numbers(
     mechanism: Mechanism, k: int, delta: float, beside: float = 0.0
-) -> tuple[float, float]:
-    """Epsilon, and the share that is found: before they are rounded up."""
+) -> tuple[float, float, float]:
+    """Epsilon, the share that is found, and epsilon of "out": before rounding up."""
     validate.count(forgotten=k)
     validate.non_negative(beside=beside)
     validate.probability(delta=delta)
@@ -133,14 +131,15 @@ def _numbers(
             "transforms in float64 say nothing of a smaller one"
         )
     both = _composed(mechanism, k, delta, beside)
-    epsilon = max(loss.get_epsilon_for_delta(delta * (1 - _KEPT)) for loss in both)
+    told, out = (loss.get_epsilon_for_delta(delta * (1 - _KEPT)) for loss in both)
+    epsilon = max(told, out)
     if not epsilon < math.inf:
         raise ArgumentError(
             f"expected a finite epsilon of {k} samples, got none: more noise, fewer "
             "steps, or fewer samples at once"
         )
     found = max(_power(*both), _power(*both[::-1])) * (1 + _KEPT)
-    return max(epsilon, 1e-6), min(1.0, found)
+    return max(epsilon, 1e-6), min(1.0, found), max(out, 1e-6)
 
 
 def _said(raw: float, nudge: float = 0.0) -> float:
@@ -176,7 +175,7 @@ def check(
         delta: Failure probability.
         beside: As of `privacy`.
     """
-    raw = _numbers(mechanism_of(values), int(values["forgotten"]), delta, beside)
+    raw = _numbers(mechanism_of(values), int(values["forgotten"]), delta, beside)[:2]
     stated = {"epsilon": epsilon, "most_found": values["most_found"]}
     for (name, said), number in zip(stated.items(), raw, strict=True):
         # Where a number ends near a digit, another machine may say the next one.
