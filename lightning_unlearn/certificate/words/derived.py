@@ -32,6 +32,7 @@ def check_derived(c: CertificateFields) -> None:
     theorems.check(c.bound, c.reference, c.constants)
     _check_tolerance(c)
     _check_forgotten(c)
+    _check_private_part(c)
     _check_begins("not_covered", c.not_covered, not_covered(c.bound))
     _check_begins("warnings", c.warnings, tuple(warnings_of_noise(c)))
     _check_entries(c)
@@ -80,6 +81,10 @@ def _check_forgotten(c: CertificateFields) -> None:
         )
     if c.bound is Bound.SERVED_HEAD:
         _check_served(c, values)
+
+
+def _check_private_part(c: CertificateFields) -> None:
+    """A claim about a privately trained backbone is about one, and it is named."""
     private = [p.name for p in c.public_parts if is_private(c.bound, p)]
     if c.bound is Bound.PRIVATE_BACKBONE and len(private) != 1:
         raise CertificateError(
